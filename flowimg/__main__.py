@@ -1,0 +1,5 @@
+"""`python -m flowimg`."""
+
+from flowimg.cli import main
+
+main()

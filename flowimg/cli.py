@@ -1,0 +1,180 @@
+"""The verbs of `flowimg`: each reads its settings and calls one job.
+
+Everything heavy is imported inside a verb: `flowimg --help` and wrong settings are answered at once.
+"""
+
+import contextlib
+import io
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from flowimg.config import (
+    Config,
+    Evaluate,
+    Model,
+    Sample,
+    Settings,
+    SettingsError,
+    dump,
+    flatten,
+    load,
+    nearest,
+    parse_yaml,
+    validate,
+)
+
+
+def train(args: Sequence[str]) -> None:
+    """CONFIG [--KEY VALUE ...]   train; the same command again continues the run"""
+    config = _run_settings("train", args)
+    from flowimg.jobs.train import train
+
+    train(config)
+
+
+def sample(args: Sequence[str]) -> None:
+    """RUN [--KEY VALUE ...]      draw samples from a run"""
+    settings = _verb_settings("sample", Sample, args)
+    from flowimg.jobs.sample import sample
+
+    sample(settings)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
+    settings = _verb_settings("evaluate", Evaluate, args)
+    from flowimg.jobs.evaluate import evaluate
+
+    evaluate(settings)
+
+
+def config(args: Sequence[str]) -> None:
+    """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
+    print(dump(_run_settings("config", args)), end="")
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "config": config,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a verb; a user's mistake ends in one message and its exit status, never in a stack trace."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            return print(_usage())
+        if args[0] == "--version":
+            from flowimg import __version__
+
+            return print(f"flowimg {__version__}")
+        if args[0] not in VERBS:
+            raise SettingsError(f"flowimg has no verb {args[0]}: {nearest(args[0], list(VERBS))}")
+        VERBS[args[0]](args[1:])
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from the last checkpoint", 130)
+    except BrokenPipeError:  # `flowimg config ... | head`
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as error:
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            traceback.print_exc()
+            _fail("that is a fault of flowimg, not yours; please report the lines above", 70)
+        _fail(str(error), status)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("\n".join(f"flowimg: {line}" for line in message.splitlines()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  flowimg {name:<9} {verb.__doc__}" for name, verb in VERBS.items())
+    return (
+        f"flowimg: image generation by flow matching\n\n{verbs}\n\n"
+        "  flowimg VERB --help           all settings of a verb\n"
+        "  accelerate launch scripts/train.py CONFIG    the same on many processes\n\n"
+        "first run: flowimg train configs/digits.yaml"
+    )
+
+
+def _run_settings(verb: str, args: Sequence[str]) -> Config:
+    """The settings of CONFIG with the overrides that follow it."""
+    if not args or args[0].startswith("-"):
+        if any(arg in ("-h", "--help") for arg in args):
+            print(f"usage: flowimg {verb} CONFIG [--KEY VALUE ...]; the keys below are those of the default settings\n")
+            _parse(verb, Config(), ["--help"])
+        known = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "a YAML file"
+        raise SettingsError(f"flowimg {verb} needs a settings file first: {known}")
+    return _parse(f"{verb} {args[0]}", load(args[0]), args[1:])
+
+
+def _verb_settings(verb: str, model: type[Model], args: Sequence[str]) -> Model:
+    """The settings of a verb that takes RUN first."""
+    if any(arg in ("-h", "--help") for arg in args):
+        print(f"usage: flowimg {verb} RUN [--KEY VALUE ...]\n")
+        _parse(verb, model(run="RUN"), ["--help"])  # type: ignore[call-arg]
+    if not args or args[0].startswith("-"):
+        raise SettingsError(f"flowimg {verb} needs the folder of a run first, for example runs/digits")
+    return _parse(verb, model(run=args[0]), args[1:])  # type: ignore[call-arg]
+
+
+def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
+    """The defaults with `--key value` overrides, read by tyro; its complaints become one sentence of ours."""
+    keys = list(flatten(defaults))
+    for arg in args:
+        name = arg.removeprefix("--").split("=")[0].replace("-", "_")
+        if arg.startswith("--") and name not in [*keys, "help"]:
+            raise SettingsError(f"unknown setting {arg.split('=')[0]}: {nearest(name, keys)}")
+        if name.endswith(".kind") and arg.startswith("--"):
+            raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, where its own settings are")
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                type(defaults),
+                prog=f"flowimg {verb}",
+                default=defaults,
+                args=list(args),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    _complain(defaults, args)
+    plain = " ".join(line.strip("╭╮╰╯│─ ") for line in errors.getvalue().splitlines())
+    raise SettingsError(" ".join(plain.split()))
+
+
+def _complain(defaults: Settings, args: Sequence[str]) -> None:
+    """Say what is wrong with overrides that tyro refused, in the words used for the YAML file."""
+    values: dict[str, Any] = defaults.model_dump(mode="json")
+    given: dict[str, list[str]] = {}
+    key = ""
+    for arg in args:
+        if arg.startswith("--"):
+            key, equals, value = arg.removeprefix("--").partition("=")
+            given[key.replace("-", "_")] = [value] if equals else []
+        elif not key:
+            raise SettingsError(f"{arg} is not a setting: settings are given as --key value")
+        else:
+            given[key.replace("-", "_")].append(arg)
+    for key, texts in given.items():
+        if not texts:
+            raise SettingsError(f"--{key} needs a value")
+        *groups, last = key.split(".")
+        place = values
+        for group in groups:
+            place = place[group]
+        parsed = [parse_yaml(text, f"--{key}") for text in texts]
+        place[last] = parsed if isinstance(place[last], list) or len(parsed) > 1 else parsed[0]
+    validate(type(defaults), values, "command line")

@@ -1,0 +1,478 @@
+"""What a run is: strict, frozen settings; YAML in, resolved YAML out. Imports neither torch nor anything of ours.
+
+A settings file is read by `load`, which refuses unknown keys, wrong types and values out of range with one sentence
+each, and names the nearest right key. `2e-4` is a number and a YAML list a tuple; nothing else is coerced.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message says which, why, and how to mend it."""
+
+    exit_status = 2
+
+
+class Settings(BaseModel):
+    """Strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class PointData(Settings):
+    """Points in the plane, drawn afresh from a known distribution."""
+
+    kind: Literal["points"] = "points"
+    source: Literal["checkerboard", "moons", "eight_gaussians", "spirals", "rings"] = "checkerboard"
+    """Which distribution."""
+    cells: Annotated[int, Field(ge=2, le=64)] = 4
+    """Cells a side of the checkerboard, on the same square; the other sources ignore it."""
+    labels: bool = False
+    """Train conditional on the part (cell, mode, arm, ring) a point comes from."""
+    held_out: Positive = 1024
+    """Fresh points for the held-out loss."""
+
+
+class ImageData(Settings):
+    """Images, decoded once to memory."""
+
+    kind: Literal["images"] = "images"
+    source: str = "digits"
+    """A collection by name: digits."""
+    labels: bool = True
+    """Train conditional on the class, where the source has classes."""
+    flip: bool = False
+    """Flip left to right, half of the time."""
+    held_out: Positive = 97
+    """Images kept apart for the held-out loss."""
+
+
+# --- flow ------------------------------------------------------------------------------------------------------------
+
+
+class LinearPath(Settings):
+    """Straight lines: x_t = (1 - t) x_0 + t x_1."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class CosinePath(Settings):
+    """The variance-preserving arc: x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+class IndependentCoupling(Settings):
+    """Noise and data as they were drawn."""
+
+    kind: Literal["independent"] = "independent"
+
+
+class OTCoupling(Settings):
+    """Minibatch optimal transport within blocks of the batch."""
+
+    kind: Literal["ot"] = "ot"
+    block: Annotated[int, Field(ge=2, le=512)] = 256
+    """Places of the global batch that may exchange noise."""
+
+
+class TimesBase(Settings):
+    """What every distribution of training times has."""
+
+    stratified: bool = True
+    """Spread the times evenly over the whole batch."""
+    shift: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 moves times towards noise, below 1 towards data."""
+
+
+class UniformTimes(TimesBase):
+    """Every flow time alike."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class LogitNormalTimes(TimesBase):
+    """logit(t) is normal."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    """Mean of logit(t); above 0 favours times near the data."""
+    std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of logit(t)."""
+
+
+class SkewedTimes(TimesBase):
+    """logit(t) ~ N(1.2, 1.2^2), not below 1e-4: Meta's CIFAR-10 recipe."""
+
+    kind: Literal["skewed"] = "skewed"
+
+
+# --- field -----------------------------------------------------------------------------------------------------------
+
+
+class MLP(Settings):
+    """Multilayer perceptron, for points."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: Positive = 128
+    """Units a hidden layer."""
+    depth: Positive = 4
+    """Hidden layers."""
+    x_frequencies: Annotated[int, Field(ge=0)] = 0
+    """Sines and cosines of x among the inputs."""
+    t_frequencies: Annotated[int, Field(ge=0)] = 0
+    """Sines and cosines of t among the inputs."""
+    dropout: Share = 0.0
+    """Share of hidden units dropped in training."""
+    zero_output: bool = True
+    """Start from the velocity 0."""
+
+
+class UNet(Settings):
+    """diffusers' UNet2DModel, for images."""
+
+    kind: Literal["unet"] = "unet"
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256)
+    """Channels of each level; each level after the first halves the size."""
+    layers: Positive = 2
+    """Residual blocks a level."""
+    attention: tuple[Positive, ...] = ()
+    """Sizes (pixels a side) with self-attention; the middle always has it."""
+    dropout: Share = 0.0
+    """Dropout in the residual blocks."""
+    zero_output: bool = True
+    """Start from the velocity 0."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, far less memory."""
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Optim(Settings):
+    """AdamW and its learning rate."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of the averages of gradient and squared gradient."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """What the rate does after the warmup."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; null for no limit."""
+    ema: Share = 0.999
+    """Decay of the moving average of the weights, reached through a warmup."""
+
+
+class Train(Settings):
+    """The loop."""
+
+    steps: Positive = 10_000
+    """Optimiser steps of the whole run."""
+    stop_at: Positive | None = None
+    """End early at this step, saved, with everything else as in the whole run."""
+    batch_size: Positive = 512
+    """Samples an optimiser step, over all processes and micro-batches."""
+    accumulation: Positive = 1
+    """Micro-batches a step on each process."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; weights, loss and averages stay fp32. fp16 needs a GPU."""
+    label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of labels replaced by "no class", which guidance needs."""
+    log_every: Positive = 100
+    """Steps between lines of metrics.jsonl."""
+    sample_every: Positive = 1000
+    """Steps between sample grids."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints kept."""
+
+    @model_validator(mode="after")
+    def _cut(self) -> "Train":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+        return self
+
+
+Solver = Literal["euler", "midpoint", "heun", "rk4"]
+
+
+class Grid(Settings):
+    """The samples drawn during training, from fixed noise."""
+
+    count: Positive = 100
+    """Samples: pictures in the grid, or points in the plot."""
+    solver: Solver = "euler"
+    """How the flow is followed."""
+    num_steps: Positive = 50
+    """Solver steps."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance scale for conditional fields; 1 is none."""
+
+
+class Config(Settings):
+    """A run: data, flow, field and training."""
+
+    run: str | None = None
+    """The run's folder; by default runs/ and the name of the settings file."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides every random number of the run."""
+    data: Annotated[PointData | ImageData, Field(discriminator="kind")] = PointData()
+    """Where x_1 comes from."""
+    path: Annotated[LinearPath | CosinePath, Field(discriminator="kind")] = LinearPath()
+    """From noise to data."""
+    coupling: Annotated[IndependentCoupling | OTCoupling, Field(discriminator="kind")] = IndependentCoupling()
+    """Which noise goes with which data."""
+    times: Annotated[UniformTimes | LogitNormalTimes | SkewedTimes, Field(discriminator="kind")] = UniformTimes()
+    """Which flow times are trained on."""
+    field: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
+    """The network."""
+    optim: Optim = Optim()
+    """The optimiser."""
+    train: Train = Train()
+    """The loop."""
+    grid: Grid = Grid()
+    """Samples drawn during training."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if (self.data.kind == "points") != (self.field.kind == "mlp"):
+            fit = "mlp" if self.data.kind == "points" else "unet"
+            raise ValueError(f"field.kind {self.field.kind} cannot learn {self.data.kind}: use field.kind {fit}")
+        return self
+
+
+class Sample(Settings):
+    """Draw samples from a run's newest checkpoint."""
+
+    run: str
+    """The run's folder."""
+    count: Positive = 64
+    """How many."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first; sample k has seed + k."""
+    solver: Solver = "euler"
+    """How the flow is followed."""
+    num_steps: Positive = 50
+    """Solver steps."""
+    label: int | str | None = None
+    """A class by name or number; by default the classes take turns."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance scale; 1 is none."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, or the weights as they are."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """The checkpoint of this step instead of the newest."""
+    out: str | None = None
+    """Where to; by default RUN/generated/ and the settings above."""
+    format: Literal["png", "npz", "npy"] = "png"
+    """One PNG a picture, or one array file of all; the grid is always drawn."""
+    batch_size: Positive | None = None
+    """Samples at once; changes speed and memory only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network."""
+
+
+class Evaluate(Settings):
+    """Measure a run's samples against its data."""
+
+    run: str
+    """The run's folder."""
+    count: Positive | None = None
+    """Samples; by default 20,000 points or 1,000 images."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the first sample."""
+    solver: Solver = "euler"
+    """How the flow is followed."""
+    num_steps: Positive = 100
+    """Solver steps."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance scale; 1 is none."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, or the weights as they are."""
+    max_off: float | None = None
+    """Points: fail (exit status 1) if a larger share lies off the support."""
+    max_sw2: float | None = None
+    """Points: fail if the sliced Wasserstein-2 distance to fresh data is larger."""
+    max_mass_ratio: float | None = None
+    """Points: fail if the fullest part holds more than this many times the emptiest."""
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `2e-4` is a number, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text as plain values; `where` names it in errors.
+
+    Raises:
+        SettingsError: If the text is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def load(file: str) -> Config:
+    """The settings in a YAML file; what it leaves out has its default.
+
+    Raises:
+        SettingsError: If there is no such file, or it does not hold settings.
+    """
+    path = Path(file)
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise SettingsError(f"there is no settings file {file}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read as a settings file: {error}") from None
+    values = parse_yaml(text, file)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file} must hold settings as `key: value` lines, not a {type(values).__name__}")
+    if values.get("run") is None:
+        values["run"] = f"runs/{path.stem}"
+    return validate(Config, values, file)
+
+
+def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
+    """Plain values as settings.
+
+    Raises:
+        SettingsError: With one line for each wrong key or value; `where` opens it.
+    """
+    try:
+        # as JSON, pydantic's strict mode takes lists for tuples and coerces nothing else
+        return model.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{where}: {line}" for line in _explain(error, model))) from None
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def dump(settings: Settings) -> str:
+    """Settings as YAML, every key with its value."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Settings as dotted keys and their values, in order."""
+    flat: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Settings) else {f"{prefix}{name}": value}
+    return flat
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """A hint that names the nearest right name, or all of a few."""
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    # the same last word elsewhere: `lr` for `optim.lr`
+    near = near or [other for other in names if other.split(".")[-1] == name.split(".")[-1]][:1]
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(names)}" if len(names) <= 16 else "see --help for all"
+
+
+def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        location, kind, given = detail["loc"], detail["type"], detail["input"]
+        keys, holder = _locate(location, model)
+        name = ".".join(keys) or "settings"
+        if kind == "extra_forbidden":
+            names = [n for n in holder.model_fields] if holder else []
+            inside = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
+            everywhere = list(flatten(Config())) if model is Config else names
+            near = get_close_matches(keys[-1], names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else nearest(keys[-1], names if keys[:-1] else names + everywhere)
+            yield f"unknown key {keys[-1]}{inside}: {hint}"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            kinds = [tag.strip(" '") for tag in detail["ctx"].get("expected_tags", "").split(",")]
+            if kind == "union_tag_not_found":
+                kinds = _kinds(keys[-1])
+                yield f"{name}.kind is missing: give one of {', '.join(kinds)}"
+            else:
+                tag = detail["ctx"]["tag"]
+                near = get_close_matches(tag, kinds, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(kinds)}"
+                yield f"{name}.kind is {tag}: {hint}"
+        elif kind == "value_error":
+            yield f"{name}: {detail['ctx']['error']}" if keys else str(detail["ctx"]["error"])
+        elif kind == "literal_error":
+            allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            near = get_close_matches(str(given), allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+            yield f"{name} is {given!r}: {hint}"
+        elif kind == "missing":
+            yield f"{name} is missing"
+        else:
+            message = detail["msg"].removeprefix("Input ").replace("valid dictionary or object", "group of settings")
+            yield f"{name} is {given!r}, but {message}"
+
+
+def _kinds(group: str) -> list[str]:
+    union = Config.model_fields[group].annotation
+    return [member.model_fields["kind"].default for member in get_args(union)]
+
+
+def _locate(location: tuple[int | str, ...], model: type[Settings]) -> tuple[list[str], type[Settings] | None]:
+    """The keys of an error's place as a user wrote them (pydantic puts a union's tag between), and what holds it."""
+    keys: list[str] = []
+    holder: type[Settings] | None = model
+    inside: Any = model
+    for part in location:
+        members = [member for member in get_args(inside) if isinstance(member, type) and issubclass(member, Settings)]
+        tagged = [member for member in members if member.model_fields["kind"].default == part]
+        if tagged:
+            inside = tagged[0]
+            continue
+        if isinstance(part, int):
+            keys[-1] += f"[{part}]"
+            continue
+        holder = inside if isinstance(inside, type) and issubclass(inside, Settings) else None
+        keys.append(str(part))
+        field = holder.model_fields.get(str(part)) if holder else None
+        inside = field.annotation if field else None
+    return keys, holder

@@ -1,0 +1,63 @@
+"""Batches of x_1: which data an optimiser step sees at which place of its global batch.
+
+Both kinds answer `(step, places) -> (x_1, labels)` and are functions of (seed, step, places) alone; nobody after them
+asks whether they hold points or images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowimg.data.order import sample_indices
+from flowimg.data.store import Images, to_unit
+from flowimg.data.toys import Toy
+from flowimg.flow import randomness
+
+
+@dataclass(frozen=True)
+class PointBatches:
+    """Fresh points of a toy at every step; labels are their parts."""
+
+    toy: Toy
+    labels: bool
+    seed: int
+    device: torch.device
+
+    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+        """x_1, shape (len(places), 2), and labels, shape (len(places),), or None."""
+        return self._points("data", step, places)
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Points that no step sees."""
+        return self._points("held out", 0, range(count))
+
+    def _points(self, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+        x_1 = randomness.draw_blocks(self.seed, purpose, step, places, self.toy.sample).to(self.device)
+        return x_1, self.toy.part(x_1) if self.labels else None
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Images in the keyed order of each epoch, scaled to [-1, 1], flipped left to right at random where asked."""
+
+    images: Images
+    kept_apart: Images
+    flip: bool
+    seed: int
+    batch_size: int
+
+    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+        """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on the pictures' device."""
+        pixels, labels, _ = self.images
+        index = sample_indices(self.seed, step, places, self.batch_size, len(pixels)).to(pixels.device)
+        x_1 = to_unit(pixels[index])
+        if self.flip:
+            flipped = randomness.uniform(self.seed, "flip", step, places).to(pixels.device) < 0.5
+            x_1 = torch.where(flipped[:, None, None, None], x_1.flip(-1), x_1)
+        return x_1, None if labels is None else labels[index]
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images that no step sees: the first `count` of those kept apart, or all of them."""
+        labels = self.kept_apart.labels
+        return to_unit(self.kept_apart.pixels[:count]), None if labels is None else labels[:count]

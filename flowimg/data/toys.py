@@ -1,0 +1,186 @@
+"""Points in the plane from distributions that are known exactly.
+
+Each toy draws exact samples and tells which of its parts a point lies in, or that it lies off the support: so what a
+trained field got wrong can be counted, not guessed. All parts of a toy hold the same mass.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+OFF = -1
+"""The part of a point that lies off the support."""
+EDGE = 1e-5
+"""What rounding may move a point at the edge of a curved part."""
+
+
+class Toy(ABC):
+    """A distribution of points with equal mass in each of its parts."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """Number of parts: cells, modes, arcs, arms or rings."""
+
+    @property
+    @abstractmethod
+    def extent(self) -> float:
+        """Half the side of a square around the origin that holds all of the support."""
+
+    @abstractmethod
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        """Exact samples, shape (count, 2)."""
+
+    @abstractmethod
+    def part(self, x: Tensor) -> Tensor:
+        """The part each point lies in, 0 .. parts - 1, or `OFF`; x (N, 2) -> (N,), int64."""
+
+
+def _uniform(count: int, generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _which(count: int, parts: int, generator: Generator) -> Tensor:
+    return torch.randint(parts, (count,), generator=generator)
+
+
+def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+def _first(inside: Tensor) -> Tensor:
+    """The first True of each row, `OFF` where there is none; (N, parts) -> (N,)."""
+    return torch.where(inside.any(1), inside.int().argmax(1), OFF)
+
+
+@dataclass(frozen=True)
+class Checkerboard(Toy):
+    """Uniform on every other square of a board; column + row is even on the filled ones.
+
+    The board has the size of facebookresearch/flow_matching's 2D notebook, (-2, 2)^2 / 0.45, for any number of cells.
+    """
+
+    cells: int = 4
+    extent = 2 / 0.45
+
+    @property
+    def parts(self) -> int:
+        """Filled cells."""
+        return (self.cells**2 + 1) // 2
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        cell = 2 * _which(count, self.parts, generator)
+        row = cell // self.cells
+        column = cell % self.cells
+        if self.cells % 2 == 0:
+            column = column + row % 2  # even boards: the filled cells of odd rows stand one to the right
+        # below 1 by more than rounding can mend, or (column + within) might land on the next cell
+        within = torch.rand(count, 2, generator=generator).clamp(max=1 - 1e-6)
+        side = 2 * self.extent / self.cells
+        return (torch.stack([column, row], dim=1) + within) * side - self.extent
+
+    def part(self, x: Tensor) -> Tensor:
+        place = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
+        column, row = place.unbind(1)
+        filled = ((place >= 0) & (place < self.cells)).all(1) & ((column + row) % 2 == 0)
+        return torch.where(filled, (row * self.cells + column) // 2, OFF)
+
+
+@dataclass(frozen=True)
+class Moons(Toy):
+    """Two interleaving half rings of radius 2 and width 2 `width`; uniform in angle and in radius."""
+
+    width: float = 0.3
+    parts = 2
+    extent = 3.5
+    RADIUS = 2.0
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        lower = _which(count, 2, generator)
+        angle = _uniform(count, generator, 0, math.pi)
+        radius = self.RADIUS + _uniform(count, generator, -self.width, self.width)
+        upper = _polar(radius, angle) + torch.tensor([-1.0, -0.5])
+        return torch.where(lower[:, None] == 1, -upper, upper)
+
+    def part(self, x: Tensor) -> Tensor:
+        inside = []
+        for sign in (1, -1):
+            from_centre = sign * x - torch.tensor([-1.0, -0.5], device=x.device)
+            off_arc = (from_centre.norm(dim=1) - self.RADIUS).abs()
+            inside.append((off_arc <= self.width + EDGE) & (from_centre[:, 1] >= -EDGE))
+        return _first(torch.stack(inside, dim=1))
+
+
+@dataclass(frozen=True)
+class EightGaussians(Toy):
+    """Eight Gaussians on a circle of radius 3, standard deviation `std`, cut off at three of them."""
+
+    std: float = 0.3
+    parts = 8
+    extent = 4.5
+    RADIUS = 3.0
+    CUT = 3.0
+
+    def _centres(self) -> Tensor:
+        return _polar(torch.full((8,), self.RADIUS), torch.arange(8) * (math.pi / 4))
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        centre = self._centres()[_which(count, 8, generator)]
+        # the radius of a plane Gaussian by its inverse distribution function, cut at CUT standard deviations
+        u = _uniform(count, generator, 0, 1 - math.exp(-(self.CUT**2) / 2))
+        radius = self.std * (-2 * torch.log1p(-u)).sqrt()
+        return centre + _polar(radius, _uniform(count, generator, 0, 2 * math.pi))
+
+    def part(self, x: Tensor) -> Tensor:
+        distance = (x[:, None] - self._centres().to(x.device)).norm(dim=2)
+        return _first(distance <= self.CUT * self.std + EDGE)
+
+
+@dataclass(frozen=True)
+class Spirals(Toy):
+    """Two arms r = 4 theta / (3 pi), theta in [pi / 2, 3 pi], half a turn apart; uniform in theta and across."""
+
+    width: float = 0.2
+    parts = 2
+    extent = 4.5
+    PITCH = 4 / (3 * math.pi)
+    START = math.pi / 2
+    END = 3 * math.pi
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        arm = _which(count, 2, generator)
+        theta = _uniform(count, generator, self.START, self.END)
+        radius = self.PITCH * theta + _uniform(count, generator, -self.width, self.width)
+        return _polar(radius, theta + math.pi * arm)
+
+    def part(self, x: Tensor) -> Tensor:
+        radius, angle = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
+        inside = []
+        for arm in (0, 1):
+            on_arm = torch.zeros_like(radius, dtype=torch.bool)
+            for turn in range(-1, 3):  # every angle that this direction may stand for
+                theta = angle - math.pi * arm + 2 * math.pi * turn
+                near = (radius - self.PITCH * theta).abs() <= self.width + EDGE
+                on_arm |= near & (theta >= self.START - EDGE) & (theta <= self.END + EDGE)
+            inside.append(on_arm)
+        return _first(torch.stack(inside, dim=1))
+
+
+@dataclass(frozen=True)
+class Rings(Toy):
+    """Four concentric rings of radius 1, 2, 3, 4 and width 2 `width`; uniform in angle and in radius."""
+
+    width: float = 0.15
+    parts = 4
+    extent = 4.5
+
+    def sample(self, count: int, generator: Generator) -> Tensor:
+        radius = 1 + _which(count, 4, generator) + _uniform(count, generator, -self.width, self.width)
+        return _polar(radius, _uniform(count, generator, 0, 2 * math.pi))
+
+    def part(self, x: Tensor) -> Tensor:
+        radii = torch.arange(1, 5, device=x.device)
+        return _first((x.norm(dim=1, keepdim=True) - radii).abs() <= self.width + EDGE)

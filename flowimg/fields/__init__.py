@@ -1,0 +1,1 @@
+"""Velocity fields: networks `(x, t, cond=None) -> v`, and guidance over them."""

@@ -1,0 +1,1 @@
+"""What a run looks like: grids of pictures, plots of points."""

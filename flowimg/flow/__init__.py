@@ -1,0 +1,1 @@
+"""The mathematics of flow matching: paths, couplings, times, the objective, solvers, randomness."""

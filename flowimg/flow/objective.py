@@ -1,0 +1,100 @@
+"""The one objective: regress the conditional velocity of a path.
+
+    L(v) = E_{x_0, x_1, t} | v(x_t, t, cond) - u_t |^2,    (x_t, u_t) = path(x_0, x_1, t)
+
+Its minimiser is the marginal velocity, whose flow carries noise at t = 0 to data at t = 1. The loss does not go to
+zero: the variance of u_t given x_t stays.
+Source: Lipman et al. 2023, arXiv:2210.02747, theorem 2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowimg.flow import randomness
+from flowimg.flow.couplings import Coupling, whole_blocks
+from flowimg.flow.paths import Path
+from flowimg.flow.times import TimeDistribution, shift_times, stratify
+
+NO_CLASS = -1
+"""The label that stands for "no class": what label drop and unguided calls use."""
+
+Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x, t, cond) -> v: x and v of shape (B, *D), t of shape (B,), cond None or labels of shape (B,)."""
+
+Data = Callable[[int, range], tuple[Tensor, Tensor | None]]
+"""(step, places) -> (x_1, labels): the data of a step at those places, on the device it will be used on."""
+
+
+class Draw(NamedTuple):
+    """Everything random in one (micro-)batch: noise, data (B, *D), flow times (B,), labels (B,) or None."""
+
+    x_0: Tensor
+    x_1: Tensor
+    t: Tensor
+    cond: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The choices that make a flow-matching problem out of a data set."""
+
+    path: Path
+    coupling: Coupling
+    times: TimeDistribution
+    stratified: bool
+    shift: float
+    label_drop: float
+    batch_size: int
+    seed: int
+
+    def draw(self, data: Data, step: int, places: range) -> Draw:
+        """What the optimiser step sees at these places of its global batch.
+
+        A function of (seed, step, places) and the data alone; consecutive ranges that cover the batch give the same
+        rows, bit for bit, whoever asks for them and however they are cut.
+
+        Args:
+            data: Gives the data of a step at given places.
+            step: Optimiser step, from 0.
+            places: Consecutive places within range(batch_size).
+        Returns:
+            The draw, len(places) rows, on the data's device.
+        """
+        wide = whole_blocks(places, self.coupling.block, self.batch_size)
+        mine = slice(places.start - wide.start, places.stop - wide.start)
+        x_1, cond = data(step, wide)
+        x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:]).to(x_1.device)
+        x_0, x_1 = self.coupling(x_0, x_1)[mine], x_1[mine]
+
+        u = randomness.uniform(self.seed, "time", step, places)
+        if self.stratified:
+            u = stratify(u, places, self.batch_size)
+        t = shift_times(self.times(u), self.shift).to(x_1.device)
+
+        if cond is not None:
+            cond = cond[mine]
+            if self.label_drop > 0:
+                dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
+                cond = torch.where(dropped.to(cond.device), NO_CLASS, cond)
+        return Draw(x_0, x_1, t, cond)
+
+
+def flow_matching_loss(velocity: Velocity, path: Path, draw: Draw) -> Tensor:
+    """The loss of each example, a mean over its dimensions, so that points and pictures are on one scale.
+
+        loss_b = mean_d (v(x_t, t, cond) - u_t)^2
+
+    Args:
+        velocity: The field to train.
+        path: Gives x_t and u_t.
+        draw: Noise, data, times and labels; B rows.
+    Returns:
+        Loss an example, shape (B,), float32 or better. Reduce it where you can see it.
+    """
+    x_t, u_t = path.sample(draw.x_0, draw.x_1, draw.t)
+    v = velocity(x_t, draw.t, draw.cond)
+    return (v - u_t).square().flatten(1).mean(1)

@@ -1,0 +1,103 @@
+"""Affine probability paths from noise (t = 0) to data (t = 1).
+
+    x_t = alpha_t x_1 + sigma_t x_0,        alpha_0 = sigma_1 = 0,  alpha_1 = sigma_0 = 1
+    u_t = alpha'_t x_1 + sigma'_t x_0       the conditional velocity d x_t / dt
+
+x_0 is standard Gaussian noise, x_1 is data. diffusers counts the other way: its sigma is 1 - t here.
+Source: Lipman et al. 2023, arXiv:2210.02747; Albergo et al. 2023, arXiv:2303.08797.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PathSample(NamedTuple):
+    """A point on the path and the velocity to learn there, each of shape (B, *D)."""
+
+    x_t: Tensor
+    u_t: Tensor
+
+
+def expand_like(t: Tensor, x: Tensor) -> Tensor:
+    """`t`, shape (B,), as (B, 1, ..., 1) with the dimensions of `x`, to multiply a batch."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Path(ABC):
+    """A path is its two coefficients and their derivatives, each a function of t, shape kept."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Coefficient of the data."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Coefficient of the noise."""
+
+    @abstractmethod
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def sigma_prime(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
+
+    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
+        """The point of the path at t and the conditional velocity there.
+
+            x_t = alpha_t x_1 + sigma_t x_0,   u_t = alpha'_t x_1 + sigma'_t x_0
+
+        Args:
+            x_0: Source noise, shape (B, *D).
+            x_1: Data, shape (B, *D).
+            t: Flow times in [0, 1], shape (B,); 0 is noise, 1 is data.
+        Returns:
+            x_t in data units and u_t in data units per unit of t, each of shape (B, *D).
+        Raises:
+            ValueError: If the shapes do not belong together; the message shows them.
+        """
+        if x_0.shape != x_1.shape or t.shape != x_1.shape[:1]:
+            raise ValueError(
+                f"x_0 {tuple(x_0.shape)}, x_1 {tuple(x_1.shape)} and t {tuple(t.shape)} do not belong together: "
+                "give x_0 and x_1 the same shape (B, *D) and t the shape (B,)"
+            )
+        t = expand_like(t, x_1)
+        x_t = self.alpha(t) * x_1 + self.sigma(t) * x_0
+        u_t = self.alpha_prime(t) * x_1 + self.sigma_prime(t) * x_0
+        return PathSample(x_t, u_t)
+
+
+class Linear(Path):
+    """Straight lines at constant speed: x_t = (1 - t) x_0 + t x_1, u_t = x_1 - x_0."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma_prime(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+
+class Cosine(Path):
+    """The variance-preserving arc: alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(t * (math.pi / 2))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.cos(t * (math.pi / 2))
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.cos(t * (math.pi / 2))
+
+    def sigma_prime(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.sin(t * (math.pi / 2))

@@ -1,0 +1,69 @@
+"""Every random number is a function of (seed, step, place in the global batch), never of who computes it.
+
+The global batch of a step is cut into blocks of `BLOCK` places. A block has one generator a purpose,
+
+    generator(seed, purpose, step, block),
+
+so a process computes the blocks that hold its own places and cuts the slice it needs: one process, four
+processes and gradient accumulation see the same batch, at a cost that does not grow with their number.
+All generators live on the CPU: CPU and GPU runs draw the same numbers.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Places of the global batch that share a generator."""
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit hash of the parts, for seeding.
+
+    A CPU generator keeps only the lower 32 bits of its seed, so nearby or structured keys must be spread over
+    all bits before they are used; a cryptographic hash does that (sums and products of the parts do not).
+
+    Args:
+        parts: Whole numbers and names; ("noise", 12) and ("noise1", 2) differ.
+    Returns:
+        A whole number in [0, 2^63).
+    """
+    text = "\x1f".join(f"{part!r}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A fresh CPU generator seeded by `key(*parts)`."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+def draw_blocks(
+    seed: int, purpose: str, step: int, places: range, draw: Callable[[int, torch.Generator], Tensor]
+) -> Tensor:
+    """The rows of the global batch at `places`, drawn block by block.
+
+    Args:
+        seed: Seed of the run.
+        purpose: What the numbers are for; other purposes get other numbers.
+        step: Optimiser step, from 0.
+        places: Consecutive places in the global batch.
+        draw: `(count, generator) -> rows`, shape (count, *D); always asked for whole blocks.
+    Returns:
+        Rows, shape (len(places), *D), the same for any way of cutting the batch.
+    """
+    first, last = places.start // BLOCK, -(-places.stop // BLOCK)
+    rows = [draw(BLOCK, generator(seed, purpose, step, block)) for block in range(first, last)]
+    whole = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return whole[places.start - first * BLOCK : places.stop - first * BLOCK]
+
+
+def normal(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal rows, shape (len(places), *shape); see `draw_blocks`."""
+    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.randn(n, *shape, generator=g))
+
+
+def uniform(seed: int, purpose: str, step: int, places: range) -> Tensor:
+    """Uniform numbers in [0, 1), shape (len(places),); see `draw_blocks`."""
+    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, generator=g))

@@ -1,0 +1,115 @@
+"""Solvers of dx/dt = v(x, t): one step function each, one loop over the times.
+
+A step goes from time t to time s and may evaluate v anywhere between; h = s - t, negative on the way back:
+
+    euler     x + h v(x, t)                                          order 1, 1 evaluation
+    midpoint  x + h v(x + h/2 v(x, t), t + h/2)                      order 2, 2
+    heun      x + h/2 (k1 + k2),  k2 = v(x + h k1, s)                order 2, 2
+    rk4       x + h/6 (k1 + 2 k2 + 2 k3 + k4)                        order 4, 4
+
+t = 0 is noise and t = 1 is data; a falling grid of times carries data back to noise.
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowimg.flow.objective import Velocity
+
+Slope = Callable[[Tensor, float], Tensor]
+"""(x, t) -> dx/dt with one time for the whole batch: what a step function sees."""
+
+
+class Solver(NamedTuple):
+    """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order)."""
+
+    step: Callable[[Slope, Tensor, float, float], Tensor]
+    order: int
+
+
+class Flow(NamedTuple):
+    """Where the flow ended, (B, *D); evaluations of the network a sample; all states (N + 1, B, *D) if asked."""
+
+    x: Tensor
+    nfe: int
+    trajectory: Tensor | None
+
+
+def euler_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+    """Go along the tangent."""
+    return x + (s - t) * v(x, t)
+
+
+def midpoint_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+    """Go along the slope found half way."""
+    middle = (t + s) / 2
+    return x + (s - t) * v(x + (middle - t) * v(x, t), middle)
+
+
+def heun_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+    """Go along the mean of the slopes at both ends."""
+    k1 = v(x, t)
+    k2 = v(x + (s - t) * k1, s)
+    return x + (s - t) / 2 * (k1 + k2)
+
+
+def rk4_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+    """The classical Runge-Kutta step."""
+    h, middle = s - t, (t + s) / 2
+    k1 = v(x, t)
+    k2 = v(x + h / 2 * k1, middle)
+    k3 = v(x + h / 2 * k2, middle)
+    k4 = v(x + h * k3, s)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+EULER = Solver(euler_step, order=1)
+MIDPOINT = Solver(midpoint_step, order=2)
+HEUN = Solver(heun_step, order=2)
+RK4 = Solver(rk4_step, order=4)
+
+
+def integrate(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    solver: Solver = EULER,
+    cond: Tensor | None = None,
+    trajectory: bool = False,
+) -> Flow:
+    """Follow the velocity through the given times.
+
+    Args:
+        velocity: (x, t, cond) -> v; one that evaluates a network more than once a call says how often by a method
+            `evaluations(t) -> int` (guidance does).
+        x: State at times[0], shape (B, *D).
+        times: Strictly rising or strictly falling, shape (N + 1,); 0 is noise, 1 is data.
+        solver: The step function to use.
+        cond: Passed on to the velocity.
+        trajectory: Keep the state at every time.
+    Returns:
+        The state at times[-1], the evaluations counted as they happened, and the trajectory or None.
+    Raises:
+        ValueError: If the times do not run strictly one way.
+    """
+    steps = times.diff()
+    if times.ndim != 1 or len(steps) == 0 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        raise ValueError(f"solver times must strictly rise or strictly fall and be two at least, not {times.tolist()}")
+    nfe = 0
+    evaluations = getattr(velocity, "evaluations", lambda t: 1)
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        nonlocal nfe
+        nfe += evaluations(t)
+        return velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), cond)
+
+    grid = times.tolist()
+    states = [x]
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
+        x = solver.step(slope, x, t, s)
+        if trajectory:
+            states.append(x)
+    return Flow(x, nfe, torch.stack(states) if trajectory else None)

@@ -1,0 +1,61 @@
+"""Samples of a field, and the figure that shows them: the same for training, sampling and evaluation."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowimg.config import Config, Evaluate, Grid, Sample
+from flowimg.fields.guidance import guided
+from flowimg.flow.randomness import generator
+from flowimg.flow.times import uniform_grid
+from flowimg.jobs.build import SOLVERS, DataFacts, build_toy
+from flowimg.sampling.generate import Samples, generate, to_uint8
+
+BATCH = {"points": 25_000, "images": 250}
+"""Samples at once, by kind of data."""
+
+
+def turns(seeds: Sequence[int], classes: Sequence[str]) -> Tensor | None:
+    """Labels when none were asked for: the classes take turns, by seed; None without classes."""
+    return torch.tensor([seed % len(classes) for seed in seeds]) if classes else None
+
+
+def stream(
+    field: nn.Module,
+    config: Config,
+    facts: DataFacts,
+    how: Grid | Sample | Evaluate,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    batch_size: int | None = None,
+) -> Iterator[Samples]:
+    """Samples of these seeds, a batch at a time, with the solver, steps and guidance of `how`."""
+    return generate(
+        guided(field, how.guidance if facts.classes else 1.0),
+        seeds,
+        facts.shape,
+        uniform_grid(how.num_steps),
+        SOLVERS[how.solver],
+        labels,
+        batch_size or BATCH[config.data.kind],
+        next(field.parameters()).device,
+    )
+
+
+def show(samples: Tensor, labels: Tensor | None, config: Config, path: Path, title: str) -> None:
+    """The figure of these samples: a grid of pictures, or points beside data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if config.data.kind == "images":
+        from flowimg.figures.images import image_grid
+
+        classes = len(labels.unique()) if labels is not None else 1
+        # a column a class, while the classes take turns and fit a row
+        columns = classes if 1 < classes <= 20 and len(samples) > classes else None
+        image_grid(to_uint8(samples), path, columns)
+    else:
+        from flowimg.figures.points import points_figure
+
+        toy = build_toy(config)
+        points_figure(samples, toy.sample(len(samples), generator("figure")), toy.extent, path, title)

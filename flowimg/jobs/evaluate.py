@@ -1,0 +1,95 @@
+"""`flowimg evaluate`: a run's samples against its data, in figures; with limits, a gate."""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowimg.config import Evaluate, SettingsError
+from flowimg.evaluation.points import PointScores, failures, score_points
+from flowimg.flow.randomness import generator
+from flowimg.jobs.build import build_source, build_toy
+from flowimg.jobs.draw import stream, turns
+from flowimg.jobs.folder import Trained, open_run
+from flowimg.jobs.machine import pick_device
+from flowimg.sampling.generate import to_uint8
+
+
+class GateError(Exception):
+    """The samples are worse than a limit allows; the message says by how much."""
+
+    exit_status = 1
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluation.json."""
+    device = pick_device()
+    run = open_run(settings.run, settings.weights, None, device)
+    points = run.config.data.kind == "points"
+    limits = (settings.max_off, settings.max_sw2, settings.max_mass_ratio)
+    if not points and any(limit is not None for limit in limits):
+        raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
+    if settings.guidance != 1 and not run.facts.classes:
+        raise SettingsError(f"--guidance {settings.guidance:g} needs a conditional run, and {settings.run} is not one")
+    seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
+    labels = turns(seeds, run.facts.classes)
+    batches, nfe = [], 0
+    with tqdm(total=len(seeds), unit="sample", disable=None) as bar:
+        for batch in stream(run.field, run.config, run.facts, settings, seeds, labels):
+            nfe = batch.nfe
+            batches.append(batch.x_1)
+            bar.update(len(batch.x_1))
+    samples = torch.cat(batches)
+
+    scores = _points(run, samples) if points else _images(run, samples, labels)
+    how = {
+        "step": run.step,
+        "weights": settings.weights,
+        "count": len(seeds),
+        "seeds": [seeds[0], seeds[-1]],
+        "solver": settings.solver,
+        "num_steps": settings.num_steps,
+        "nfe": nfe,
+        "guidance": settings.guidance,
+    }
+    (run.folder.path / "evaluation.json").write_text(json.dumps({**scores, **how}, indent=1) + "\n")
+    print(
+        f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
+        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, guidance {settings.guidance:g}"
+    )
+    for name, value in scores.items():
+        print(f"  {name:<32} {_text(value)}")
+    if points:
+        broken = failures(PointScores(*scores.values()), *limits)
+        if broken:
+            raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
+        if any(limit is not None for limit in limits):
+            print("  within all limits")
+
+
+def _points(run: Trained, samples: Tensor) -> dict[str, Any]:
+    toy = build_toy(run.config)
+    fresh = toy.sample(len(samples), generator("evaluation"))
+    return score_points(samples, fresh, toy.part(samples), toy.parts)._asdict()
+
+
+def _images(run: Trained, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    if labels is None:
+        raise SettingsError(f"{run.folder.path} is unconditional: for now only labelled images and points are scored")
+    from flowimg.data.store import to_unit
+    from flowimg.evaluation.images import score_images
+
+    batches = build_source(run.config, torch.device("cpu")).batches
+    learned = batches.images  # type: ignore[union-attr]
+    assert learned.labels is not None
+    # as they would be written: whole grey levels
+    seen = to_unit(to_uint8(samples))
+    return score_images(seen, labels, to_unit(learned.pixels), learned.labels)._asdict()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{share:.3f}" for share in value)
+    return f"{value:.4f}"

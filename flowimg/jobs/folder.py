@@ -1,0 +1,109 @@
+"""What lies where in a run's folder, and reading a run back from nothing but its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from flowimg.config import Config, SettingsError, load
+from flowimg.jobs.build import DataFacts, build_field
+from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, step_folder
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings of the run, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the last start."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, every `train.log_every` steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each checkpoint kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Grids drawn during training."""
+        return self.path / "samples"
+
+    def grid(self, step: int, weights: str = "ema") -> Path:
+        """The grid of a step: of the average, or of the raw weights."""
+        return self.samples / f"step_{step:08d}{'' if weights == 'ema' else '_raw'}.png"
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metrics past a step, which a continued run will write again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # half a line, from a run that was killed
+                continue
+        aside = self.metrics.with_suffix(".tmp")
+        aside.write_text("".join(kept))
+        aside.replace(self.metrics)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run read back: its settings, what its data looked like, its field on a device, and the step."""
+
+    folder: RunFolder
+    config: Config
+    facts: DataFacts
+    field: nn.Module
+    step: int
+
+
+def open_run(run: str, weights: str, step: int | None, device: torch.device) -> Trained:
+    """Read a run back from its folder.
+
+    Args:
+        run: The folder.
+        weights: "ema" or "raw".
+        step: The checkpoint of this step; None for the newest whole one.
+        device: Where the field goes.
+    Raises:
+        SettingsError: If the folder holds no run.
+        CheckpointError: If there is no whole checkpoint, or not the one asked for.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.config.exists():
+        runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
+        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/digits.yaml"
+        raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
+    config = load(str(folder.config))
+    if step is None:
+        path, passed = newest_whole(folder.checkpoints)
+        if path is None:
+            raise CheckpointError(f"{run} has no whole checkpoint{''.join('; ' + line for line in passed)}")
+    else:
+        path = step_folder(folder.checkpoints, step)
+        if not path.exists():
+            there = ", ".join(str(int(p.name[5:])) for p in sorted(folder.checkpoints.glob("step_*"))) or "none"
+            raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
+    name = "ema" if weights == "ema" else "weights"
+    checkpoint = read_checkpoint(path, (name,))
+    facts = DataFacts(tuple(checkpoint.state["shape"]), tuple(checkpoint.state["classes"]))
+    field = build_field(config, facts)
+    field.load_state_dict(checkpoint.tensors[name])
+    return Trained(folder, config, facts, field.to(device).eval().requires_grad_(False), checkpoint.state["step"])

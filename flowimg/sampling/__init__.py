@@ -1,0 +1,1 @@
+"""How a trained field is used: seeds to noise, noise to data."""

@@ -1,0 +1,1 @@
+"""How a field is learned: the loop, the schedules, the moving average, the checkpoints."""
