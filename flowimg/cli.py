@@ -136,7 +136,7 @@ def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
         if arg.startswith("--") and name not in [*keys, "help"]:
             raise SettingsError(f"unknown setting {arg.split('=')[0]}: {nearest(name, keys)}")
         if name.endswith(".kind") and arg.startswith("--"):
-            raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, where its own settings are")
+            raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

@@ -345,7 +345,7 @@ def parse_yaml(text: str, where: str) -> Any:
         SettingsError: If the text is not YAML.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -422,7 +422,7 @@ def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
         keys, holder = _locate(location, model)
         name = ".".join(keys) or "settings"
         if kind == "extra_forbidden":
-            names = [n for n in holder.model_fields] if holder else []
+            names = list(holder.model_fields) if holder else []
             inside = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
             everywhere = list(flatten(Config())) if model is Config else names
             near = get_close_matches(keys[-1], names, n=1, cutoff=0.5)

@@ -33,7 +33,7 @@ class PointBatches:
         return self._points("held out", 0, range(count))
 
     def _points(self, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
-        x_1 = randomness.draw_blocks(self.seed, purpose, step, places, self.toy.sample).to(self.device)
+        x_1 = self.toy.sample(randomness.uniform(self.seed, purpose, step, places, (3,))).to(self.device)
         return x_1, self.toy.part(x_1) if self.labels else None
 
 

@@ -1,7 +1,7 @@
 """Points in the plane from distributions that are known exactly.
 
-Each toy draws exact samples and tells which of its parts a point lies in, or that it lies off the support: so what a
-trained field got wrong can be counted, not guessed. All parts of a toy hold the same mass.
+Each toy turns uniform numbers into exact samples and tells which of its parts a point lies in, or that it lies off the
+support: so what a trained field got wrong can be counted, not guessed. All parts of a toy hold the same mass.
 """
 
 import math
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 OFF = -1
 """The part of a point that lies off the support."""
@@ -18,7 +18,7 @@ EDGE = 1e-5
 
 
 class Toy(ABC):
-    """A distribution of points with equal mass in each of its parts."""
+    """A distribution of points with equal mass in each of its parts: u -> x with u uniform in [0, 1)^3."""
 
     @property
     @abstractmethod
@@ -31,20 +31,16 @@ class Toy(ABC):
         """Half the side of a square around the origin that holds all of the support."""
 
     @abstractmethod
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        """Exact samples, shape (count, 2)."""
+    def sample(self, u: Tensor) -> Tensor:
+        """Exact samples from uniform numbers in [0, 1): u (N, 3) -> (N, 2). u[:, 0] picks the part."""
 
     @abstractmethod
     def part(self, x: Tensor) -> Tensor:
         """The part each point lies in, 0 .. parts - 1, or `OFF`; x (N, 2) -> (N,), int64."""
 
 
-def _uniform(count: int, generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)
-
-
-def _which(count: int, parts: int, generator: Generator) -> Tensor:
-    return torch.randint(parts, (count,), generator=generator)
+def _between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * u
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
@@ -71,14 +67,14 @@ class Checkerboard(Toy):
         """Filled cells."""
         return (self.cells**2 + 1) // 2
 
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        cell = 2 * _which(count, self.parts, generator)
+    def sample(self, u: Tensor) -> Tensor:
+        cell = 2 * (u[:, 0] * self.parts).long()
         row = cell // self.cells
         column = cell % self.cells
         if self.cells % 2 == 0:
             column = column + row % 2  # even boards: the filled cells of odd rows stand one to the right
         # below 1 by more than rounding can mend, or (column + within) might land on the next cell
-        within = torch.rand(count, 2, generator=generator).clamp(max=1 - 1e-6)
+        within = u[:, 1:].clamp(max=1 - 1e-6)
         side = 2 * self.extent / self.cells
         return (torch.stack([column, row], dim=1) + within) * side - self.extent
 
@@ -98,10 +94,10 @@ class Moons(Toy):
     extent = 3.5
     RADIUS = 2.0
 
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        lower = _which(count, 2, generator)
-        angle = _uniform(count, generator, 0, math.pi)
-        radius = self.RADIUS + _uniform(count, generator, -self.width, self.width)
+    def sample(self, u: Tensor) -> Tensor:
+        lower = (u[:, 0] * 2).long()
+        angle = math.pi * u[:, 1]
+        radius = self.RADIUS + _between(u[:, 2], -self.width, self.width)
         upper = _polar(radius, angle) + torch.tensor([-1.0, -0.5])
         return torch.where(lower[:, None] == 1, -upper, upper)
 
@@ -127,12 +123,11 @@ class EightGaussians(Toy):
     def _centres(self) -> Tensor:
         return _polar(torch.full((8,), self.RADIUS), torch.arange(8) * (math.pi / 4))
 
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        centre = self._centres()[_which(count, 8, generator)]
+    def sample(self, u: Tensor) -> Tensor:
+        centre = self._centres()[(u[:, 0] * 8).long()]
         # the radius of a plane Gaussian by its inverse distribution function, cut at CUT standard deviations
-        u = _uniform(count, generator, 0, 1 - math.exp(-(self.CUT**2) / 2))
-        radius = self.std * (-2 * torch.log1p(-u)).sqrt()
-        return centre + _polar(radius, _uniform(count, generator, 0, 2 * math.pi))
+        radius = self.std * (-2 * torch.log1p(-u[:, 2] * (1 - math.exp(-(self.CUT**2) / 2)))).sqrt()
+        return centre + _polar(radius, 2 * math.pi * u[:, 1])
 
     def part(self, x: Tensor) -> Tensor:
         distance = (x[:, None] - self._centres().to(x.device)).norm(dim=2)
@@ -150,10 +145,10 @@ class Spirals(Toy):
     START = math.pi / 2
     END = 3 * math.pi
 
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        arm = _which(count, 2, generator)
-        theta = _uniform(count, generator, self.START, self.END)
-        radius = self.PITCH * theta + _uniform(count, generator, -self.width, self.width)
+    def sample(self, u: Tensor) -> Tensor:
+        arm = (u[:, 0] * 2).long()
+        theta = _between(u[:, 1], self.START, self.END)
+        radius = self.PITCH * theta + _between(u[:, 2], -self.width, self.width)
         return _polar(radius, theta + math.pi * arm)
 
     def part(self, x: Tensor) -> Tensor:
@@ -177,9 +172,9 @@ class Rings(Toy):
     parts = 4
     extent = 4.5
 
-    def sample(self, count: int, generator: Generator) -> Tensor:
-        radius = 1 + _which(count, 4, generator) + _uniform(count, generator, -self.width, self.width)
-        return _polar(radius, _uniform(count, generator, 0, 2 * math.pi))
+    def sample(self, u: Tensor) -> Tensor:
+        radius = 1 + (u[:, 0] * 4).long() + _between(u[:, 2], -self.width, self.width)
+        return _polar(radius, 2 * math.pi * u[:, 1])
 
     def part(self, x: Tensor) -> Tensor:
         radii = torch.arange(1, 5, device=x.device)

@@ -64,6 +64,6 @@ def normal(seed: int, purpose: str, step: int, places: range, shape: tuple[int, 
     return draw_blocks(seed, purpose, step, places, lambda n, g: torch.randn(n, *shape, generator=g))
 
 
-def uniform(seed: int, purpose: str, step: int, places: range) -> Tensor:
-    """Uniform numbers in [0, 1), shape (len(places),); see `draw_blocks`."""
-    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, generator=g))
+def uniform(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1), shape (len(places), *shape); see `draw_blocks`."""
+    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, *shape, generator=g))

@@ -12,6 +12,7 @@ Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chap
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ def integrate(
 
     grid = times.tolist()
     states = [x]
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in pairwise(grid):
         x = solver.step(slope, x, t, s)
         if trajectory:
             states.append(x)

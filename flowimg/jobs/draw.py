@@ -58,4 +58,5 @@ def show(samples: Tensor, labels: Tensor | None, config: Config, path: Path, tit
         from flowimg.figures.points import points_figure
 
         toy = build_toy(config)
-        points_figure(samples, toy.sample(len(samples), generator("figure")), toy.extent, path, title)
+        data = toy.sample(torch.rand(len(samples), 3, generator=generator("figure")))
+        points_figure(samples, data, toy.extent, path, title)

@@ -71,7 +71,7 @@ def evaluate(settings: Evaluate) -> None:
 
 def _points(run: Trained, samples: Tensor) -> dict[str, Any]:
     toy = build_toy(run.config)
-    fresh = toy.sample(len(samples), generator("evaluation"))
+    fresh = toy.sample(torch.rand(len(samples), 3, generator=generator("evaluation")))
     return score_points(samples, fresh, toy.part(samples), toy.parts)._asdict()
 
 

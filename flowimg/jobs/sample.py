@@ -72,7 +72,9 @@ def _label(settings: Sample, run: Trained) -> int | None:
         return classes.index(str(settings.label))
     if str(settings.label).isdecimal() and int(settings.label) < len(classes):
         return int(settings.label)
-    raise SettingsError(f"--label {settings.label} is no class of {settings.run}: {nearest(str(settings.label), classes)}")
+    raise SettingsError(
+        f"--label {settings.label} is no class of {settings.run}: {nearest(str(settings.label), classes)}"
+    )
 
 
 def _folder(settings: Sample, run: Trained, facts: dict[str, Any]) -> Path:
@@ -101,8 +103,10 @@ def _write(out: Path, samples: Tensor, labels: Tensor | None, seeds: range, form
     if form == "npy":
         np.save(out / "samples.npy", array)
     elif form == "npz":
-        extra = {} if labels is None else {"labels": labels.numpy()}
-        np.savez_compressed(out / "samples.npz", samples=array, seeds=np.array(seeds), **extra)
+        arrays: dict[str, Any] = {"samples": array, "seeds": np.array(seeds)}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        np.savez_compressed(out / "samples.npz", **arrays)
     elif not points:  # a point is no picture: the figure shows them all
         from PIL import Image
 

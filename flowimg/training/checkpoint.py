@@ -103,7 +103,7 @@ def problem(path: Path) -> str | None:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each broken one that was passed over."""
-    passed = []
+    passed: list[str] = []
     for path in reversed(step_folders(folder)):
         why = problem(path)
         if why is None:

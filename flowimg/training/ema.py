@@ -12,8 +12,6 @@ def make_ema(field: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, field: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) field, all parameters in one fused call; buffers are copied."""
-    torch._foreach_lerp_(list(ema.parameters()), list(field.parameters()), 1 - decay)
-    for average, buffer in zip(ema.buffers(), field.buffers(), strict=True):
-        average.copy_(buffer)
+def update_ema(ema: list[nn.Parameter], parameters: list[nn.Parameter], decay: float) -> None:
+    """Average <- decay average + (1 - decay) parameters, all in one fused call. Our fields keep no state in buffers."""
+    torch._foreach_lerp_(ema, parameters, 1 - decay)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -61,12 +60,17 @@ class Training:
     field: nn.Module
     wrapped: nn.Module
     ema: nn.Module
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     objective: Objective
     data: Data
     recipe: Recipe
     step: int = 0
     window: Window = field(default_factory=Window)
+
+    def __post_init__(self) -> None:
+        # walking the modules for these at every step would cost a small network more than its arithmetic
+        self.parameters = list(self.field.parameters())
+        self.ema_parameters = list(self.ema.parameters())
 
     def micro_batches(self) -> list[range]:
         """This process's places of the global batch, a range for each micro-batch."""
@@ -85,8 +89,9 @@ def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data
     optimizer = torch.optim.AdamW(
         field.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-    wrapped, prepared = accelerator.prepare(field, optimizer)
-    return Training(accelerator, field, wrapped, ema, prepared, objective, data, recipe)
+    # the optimiser is not prepared: accelerate's wrapper would look for a dozen libraries at every step
+    wrapped = accelerator.prepare(field)
+    return Training(accelerator, field, wrapped, ema, optimizer, objective, data, recipe)
 
 
 def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
@@ -94,7 +99,7 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
     names = [name for name, _ in state.field.named_parameters()]
     optimizer = {
         f"{kind}.{names[index]}": value
-        for index, slots in state.optimizer.optimizer.state_dict()["state"].items()
+        for index, slots in state.optimizer.state_dict()["state"].items()
         for kind, value in slots.items()
     }
     if state.accelerator.scaler is not None:
@@ -117,8 +122,7 @@ def restore(state: Training, step: int, tensors: dict[str, dict[str, Tensor]]) -
             scaler[name] = value.item() if name in ("scale", "growth_factor", "backoff_factor") else int(value)
         else:
             slots.setdefault(names[name], {})[kind] = value
-    optimizer = state.optimizer.optimizer
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if scaler and state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(scaler)
 
@@ -132,6 +136,7 @@ def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
         callbacks: Called in order before the first step and after every step; each decides whether it is due.
     """
     callbacks = list(callbacks)
+    state.wrapped.train()
     if state.accelerator.num_processes > 1:
         _settle_buckets(state)
     for callback in callbacks:
@@ -146,39 +151,54 @@ def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
 
 def train_step(state: Training) -> None:
     """One optimiser step over the global batch; waits for nothing."""
-    recipe, window, accelerator = state.recipe, state.window, state.accelerator
+    recipe, window, scaler = state.recipe, state.window, state.accelerator.scaler
     places = state.micro_batches()
-    state.wrapped.train()
     for number, mine in enumerate(places):
         began = time.perf_counter()
         draw = state.objective.draw(state.data, state.step, mine)
         window.data_seconds += time.perf_counter() - began
-        # dropout has no places: it is seeded by the micro-batch, exact on resume
-        torch.manual_seed(key(state.objective.seed, "dropout", state.step, mine.start))
+        _seed_dropout(key(state.objective.seed, "dropout", state.step, mine.start), draw.x_1.device)
         last = number == len(places) - 1
-        with nullcontext() if last else accelerator.no_sync(state.wrapped):
+        with nullcontext() if last else state.accelerator.no_sync(state.wrapped):
             losses = flow_matching_loss(state.wrapped, state.objective.path, draw)
             # a mean over the micro-batch, over all micro-batches here, and (by DDP) over processes: all of one size
-            accelerator.backward(losses.mean() / len(places))
+            loss = losses.mean() / len(places)
+            (loss if scaler is None else scaler.scale(loss)).backward()
         window.times.append(draw.t)
         window.losses.append(losses.detach())
 
     rate = learning_rate(state.step, recipe.lr, recipe.steps, recipe.warmup, recipe.schedule)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
+    if scaler is not None:
+        scaler.unscale_(state.optimizer)
     limit = float("inf") if recipe.clip is None else recipe.clip
-    norm = accelerator.clip_grad_norm_(state.field.parameters(), limit)
-    if norm is not None:
-        window.grad_norms.append(norm)
-    state.optimizer.step()
+    window.grad_norms.append(nn.utils.clip_grad_norm_(state.parameters, limit, foreach=True))
+    if scaler is None:
+        state.optimizer.step()
+    else:  # fp16: a step whose gradients overflowed moves nothing, but counts
+        scaler.step(state.optimizer)
+        scaler.update()
     state.optimizer.zero_grad()
-    update_ema(state.ema, state.field, ema_decay(state.step, recipe.ema))
+    update_ema(state.ema_parameters, state.parameters, ema_decay(state.step, recipe.ema))
     state.step += 1
     window.steps += 1
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Dropout has no places: it is seeded by step and micro-batch, so that a continued run drops the same units.
+
+    Only the generators in use: `torch.manual_seed` also looks for every other kind of device, at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _settle_buckets(state: Training) -> None:
     """One backward thrown away: DDP sums gradients in another order before it has rebuilt its buckets."""
     draw = state.objective.draw(state.data, state.step, state.micro_batches()[0])
-    state.accelerator.backward(flow_matching_loss(state.wrapped, state.objective.path, draw).mean())
+    flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
     state.optimizer.zero_grad()

@@ -1,0 +1,38 @@
+# make train    .venv, install, train CONFIG (default: digits) and name the grid of pictures
+# make smoke    train the checkerboard and hold the result to its limits
+# make test     lint, types, the default tests
+# make slow     the tests that take minutes
+PYTHON ?= python3
+CONFIG ?= configs/digits.yaml
+BIN := .venv/bin
+SMOKE := runs/smoke
+
+.PHONY: train smoke test lint slow clean
+
+train: .venv/installed
+	$(BIN)/flowimg train $(CONFIG)
+
+smoke: .venv/installed
+	rm -rf $(SMOKE)
+	$(BIN)/flowimg train configs/checkerboard.yaml --run $(SMOKE)
+	$(BIN)/flowimg evaluate $(SMOKE) --max-off 0.07 --max-sw2 0.06 --max-mass-ratio 1.2
+
+test: lint
+	$(BIN)/pytest -m "not slow and not gpu" -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: .venv/installed
+	$(BIN)/pytest -m "slow and not gpu" --durations=0
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowimg needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
