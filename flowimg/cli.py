@@ -3,13 +3,11 @@
 Everything heavy is imported inside a verb: `flowimg --help` and wrong settings are answered at once.
 """
 
-import contextlib
-import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import tyro
 
@@ -18,7 +16,6 @@ from flowimg.config import (
     Evaluate,
     Model,
     Sample,
-    Settings,
     SettingsError,
     dump,
     flatten,
@@ -84,6 +81,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `flowimg config ... | head`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        _fail(str(error), 74)
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if status is None:
@@ -115,7 +114,9 @@ def _run_settings(verb: str, args: Sequence[str]) -> Config:
             _parse(verb, Config(), ["--help"])
         known = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "a YAML file"
         raise SettingsError(f"flowimg {verb} needs a settings file first: {known}")
-    return _parse(f"{verb} {args[0]}", load(args[0]), args[1:])
+    file = load(args[0])
+    settings = _parse(f"{verb} {args[0]}", file, args[1:])
+    return settings if settings.run else settings.model_copy(update={"run": file.run})
 
 
 def _verb_settings(verb: str, model: type[Model], args: Sequence[str]) -> Model:
@@ -129,7 +130,7 @@ def _verb_settings(verb: str, model: type[Model], args: Sequence[str]) -> Model:
 
 
 def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
-    """The defaults with `--key value` overrides, read by tyro; its complaints become one sentence of ours."""
+    """The defaults with `--key value` overrides; `--help` among them prints all settings, by tyro, and exits."""
     keys = list(flatten(defaults))
     for arg in args:
         name = arg.removeprefix("--").split("=")[0].replace("-", "_")
@@ -137,44 +138,47 @@ def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
             raise SettingsError(f"unknown setting {arg.split('=')[0]}: {nearest(name, keys)}")
         if name.endswith(".kind") and arg.startswith("--"):
             raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                type(defaults),
-                prog=f"flowimg {verb}",
-                default=defaults,
-                args=list(args),
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    _complain(defaults, args)
-    plain = " ".join(line.strip("╭╮╰╯│─ ") for line in errors.getvalue().splitlines())
-    raise SettingsError(" ".join(plain.split()))
+    if any(arg in ("-h", "--help") for arg in args):
+        tyro.cli(
+            type(defaults),
+            prog=f"flowimg {verb}",
+            default=defaults,
+            args=["--help"],
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        )
+    return _override(defaults, args)
 
 
-def _complain(defaults: Settings, args: Sequence[str]) -> None:
-    """Say what is wrong with overrides that tyro refused, in the words used for the YAML file."""
+def _override(defaults: Model, args: Sequence[str]) -> Model:
+    """The defaults with `--key value` overrides, read as the YAML file is, so that the same values are right."""
     values: dict[str, Any] = defaults.model_dump(mode="json")
     given: dict[str, list[str]] = {}
     key = ""
     for arg in args:
         if arg.startswith("--"):
-            key, equals, value = arg.removeprefix("--").partition("=")
-            given[key.replace("-", "_")] = [value] if equals else []
+            name, equals, value = arg.removeprefix("--").partition("=")
+            key = name.replace("-", "_")
+            given[key] = [value] if equals else []
         elif not key:
             raise SettingsError(f"{arg} is not a setting: settings are given as --key value")
         else:
-            given[key.replace("-", "_")].append(arg)
+            given[key].append(arg)
     for key, texts in given.items():
-        if not texts:
-            raise SettingsError(f"--{key} needs a value")
         *groups, last = key.split(".")
-        place = values
+        place, holder = values, defaults
         for group in groups:
-            place = place[group]
-        parsed = [parse_yaml(text, f"--{key}") for text in texts]
-        place[last] = parsed if isinstance(place[last], list) or len(parsed) > 1 else parsed[0]
-    validate(type(defaults), values, "command line")
+            place, holder = place[group], getattr(holder, group)
+        many = isinstance(place[last], list)
+        if not texts and not many:
+            raise SettingsError(f"--{key} needs a value")
+        parsed = [_value(text, type(holder).model_fields[last].annotation, f"--{key}") for text in texts]
+        place[last] = parsed if many or len(parsed) > 1 else parsed[0]
+    return validate(type(defaults), values, "command line")
+
+
+def _value(text: str, annotation: Any, where: str) -> Any:
+    """One word of the command line as a plain value: text where text may stand, else YAML."""
+    allowed = (annotation, *get_args(annotation))
+    if text in ("none", "None", "null") and type(None) in allowed:
+        return None
+    return text if str in allowed else parse_yaml(text, where)

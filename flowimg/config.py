@@ -27,7 +27,9 @@ class SettingsError(Exception):
 class Settings(BaseModel):
     """Strict, frozen, no unknown keys."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Model = TypeVar("Model", bound=Settings)
@@ -235,7 +237,7 @@ class Grid(Settings):
 class Config(Settings):
     """A run: data, flow, field and training."""
 
-    run: str | None = None
+    run: Annotated[str, Field(min_length=1)] | None = None
     """The run's folder; by default runs/ and the name of the settings file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides every random number of the run."""
@@ -327,10 +329,12 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: `2e-4` is a number, a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -349,7 +353,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise SettingsError(
+            f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}".splitlines()[0]
+        ) from None
 
 
 def load(file: str) -> Config:
@@ -384,8 +390,8 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
     try:
-        # as JSON, pydantic's strict mode takes lists for tuples and coerces nothing else
-        return model.model_validate_json(json.dumps(values))
+        # as JSON, pydantic's strict mode takes lists for tuples and coerces nothing else; a YAML date is text there
+        return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise SettingsError("\n".join(f"{where}: {line}" for line in _explain(error, model))) from None
     except (TypeError, ValueError) as error:
@@ -417,8 +423,13 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
         location, kind, given = detail["loc"], detail["type"], detail["input"]
+        if kind == "too_short" and any(
+            len(other["loc"]) > len(location) for other in details if other["loc"][: len(location)] == location
+        ):
+            continue  # pydantic does not count the wrong items of a list, which are named on their own
         keys, holder = _locate(location, model)
         name = ".".join(keys) or "settings"
         if kind == "extra_forbidden":
@@ -448,7 +459,10 @@ def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
         elif kind == "missing":
             yield f"{name} is missing"
         else:
-            message = detail["msg"].removeprefix("Input ").replace("valid dictionary or object", "group of settings")
+            message = detail["msg"].split(" after validation")[0]
+            for opening in ("Input ", "Tuple ", "String "):
+                message = message.removeprefix(opening)
+            message = message.replace("an object", "a group of settings").replace("a valid array", "a list")
             yield f"{name} is {given!r}, but {message}"
 
 

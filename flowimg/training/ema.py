@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_ema(field: nn.Module) -> nn.Module:
@@ -12,6 +12,6 @@ def make_ema(field: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(ema: list[nn.Parameter], parameters: list[nn.Parameter], decay: float) -> None:
+def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> None:
     """Average <- decay average + (1 - decay) parameters, all in one fused call. Our fields keep no state in buffers."""
     torch._foreach_lerp_(ema, parameters, 1 - decay)

@@ -69,8 +69,8 @@ class Training:
 
     def __post_init__(self) -> None:
         # walking the modules for these at every step would cost a small network more than its arithmetic
-        self.parameters = list(self.field.parameters())
-        self.ema_parameters = list(self.ema.parameters())
+        self.parameters: list[Tensor] = list(self.field.parameters())
+        self.ema_parameters: list[Tensor] = list(self.ema.parameters())
 
     def micro_batches(self) -> list[range]:
         """This process's places of the global batch, a range for each micro-batch."""

@@ -1,0 +1,40 @@
+"""Run `flowimg` and write down what each process saw: tests start it, by itself or under a launcher.
+
+Usage: record_draws.py OUT GRADIENT_SCALE VERB ...
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from flowimg.cli import main
+from flowimg.flow.objective import Objective
+from flowimg.training import loop
+
+out, scale, *args = sys.argv[1:]
+draw, loss = Objective.draw, loop.flow_matching_loss
+steps_seen = {}
+
+
+def recording_draw(self, data, step, places):
+    drawn = draw(self, data, step, places)
+    steps_seen[f"{step:04d}.{places.start:04d}"] = drawn
+    return drawn
+
+
+def scaled_loss(*args):
+    return loss(*args) * float(scale)
+
+
+Objective.draw = recording_draw
+loop.flow_matching_loss = scaled_loss
+main(args)
+
+rank = int(os.environ.get("RANK", "0"))
+tensors = {f"{place}.{name}": t.contiguous() for place, d in steps_seen.items() for name, t in d._asdict().items()}
+Path(out).mkdir(parents=True, exist_ok=True)
+save_file(tensors, Path(out) / f"{rank}.safetensors")
+assert torch.get_num_threads() >= 1

@@ -1,0 +1,137 @@
+"""The two promises of the loop: a continued run is the run, and a cut batch is the batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+BASE = {
+    "data": {"kind": "images", "source": "digits", "flip": True, "held_out": 97},
+    "coupling": {"kind": "ot", "block": 32},
+    "field": {"kind": "unet", "channels": [32, 64], "layers": 1, "attention": [4], "zero_output": False},
+    "optim": {"lr": 1e-3, "warmup": 4, "ema": 0.99},
+    "train": {"steps": 20, "batch_size": 128, "label_drop": 0.2, "log_every": 1, "sample_every": 1000},
+    "grid": {"count": 10, "num_steps": 2},
+}
+
+
+def settings(path, **changes):
+    merged = {group: {**BASE[group], **changes.get(group, {})} for group in BASE}
+    path.write_text(yaml.safe_dump(merged))
+    return path
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tensors(run_folder, step):
+    folder = run_folder / "checkpoints" / f"step_{step:08d}"
+    return {f"{file.stem}/{name}": t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
+    # 1,700 digits in batches of 128: an epoch ends inside step 13, between the stop and the end
+    config = settings(
+        tmp_path / "c.yaml",
+        field={"dropout": 0.2},
+        train={"steps": 16, "accumulation": 2, "precision": "bf16", "checkpoint_every": 100},
+    )
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    run(BIN / "flowimg", "train", config, "--run", straight)
+    run(BIN / "flowimg", "train", config, "--run", cut, "--train.stop-at", 10)
+    assert not (cut / "checkpoints" / "step_00000016").exists()
+    assert "continued from step 10" in run(BIN / "flowimg", "train", config, "--run", cut)
+    one, two = tensors(straight, 16), tensors(cut, 16)
+    assert {name.split("/")[0] for name in one} == {"weights", "ema", "optimizer"}
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert different == []
+    first = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    second = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in first] == [r["step"] for r in second] == list(range(17))
+    assert [r.get("loss") for r in first] == [r.get("loss") for r in second]
+
+
+@pytest.fixture(scope="module")
+def cut_runs(tmp_path_factory):
+    """One run of 20 steps cut in three ways, with what each process saw."""
+    folder = tmp_path_factory.mktemp("cut")
+    config = settings(folder / "c.yaml", train={"checkpoint_every": 1, "keep": 30})
+    recorder = ROOT / "tests" / "jobs" / "record_draws.py"
+    launch = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+    def cut(name, start, *more, scale=1):
+        run(*start, recorder, folder / f"{name}-draws", scale, "train", config, "--run", folder / name,
+            "--optim.clip", "None", *more, ACCELERATE_USE_CPU="true")  # fmt: skip
+
+    cut("one", [sys.executable])
+    cut("accumulated", [sys.executable], "--train.accumulation", 4)
+    cut("two", launch)
+    cut("doubled", [sys.executable], "--train.stop-at", 1, scale=2)
+    return folder
+
+
+def seen(folder, name):
+    """What all processes saw: (step, column) -> rows in the order of their places."""
+    pieces = {}
+    for file in sorted((folder / f"{name}-draws").glob("*.safetensors")):
+        for place, rows in load_file(file).items():
+            step, start, column = place.split(".")
+            pieces.setdefault((int(step), column), {})[int(start)] = rows
+    return {key: torch.cat([rows for _, rows in sorted(parts.items())]) for key, parts in pieces.items()}
+
+
+@pytest.mark.parametrize("name", ["accumulated", "two"])
+def test_however_cut_the_batch_is_the_same_bit_for_bit(cut_runs, name):
+    whole, cut = seen(cut_runs, "one"), seen(cut_runs, name)
+    assert whole.keys() == cut.keys() and len({step for step, _ in whole}) == 20
+    assert {column for _, column in whole} == {"x_0", "x_1", "t", "cond"}
+    assert all(len(rows) == 128 for rows in whole.values())
+    assert [key for key in whole if not torch.equal(whole[key], cut[key])] == []
+
+
+def gradient_gap(folder, name):
+    """Largest relative difference between the first step's gradients and those of one process, tensor by tensor.
+
+    Without clipping, AdamW's first average is 0.1 of the first gradient.
+    """
+    one, other = (tensors(folder / which, 1) for which in ("one", name))
+    keys = [key for key in one if key.startswith("optimizer/exp_avg.")]
+    # the bias of a convolution before a group norm has no gradient but rounding
+    largest = max(one[key].norm() for key in keys)
+    return max(float((one[k] - other[k]).norm() / one[k].norm()) for k in keys if one[k].norm() > 1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", ["accumulated", "two"])
+def test_however_cut_the_first_gradients_agree(cut_runs, name):
+    assert gradient_gap(cut_runs, name) < 1e-5
+
+
+def test_a_gradient_scaled_wrongly_would_be_seen(cut_runs):
+    assert gradient_gap(cut_runs, "doubled") > 0.5
+
+
+@pytest.mark.parametrize("name", ["accumulated", "two"])
+def test_however_cut_the_losses_agree(cut_runs, name):
+    def losses(which):
+        lines = (cut_runs / which / "metrics.jsonl").read_text().splitlines()
+        return torch.tensor([json.loads(line)["loss"] for line in lines[1:]])
+
+    one, other = losses("one"), losses(name)
+    assert len(one) == len(other) == 20
+    assert float(((one - other) / one).abs().max()) < 1e-4

@@ -1,0 +1,117 @@
+"""`flowimg sample` and `flowimg evaluate` from nothing but a run's folder."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowimg.cli import main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A conditional run on digits and one on points, trained for two steps, and moved from where they were made."""
+    folder = tmp_path_factory.mktemp("runs")
+    quick = ["--train.steps", "2", "--train.batch-size", "16", "--grid.num-steps", "1", "--grid.count", "10"]
+    tiny = ["--field.channels", "32", "64", "--field.layers", "1", "--field.attention"]
+    main(["train", "configs/digits.yaml", "--run", str(folder / "made"), *quick, "--field.zero_output", "False", *tiny])
+    shutil.move(folder / "made", folder / "digits")
+    main(["train", "configs/checkerboard.yaml", "--run", str(folder / "points"), *quick])
+    return folder
+
+
+def sample(runs, name, out, *more):
+    main(["sample", str(runs / name), "--out", str(out), "--num-steps", "2", *more])
+
+
+def test_image_k_has_seed_k_whatever_the_batch(runs, tmp_path):
+    sample(runs, "digits", tmp_path / "a", "--count", "12", "--seed", "5", "--batch-size", "5")
+    sample(runs, "digits", tmp_path / "b", "--count", "4", "--seed", "9")
+    names = [f"{seed:06d}.png" for seed in range(5, 17)]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted([*names, "grid.png", "samples.json"])
+    for seed in range(9, 13):
+        one, two = (np.array(Image.open(tmp_path / d / f"{seed:06d}.png"), dtype=int) for d in "ab")
+        assert one.shape == (8, 8) and abs(one - two).max() <= 1
+
+
+def test_arrays_hold_what_the_pictures_hold(runs, tmp_path):
+    sample(runs, "digits", tmp_path / "png", "--count", "3", "--label", "4")
+    sample(runs, "digits", tmp_path / "npy", "--count", "3", "--label", "4", "--format", "npy")
+    sample(runs, "digits", tmp_path / "npz", "--count", "3", "--label", "4", "--format", "npz")
+    array = np.load(tmp_path / "npy" / "samples.npy", allow_pickle=False)
+    assert array.shape == (3, 8, 8, 1) and array.dtype == np.uint8
+    packed = np.load(tmp_path / "npz" / "samples.npz", allow_pickle=False)
+    assert (packed["samples"] == array).all() and packed["labels"].tolist() == [4] * 3
+    assert packed["seeds"].tolist() == [0, 1, 2]
+    for seed in range(3):
+        assert (np.array(Image.open(tmp_path / "png" / f"{seed:06d}.png")) == array[seed, ..., 0]).all()
+
+
+def test_guidance_and_weights_change_the_samples_and_nfe_is_counted(runs, tmp_path):
+    options = {"plain": [], "guided": ["--guidance", "3"], "raw": ["--weights", "raw"], "heun": ["--solver", "heun"]}
+    arrays, nfe = {}, {}
+    for name, more in options.items():
+        sample(runs, "digits", tmp_path / name, "--count", "4", "--format", "npy", *more)
+        arrays[name] = np.load(tmp_path / name / "samples.npy").astype(int)
+        nfe[name] = json.loads((tmp_path / name / "samples.json").read_text())["nfe"]
+    assert nfe == {"plain": 2, "guided": 4, "raw": 2, "heun": 4}
+    assert all((arrays["plain"] != arrays[name]).any() for name in ("guided", "heun"))
+
+
+def test_points_are_written_as_an_array_and_a_figure(runs, tmp_path):
+    sample(runs, "points", tmp_path / "p", "--count", "500", "--format", "npy")
+    points = np.load(tmp_path / "p" / "samples.npy")
+    assert points.shape == (500, 2) and points.dtype == np.float32
+    assert Image.open(tmp_path / "p" / "grid.png").width > 500
+
+
+def test_nothing_of_the_users_is_overwritten(runs, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        sample(runs, "digits", tmp_path, "--count", "2")
+    assert stop.value.code == 2 and "not overwritten" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_by_default_samples_lie_in_the_run(runs, capsys):
+    for _ in range(2):  # the same samples may be drawn again
+        main(["sample", str(runs / "digits"), "--count", "2", "--num-steps", "1", "--label", "7"])
+    grid = capsys.readouterr().out.splitlines()[-1].removeprefix("the grid: ")
+    assert grid.startswith(str(runs / "digits" / "generated")) and Image.open(grid).size[0] >= 96
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("digits", ["--label", "10"], "no class"),
+        ("digits", ["--label", "cat"], "no class"),
+        ("digits", ["--step", "1"], "there are 0, 2"),
+        ("points", ["--label", "1"], "conditional"),
+        ("points", ["--guidance", "2"], "conditional"),
+        ("nowhere", [], "holds no run"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(runs, tmp_path, capsys, name, options, word):
+    with pytest.raises(SystemExit) as stop:
+        sample(runs, name, tmp_path / "out", *options)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and word in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_scores_points_and_gates_them(runs, capsys):
+    main(["evaluate", str(runs / "points"), "--count", "2000", "--num-steps", "2"])
+    assert "sw2" in capsys.readouterr().out
+    scores = json.loads((runs / "points" / "evaluation.json").read_text())
+    assert scores["off"] > 0.3 and scores["nfe"] == 2 and scores["count"] == 2000
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(runs / "points"), "--count", "2000", "--num-steps", "2", "--max-off", "0.07"])
+    assert stop.value.code == 1 and "share off the support" in capsys.readouterr().err
+
+
+def test_evaluate_scores_labelled_images(runs, capsys):
+    main(["evaluate", str(runs / "digits"), "--count", "40", "--num-steps", "1"])
+    scores = json.loads((runs / "digits" / "evaluation.json").read_text())
+    assert 0 <= scores["agreement"] < 0.9 and scores["nearest"] > 0

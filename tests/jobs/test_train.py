@@ -1,0 +1,137 @@
+"""`flowimg train` as a user meets it: what a run's folder holds, what continues it and what is refused."""
+
+import json
+
+import pytest
+import yaml
+
+from flowimg.cli import main
+
+SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
+SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2"]
+
+
+def train(run, *more, config="configs/checkerboard.yaml"):
+    main(["train", config, "--run", str(run), *SMALL, *more])
+
+
+def refused(capsys, status, *args, **kwargs):
+    with pytest.raises(SystemExit) as stop:
+        train(*args, **kwargs)
+    assert stop.value.code == status
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def steps(run):
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run)
+    said = capsys.readouterr().out
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints"
+    }  # fmt: skip
+    names = [f"step_{step:08d}{raw}.png" for step in (0, 3, 6) for raw in ("", "_raw")]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == sorted(names)
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert kept == ["step_00000002", "step_00000004", "step_00000006"]
+    assert str(run / "samples" / "step_00000006.png") in said
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["batch_size"] == 32
+    assert json.loads((run / "environment.json").read_text())["processes"] == 1
+
+
+def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
+    train(tmp_path / "run")
+    first, *_, last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert first["step"] == 0 and "loss" not in first and first["held_out_loss"] > 0
+    assert set(last) == {
+        "step", "samples", "loss", "loss_by_t", "held_out_loss", "held_out_loss_ema", "grad_norm", "lr",
+        "samples_per_second", "data_wait",
+    }  # fmt: skip
+    assert last["step"] == 6 and last["samples"] == 6 * 32
+    assert len(last["loss_by_t"]) == 10 and all(loss is None or loss > 0 for loss in last["loss_by_t"])
+    assert 0 < last["data_wait"] < 1 and last["samples_per_second"] > 0
+
+
+def test_the_same_command_again_continues_and_then_says_it_is_done(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "3")
+    assert steps(run) == [0, 2, 3]
+    assert "goes on to step 6" in capsys.readouterr().out
+    train(run)
+    assert "continued from step 3" in capsys.readouterr().out
+    assert steps(run) == [0, 2, 3, 4, 6]
+    train(run)
+    assert "already trained to step 6" in capsys.readouterr().out
+    assert steps(run) == [0, 2, 3, 4, 6]
+
+
+def test_metrics_past_the_checkpoint_are_written_again_not_twice(tmp_path):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "4")
+    with (run / "metrics.jsonl").open("a") as file:  # what a killed run leaves: lines past its checkpoint, half a line
+        file.write('{"step": 5, "loss": 1}\n{"step": 6, "lo')
+    train(run)
+    assert steps(run) == [0, 2, 4, 6]
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "4")
+    (run / "checkpoints" / "step_00000004" / "ema.safetensors").write_bytes(b"")
+    train(run)
+    said = capsys.readouterr().out
+    assert "step_00000004 is broken and was passed over: ema.safetensors" in said
+    assert "continued from step 2" in said
+
+
+@pytest.mark.parametrize(("key", "value"), [("--seed", "1"), ("--optim.lr", "0.1"), ("--data.source", "moons")])
+def test_a_folder_of_another_run_is_refused(tmp_path, capsys, key, value):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "2")
+    before = (run / "config.yaml").read_bytes()
+    error = refused(capsys, 2, run, key, value)
+    assert key.removeprefix("--") in error and value in error and "--run" in error
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_longer_run_and_other_intervals_continue_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "2")
+    train(run, "--train.log-every", "1", "--grid.num-steps", "3")
+    assert steps(run)[-1] == 6
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    assert "holds no run" in refused(capsys, 2, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_what_does_not_fit_the_network_is_said_before_training(tmp_path, capsys):
+    run = tmp_path / "run"
+    error = refused(
+        capsys, 3, run, "--field.channels", "32", "64", "64", "64", "64", config="configs/digits.yaml"
+    )  # fmt: skip
+    assert "8 pixels do not halve 4 times" in error
+    assert not run.exists()
+
+
+def test_a_name_that_is_no_collection_is_a_fault_of_the_data(tmp_path, capsys):
+    error = refused(capsys, 3, tmp_path / "run", "--data.source", "digit", config="configs/digits.yaml")
+    assert "did you mean 'digits'?" in error
+
+
+def test_fp16_without_a_gpu_is_a_fault_of_the_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "fp16 needs a GPU" in refused(capsys, 4, tmp_path / "run", "--train.precision", "fp16")
+
+
+def test_processes_that_do_not_see_each_other_are_refused(tmp_path, capsys, monkeypatch):
+    # what plain torchrun does on a CPU: two runs that write one folder
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "ACCELERATE_USE_CPU=true" in refused(capsys, 4, tmp_path / "run")
