@@ -169,7 +169,7 @@ def _override(defaults: Model, args: Sequence[str]) -> Model:
         for group in groups:
             place, holder = place[group], getattr(holder, group)
         many = isinstance(place[last], list)
-        if not texts and not many:
+        if texts in ([], [""]) and not many:
             raise SettingsError(f"--{key} needs a value")
         parsed = [_value(text, type(holder).model_fields[last].annotation, f"--{key}") for text in texts]
         place[last] = parsed if many or len(parsed) > 1 else parsed[0]
@@ -178,7 +178,13 @@ def _override(defaults: Model, args: Sequence[str]) -> Model:
 
 def _value(text: str, annotation: Any, where: str) -> Any:
     """One word of the command line as a plain value: text where text may stand, else YAML."""
-    allowed = (annotation, *get_args(annotation))
+    allowed = _members(annotation)
     if text in ("none", "None", "null") and type(None) in allowed:
         return None
     return text if str in allowed else parse_yaml(text, where)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The plain types of a union, without their limits."""
+    inner = get_args(annotation)
+    return [member for part in inner for member in _members(part)] if inner else [annotation]

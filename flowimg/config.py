@@ -353,9 +353,8 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(
-            f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}".splitlines()[0]
-        ) from None
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise SettingsError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
 def load(file: str) -> Config:

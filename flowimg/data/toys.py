@@ -14,7 +14,7 @@ from torch import Tensor
 OFF = -1
 """The part of a point that lies off the support."""
 EDGE = 1e-5
-"""What rounding may move a point at the edge of a curved part."""
+"""What rounding may move a point at the edge of a part."""
 
 
 class Toy(ABC):
@@ -73,8 +73,8 @@ class Checkerboard(Toy):
         column = cell % self.cells
         if self.cells % 2 == 0:
             column = column + row % 2  # even boards: the filled cells of odd rows stand one to the right
-        # below 1 by more than rounding can mend, or (column + within) might land on the next cell
-        within = u[:, 1:].clamp(max=1 - 1e-6)
+        # off the edges of the cell by more than rounding may move the point, or it might land on the next cell
+        within = u[:, 1:].clamp(EDGE, 1 - EDGE)
         side = 2 * self.extent / self.cells
         return (torch.stack([column, row], dim=1) + within) * side - self.extent
 

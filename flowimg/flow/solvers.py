@@ -96,7 +96,7 @@ def integrate(
     Raises:
         ValueError: If the times do not run strictly one way.
     """
-    steps = times.diff()
+    steps = times.flatten().diff()
     if times.ndim != 1 or len(steps) == 0 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError(f"solver times must strictly rise or strictly fall and be two at least, not {times.tolist()}")
     nfe = 0

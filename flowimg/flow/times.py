@@ -76,8 +76,8 @@ def stratify(u: Tensor, places: range, batch_size: int) -> Tensor:
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
-    """t <- t / (shift - (shift - 1) t): the share of times near noise grows with the shift; 1 changes nothing."""
-    return t / (shift - (shift - 1) * t)
+    """t <- t / (t + shift (1 - t)): the share of times near noise grows with the shift; 1 changes nothing."""
+    return t / (t + shift * (1 - t))  # never above 1, not even by rounding
 
 
 def uniform_grid(num_steps: int) -> Tensor:

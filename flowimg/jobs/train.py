@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -98,6 +99,8 @@ def _accelerator(config: Config) -> Accelerator:
     gpu = torch.cuda.is_available()
     if config.train.precision == "fp16" and not gpu:
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
+    # accelerate holds on to the first precision asked for in a process; a notebook may train twice
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
         # the buffers of our fields are constants; sending them every step would be waste
