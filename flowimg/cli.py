@@ -3,6 +3,7 @@
 Everything heavy is imported inside a verb: `flowimg --help` and wrong settings are answered at once.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -68,18 +69,20 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     try:
         if not args or args[0] in ("-h", "--help"):
-            return print(_usage())
-        if args[0] == "--version":
+            print(_usage())
+        elif args[0] == "--version":
             from flowimg import __version__
 
-            return print(f"flowimg {__version__}")
-        if args[0] not in VERBS:
+            print(f"flowimg {__version__}")
+        elif args[0] not in VERBS:
             raise SettingsError(f"flowimg has no verb {args[0]}: {nearest(args[0], list(VERBS))}")
-        VERBS[args[0]](args[1:])
+        else:
+            VERBS[args[0]](args[1:])
+        sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from the last checkpoint", 130)
     except BrokenPipeError:  # `flowimg config ... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)
     except OSError as error:  # a full disk, a folder that cannot be written
         _fail(str(error), 74)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -132,6 +132,7 @@ class SkewedTimes(TimesBase):
 class MLP(Settings):
     """Multilayer perceptron, for points."""
 
+    learns: ClassVar = "points"
     kind: Literal["mlp"] = "mlp"
     width: Positive = 128
     """Units a hidden layer."""
@@ -150,6 +151,7 @@ class MLP(Settings):
 class UNet(Settings):
     """diffusers' UNet2DModel, for images."""
 
+    learns: ClassVar = "images"
     kind: Literal["unet"] = "unet"
     channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256)
     """Channels of each level; each level after the first halves the size."""
@@ -260,9 +262,12 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        if (self.data.kind == "points") != (self.field.kind == "mlp"):
-            fit = "mlp" if self.data.kind == "points" else "unet"
-            raise ValueError(f"field.kind {self.field.kind} cannot learn {self.data.kind}: use field.kind {fit}")
+        if self.field.learns != self.data.kind:
+            fit = [m.model_fields["kind"].default for m in _members("field") if m.learns == self.data.kind]
+            raise ValueError(
+                f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
+                f"use field.kind {' or '.join(fit)}"
+            )
         return self
 
 
@@ -314,6 +319,8 @@ class Evaluate(Settings):
     """Guidance scale; 1 is none."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average, or the weights as they are."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
     max_off: float | None = None
     """Points: fail (exit status 1) if a larger share lies off the support."""
     max_sw2: float | None = None
@@ -441,7 +448,7 @@ def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             kinds = [tag.strip(" '") for tag in detail["ctx"].get("expected_tags", "").split(",")]
             if kind == "union_tag_not_found":
-                kinds = _kinds(keys[-1])
+                kinds = [member.model_fields["kind"].default for member in _members(keys[-1])]
                 yield f"{name}.kind is missing: give one of {', '.join(kinds)}"
             else:
                 tag = detail["ctx"]["tag"]
@@ -465,9 +472,9 @@ def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
             yield f"{name} is {given!r}, but {message}"
 
 
-def _kinds(group: str) -> list[str]:
-    union = Config.model_fields[group].annotation
-    return [member.model_fields["kind"].default for member in get_args(union)]
+def _members(group: str) -> tuple[Any, ...]:
+    """The settings that a group of `Config` may hold, one a kind."""
+    return get_args(Config.model_fields[group].annotation)
 
 
 def _locate(location: tuple[int | str, ...], model: type[Settings]) -> tuple[list[str], type[Settings] | None]:

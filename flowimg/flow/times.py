@@ -44,7 +44,9 @@ class LogitNormal:
     least: float = 0.0
 
     def __call__(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)).clamp(min=self.least)
+        # not torch.sigmoid: it rounds the last few elements of a tensor otherwise, so t would depend on the cut
+        logit = self.mean + self.std * torch.special.ndtri(u)
+        return (1 / (1 + torch.exp(-logit))).clamp(min=self.least)
 
 
 def skewed() -> LogitNormal:

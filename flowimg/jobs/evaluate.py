@@ -13,7 +13,7 @@ from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_source, build_toy
 from flowimg.jobs.draw import stream, turns
 from flowimg.jobs.folder import Trained, open_run
-from flowimg.jobs.machine import pick_device
+from flowimg.jobs.machine import autocast, pick_device
 from flowimg.sampling.generate import to_uint8
 
 
@@ -36,7 +36,7 @@ def evaluate(settings: Evaluate) -> None:
     seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
     labels = turns(seeds, run.facts.classes)
     batches, nfe = [], 0
-    with tqdm(total=len(seeds), unit="sample", disable=None) as bar:
+    with autocast(device, settings.precision), tqdm(total=len(seeds), unit="sample", disable=None) as bar:
         for batch in stream(run.field, run.config, run.facts, settings, seeds, labels):
             nfe = batch.nfe
             batches.append(batch.x_1)
@@ -53,11 +53,13 @@ def evaluate(settings: Evaluate) -> None:
         "num_steps": settings.num_steps,
         "nfe": nfe,
         "guidance": settings.guidance,
+        "precision": settings.precision,
     }
     (run.folder.path / "evaluation.json").write_text(json.dumps({**scores, **how}, indent=1) + "\n")
     print(
         f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
-        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, guidance {settings.guidance:g}"
+        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, guidance {settings.guidance:g}, "
+        f"{settings.precision}"
     )
     for name, value in scores.items():
         print(f"  {name:<32} {_text(value)}")

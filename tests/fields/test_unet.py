@@ -1,0 +1,127 @@
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_processor import Attention
+
+from flowimg.fields.unet import UNetField, unet_problem
+from flowimg.flow.solvers import EULER, integrate
+from flowimg.flow.times import uniform_grid
+
+
+def tiny(seed=0, **options):
+    torch.manual_seed(seed)
+    return UNetField(
+        **{"size": 8, "image_channels": 1, "channels": (32, 64), "layers": 1, "zero_output": False} | options
+    )
+
+
+def pictures(n=3, channels=1, size=8):
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("t", [0.0, 0.25, 0.37, 1.0])
+def test_velocity_is_minus_the_unet_at_diffusers_timestep(t):
+    field, x = tiny().eval(), pictures()
+    by_hand = field.unet(x, torch.tensor([1000 * (1 - t)] * 3)).sample
+    torch.testing.assert_close(field(x, torch.full((3,), t)), -by_hand)
+    assert by_hand.abs().max() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_steps", [1, 4, 10])
+def test_euler_walks_in_step_with_diffusers_scheduler(num_steps):
+    field, x = tiny().eval(), pictures()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
+    scheduler.set_timesteps(num_steps)
+    ours = integrate(field, x, uniform_grid(num_steps), EULER, trajectory=True)
+    for k, timestep in enumerate(scheduler.timesteps):
+        output = field.unet(x, timestep.float()).sample
+        x = scheduler.step(output, timestep, x).prev_sample
+        torch.testing.assert_close(ours.trajectory[k + 1], x, atol=1e-4, rtol=1e-4)
+    assert (ours.x - ours.trajectory[0]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_unconditional_unet_is_a_stock_unet():
+    # its weights fit a UNet2DModel built from its own config and nothing else: what DDPMPipeline loads
+    from diffusers import UNet2DModel
+
+    field, x = tiny().eval(), pictures()
+    stock = UNet2DModel.from_config(dict(field.unet.config)).eval()
+    stock.load_state_dict(field.unet.state_dict())
+    assert torch.equal(stock(x, torch.tensor([400.0])).sample, field.unet(x, torch.tensor([400.0])).sample)
+    assert stock.class_embedding is None
+
+
+def gradients(field, dropout_seed=0):
+    torch.manual_seed(dropout_seed)
+    field.train()(pictures(), torch.tensor([0.1, 0.5, 0.9])).square().mean().backward()
+    return {name: p.grad for name, p in field.named_parameters()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_memory_and_not_gradients(dropout):
+    plain, frugal = tiny(dropout=dropout), tiny(dropout=dropout, gradient_checkpointing=True)
+    runs = []
+    frugal.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *args: runs.append(1))
+    expected, ours = gradients(plain), gradients(frugal)
+    assert len(runs) == 2  # once forwards, once again on the way back
+    assert expected.keys() == ours.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, msg=name)
+
+
+FITTING = [
+    (8, (64,), ()),
+    (8, (32, 64), ()),
+    (8, (32, 64), (4,)),
+    (8, (64, 128), (8, 4)),
+    (12, (32, 32, 64), (3,)),
+    (8, (32, 32, 32, 64), (1,)),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "channels", "attention"), FITTING)
+def test_whatever_is_said_to_fit_is_built_and_runs(size, channels, attention):
+    assert unet_problem(size, channels, attention) is None
+    field = tiny(size=size, channels=channels, attention=attention, image_channels=3).eval()
+    seen = set()
+    for module in field.modules():
+        if isinstance(module, Attention):
+            assert module.inner_dim // module.heads == 64  # channels a head
+            module.register_forward_hook(lambda module, args, out: seen.add(args[0].shape[-1]))
+    x = pictures(2, 3, size)
+    assert field(x, torch.rand(2)).shape == x.shape
+    # self-attention at the sizes named and in the middle, which has the size of the last level
+    assert seen == {*attention, size >> (len(channels) - 1)}
+
+
+MISFITS = [
+    # 28 pixels halve to 14 and 7, and no further
+    (28, (32, 32, 32, 64), (), ["28 pixels", "3 times", "4 levels", "multiple of 8", "fewer levels"]),
+    (9, (32, 64), (), ["9 pixels", "1 times", "multiple of 2"]),
+    (8, (48, 64), (), ["field.channels [48, 64]", "multiples of 32"]),
+    (8, (16, 64), (), ["field.channels [16, 64]", "multiples of 32"]),
+    (8, (32, 64), (16,), ["field.attention", "size 16", "[8, 4]"]),
+    (8, (32, 64), (4, 2), ["field.attention", "size 2", "[8, 4]"]),
+    (8, (64, 32), (), ["multiples of 64", "the last one", "[64, 32]"]),
+    (8, (64, 96), (), ["multiples of 64", "[64, 96]"]),
+    (8, (32, 64), (8,), ["multiples of 64", "attention", "[32, 64]"]),
+]
+
+
+@pytest.mark.parametrize(("size", "channels", "attention", "words"), MISFITS)
+def test_what_does_not_fit_is_one_sentence(size, channels, attention, words):
+    problem = unet_problem(size, channels, attention)
+    assert all(word in problem for word in words), problem
+    assert "\n" not in problem
+    with pytest.raises(ValueError, match=r"channels|attention") as error:
+        tiny(size=size, channels=channels, attention=attention)
+    assert str(error.value) == problem
+
+
+def test_digits_at_28_pixels_fit_three_levels():
+    assert unet_problem(28, (32, 64, 64), (14, 7)) is None
+    assert unet_problem(32, (32, 32, 64, 64), (8,)) is None

@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowimg.fields.guidance import Guided
+from flowimg.flow.solvers import EULER, integrate
+from flowimg.flow.times import uniform_grid
+from flowimg.jobs.build import PATHS, SOLVERS
+
+A = torch.tensor([[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.3], [0.1, 0.0, 0.8]], dtype=torch.float64)
+X = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]], dtype=torch.float64)
+STEPS = [32, 64, 128, 256]
+
+
+@pytest.fixture(params=SOLVERS)
+def solver(request):
+    return SOLVERS[request.param]
+
+
+def turning(x, t, cond=None):
+    # dx/dt = A x, whose flow to time t is matrix_exp(t A)
+    return x @ A.T
+
+
+def quickening(x, t, cond=None):
+    # dx/dt = (1 + 2t) A x, whose flow to time t is matrix_exp((t + t^2) A): a wrong time costs an order
+    return (1 + 2 * t[:, None]) * (x @ A.T)
+
+
+FLOWS = {turning: lambda t: t, quickening: lambda t: t + t**2}
+
+
+def exact(velocity, t):
+    return X @ torch.linalg.matrix_exp(FLOWS[velocity](t) * A).T
+
+
+def slope(errors):
+    return np.polyfit(np.log(1 / np.array(STEPS)), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("velocity", FLOWS)
+def test_error_falls_with_the_declared_order(solver, velocity):
+    errors = [(integrate(velocity, X, uniform_grid(n), solver).x - exact(velocity, 1)).norm().item() for n in STEPS]
+    assert min(errors) > 1e-12  # above rounding, or the slope would mean nothing
+    assert slope(errors) == pytest.approx(solver.order, abs=0.1)
+
+
+def test_orders_are_those_of_the_literature():
+    assert {name: SOLVERS[name].order for name in ("euler", "midpoint", "heun", "rk4")} == {
+        "euler": 1,
+        "midpoint": 2,
+        "heun": 2,
+        "rk4": 4,
+    }
+
+
+def test_there_and_back_again_returns_to_the_solvers_order(solver):
+    errors = []
+    for n in STEPS:
+        there = integrate(quickening, X, uniform_grid(n), solver).x
+        back = integrate(quickening, there, uniform_grid(n).flip(0), solver).x
+        errors.append((back - X).norm().item())
+    # errors of even order cancel in part on the way back, so the slope may be steeper
+    clean = [e for e in errors if e > 1e-12]
+    assert len(clean) >= 2
+    assert np.polyfit(np.log(1 / np.array(STEPS[: len(clean)])), np.log(clean), 1)[0] > solver.order - 0.1
+
+
+@pytest.mark.parametrize("s", [0.2, 1.0, 2.0])
+@pytest.mark.parametrize("kind", PATHS)
+def test_gaussian_data_are_reached_from_noise_and_left_again(solver, kind, s):
+    # data N(mu, s^2): the flow is x_t = alpha mu + sqrt(alpha^2 s^2 + sigma^2) x_0, which ends at mu + s x_0
+    path, mu = PATHS[kind](None), 1.5
+
+    def velocity(x, t, cond=None):
+        t = t[:, None]
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        mixed = path.alpha_prime(t) * alpha * s**2 + path.sigma_prime(t) * sigma
+        return path.alpha_prime(t) * mu + mixed / (alpha**2 * s**2 + sigma**2) * (x - alpha * mu)
+
+    x_0 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    tolerance = 0.03 if solver.order == 1 else 1e-3
+    data = integrate(velocity, x_0, uniform_grid(400), solver).x
+    torch.testing.assert_close(data, mu + s * x_0, atol=tolerance, rtol=0)
+    noise = integrate(velocity, mu + s * x_0, uniform_grid(400).flip(0), solver).x
+    torch.testing.assert_close(noise, x_0, atol=tolerance / s, rtol=0)
+
+
+def test_gaussian_flow_in_the_words_of_the_design(solver):
+    mu, s = -0.7, 0.4
+
+    def velocity(x, t, cond=None):
+        t = t[:, None]
+        return mu + (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2) * (x - t * mu)
+
+    x_0 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    flow = integrate(velocity, x_0, uniform_grid(400), solver, trajectory=True)
+    torch.testing.assert_close(flow.x, mu + s * x_0, atol=0.02 if solver.order == 1 else 1e-4, rtol=0)
+    # half way, the mean is mu / 2 and the deviation sqrt((1 + s^2) / 4)
+    half = mu / 2 + ((1 + s**2) / 4) ** 0.5 * x_0
+    torch.testing.assert_close(flow.trajectory[200], half, atol=0.02 if solver.order == 1 else 1e-4, rtol=0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(gaps=st.lists(st.floats(0.01, 1), min_size=1, max_size=12), back=st.booleans())
+def test_powers_of_time_below_the_order_are_integrated_exactly_over_any_grid(gaps, back):
+    times = torch.tensor([0.3, *gaps], dtype=torch.float64).cumsum(0)
+    times = times.flip(0) if back else times
+    for solver in SOLVERS.values():
+        p = solver.order
+        # dx/dt = p t^(p - 1), so x goes from t_0^p to t_N^p
+        flow = integrate(lambda x, t, cond, p=p: p * t[:, None] ** (p - 1), times[:1, None] ** p, times, solver)
+        torch.testing.assert_close(flow.x, times[-1:, None] ** p, rtol=1e-12, atol=1e-12)
+
+
+def test_uneven_steps_lead_where_even_steps_lead(solver):
+    g = torch.Generator().manual_seed(0)
+    gaps = 0.5 + torch.rand(400, generator=g, dtype=torch.float64)
+    times = torch.cat([torch.zeros(1, dtype=torch.float64), gaps.cumsum(0) / gaps.sum()])
+    end = integrate(quickening, X, times, solver).x
+    error, even = (end - exact(quickening, 1)).norm(), integrate(quickening, X, uniform_grid(400), solver).x
+    # the third power of an uneven gap is larger on average; nothing else may cost more
+    assert error < 2 * (even - exact(quickening, 1)).norm() + 1e-12
+
+
+def test_solver_starts_and_ends_at_the_times_given(solver):
+    end = integrate(turning, X, torch.linspace(0.3, 0.8, 500, dtype=torch.float64), solver).x
+    expected = X @ torch.linalg.matrix_exp(0.5 * A).T
+    torch.testing.assert_close(end, expected, atol=0.01 if solver.order == 1 else 1e-5, rtol=0)
+
+
+def test_evaluations_are_counted_as_they_happen(solver):
+    calls = 0
+
+    def velocity(x, t, cond=None):
+        nonlocal calls
+        calls += 1
+        return x
+
+    assert integrate(velocity, X, uniform_grid(7), solver).nfe == calls > 0
+
+
+@pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_evaluations_of_a_step(name, each):
+    assert integrate(turning, X, uniform_grid(7), SOLVERS[name]).nfe == 7 * each
+
+
+def test_guidance_doubles_the_evaluations(solver):
+    seen = 0
+
+    def field(x, t, cond):
+        nonlocal seen
+        seen += len(x)
+        return x
+
+    labels = torch.zeros(2, dtype=torch.long)
+    nfe = integrate(Guided(field, 2.0), X, uniform_grid(5), solver, labels).nfe
+    assert nfe == 2 * integrate(turning, X, uniform_grid(5), solver).nfe
+    assert nfe == seen / len(X)  # evaluations a sample
+
+
+def test_trajectory_holds_every_state(solver):
+    grid = uniform_grid(6)
+    flow = integrate(quickening, X, grid, solver, trajectory=True)
+    assert flow.trajectory.shape == (7, *X.shape)
+    assert torch.equal(flow.trajectory[0], X) and torch.equal(flow.trajectory[-1], flow.x)
+    for k in range(1, 7):
+        assert torch.equal(flow.trajectory[k], integrate(quickening, X, grid[: k + 1], solver).x)
+    assert integrate(quickening, X, grid, solver).trajectory is None
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [0.0, 0.5, 0.5, 1.0],
+        [0.0, 0.6, 0.5, 1.0],
+        [1.0, 0.4, 0.5, 0.0],
+        [0.0, float("nan"), 1.0],
+        [0.0],
+        [],
+        0.5,
+        [[0.0, 1.0]],
+        [[0.0], [1.0]],
+    ],
+)
+def test_times_that_do_not_run_strictly_one_way_are_refused(times):
+    with pytest.raises(ValueError, match="strictly rise or strictly fall"):
+        integrate(turning, X, torch.tensor(times, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtype_and_shape_of_the_state_are_kept(solver, dtype):
+    x = torch.ones(3, 2, 4, 4, dtype=dtype)
+    cond = torch.tensor([1, 2, 3])
+
+    def velocity(x, t, given):
+        assert x.shape == (3, 2, 4, 4) and x.dtype == dtype
+        assert t.shape == (3,) and t.dtype == dtype and given is cond
+        return x
+
+    flow = integrate(velocity, x, uniform_grid(4), solver, cond, trajectory=True)
+    assert flow.x.dtype == flow.trajectory.dtype == dtype and flow.x.shape == x.shape
+    assert torch.equal(x, torch.ones_like(x))
+
+
+def test_euler_visits_the_left_end_of_every_step():
+    seen = []
+    integrate(lambda x, t, cond: seen.append(t[0].item()) or x, X, uniform_grid(4), EULER)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_errors_of_the_velocity_surface_unchanged(solver):
+    def velocity(x, t, cond):
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match=r"^inside$"):
+        integrate(velocity, X, uniform_grid(2), solver)

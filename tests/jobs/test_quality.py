@@ -1,0 +1,21 @@
+"""The README's first run, whole: the digits are digits, of the class asked for, and neither copies nor averages."""
+
+import json
+
+import pytest
+
+from flowimg.cli import main
+
+
+@pytest.mark.slow
+def test_digits_are_digits(tmp_path):
+    run = tmp_path / "digits"
+    main(["train", "configs/digits.yaml", "--run", str(run)])
+    assert (run / "samples" / "step_00000550.png").exists()
+    main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50"])
+    plain = json.loads((run / "evaluation.json").read_text())
+    assert plain["agreement"] >= 0.97
+    assert plain["spread"] >= 0.9
+    assert plain["nearest"] >= 0.9
+    main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50", "--guidance", "2"])
+    assert json.loads((run / "evaluation.json").read_text())["agreement"] >= 0.99
