@@ -15,18 +15,9 @@ from flowimg.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SHORT = {
-    "train": [
-        "--train.steps",
-        "3",
-        "--train.batch-size",
-        "32",
-        "--grid.count",
-        "20",
-        "--grid.num-steps",
-        "1",
-        "--train.sample-every",
-        "3",
-    ],
+    "train": shlex.split(
+        "--train.steps 3 --train.batch-size 32 --train.sample-every 3 --grid.count 20 --grid.num-steps 1"
+    ),
     "sample": ["--num-steps", "1"],
     "evaluate": ["--num-steps", "1", "--count", "30"],
 }

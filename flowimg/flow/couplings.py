@@ -66,8 +66,8 @@ class OptimalTransport:
         """
         order = []
         for start in range(0, len(x_1), self.block):
-            noise = x_0[start : start + self.block].flatten(1).double().cpu()
-            data = x_1[start : start + self.block].flatten(1).double().cpu()
+            noise = x_0[start : start + self.block].flatten(1).cpu().double()
+            data = x_1[start : start + self.block].flatten(1).cpu().double()
             _, match = linear_sum_assignment((data @ noise.T).numpy(), maximize=True)
             order.append(torch.from_numpy(match) + start)
         return x_0[torch.cat(order).to(x_0.device)]

@@ -58,8 +58,8 @@ def evaluate(settings: Evaluate) -> None:
     (run.folder.path / "evaluation.json").write_text(json.dumps({**scores, **how}, indent=1) + "\n")
     print(
         f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
-        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, guidance {settings.guidance:g}, "
-        f"{settings.precision}"
+        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, "
+        f"guidance {settings.guidance:g}, {settings.precision}"
     )
     for name, value in scores.items():
         print(f"  {name:<32} {_text(value)}")
