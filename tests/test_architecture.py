@@ -213,9 +213,10 @@ def test_training_on_points_loads_nothing_that_only_pictures_need(tmp_path):
 
 
 def test_help_is_there_at_once():
-    seconds = []
-    for _ in range(3):
+    def seconds():
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "flowimg", "--help"], cwd=ROOT, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.5
+        return time.perf_counter() - start
+
+    # a quarter of a second on a free machine; one good try is enough on a busy one
+    assert any(seconds() < 1.5 for _ in range(5))

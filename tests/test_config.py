@@ -173,8 +173,8 @@ def test_every_wrong_value_has_its_own_line(refusal):
     ("text", "sentence"),
     [
         ("train: {batch_size: 10, accumulation: 3}", "train: batch_size 10 does not divide by accumulation 3"),
-        ("data: {kind: images}", "field.kind mlp cannot learn images: use field.kind unet"),
-        ("field: {kind: unet}", "field.kind unet cannot learn points: use field.kind mlp"),
+        ("data: {kind: images}", "field.kind mlp learns points, but data.kind is images: use field.kind unet"),
+        ("field: {kind: unet}", "field.kind unet learns images, but data.kind is points: use field.kind mlp"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(text, sentence, refusal):

@@ -193,7 +193,7 @@ NAMES = {"off": "share off the support", "sw2": "sliced Wasserstein-2", "mass": 
 
 def broken_limits(velocity, count):
     """The limits that the samples of a velocity break."""
-    samples = torch.cat([b.x_1 for b in generate(velocity, range(count), (2,), uniform_grid(100), EULER, None, 10_000)])
+    samples = torch.cat([b.x_1 for b in generate(velocity, range(count), (2,), uniform_grid(100), EULER, None, 2500)])
     toy = Checkerboard(4)
     fresh = toy.sample(torch.rand(count, 3, generator=generator("evaluation")))
     scores = score_points(samples, fresh, toy.part(samples), toy.parts)

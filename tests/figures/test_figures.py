@@ -61,16 +61,16 @@ def cluster(x, y):
 
 
 def test_samples_are_drawn_left_and_data_right_each_where_it_is(tmp_path):
-    points_figure(cluster(3, 3), cluster(-3, -3), 4.5, tmp_path / "points.png", "ema at step 7")
+    points_figure(cluster(3.5, 0), cluster(0, -3.5), 4.5, tmp_path / "points.png", "ema at step 7")
     assert Image.open(tmp_path / "points.png").format == "PNG"
     many, row, column = paint(tmp_path / "points.png", FLOW, "left")
     assert many > 100
-    assert row < 0.4  # up
-    assert column > 0.6  # right
+    assert 0.4 < row < 0.6  # in the middle
+    assert column > 0.7  # right
     many, row, column = paint(tmp_path / "points.png", DATA, "right")
     assert many > 100
-    assert row > 0.5  # down
-    assert column < 0.5  # left
+    assert row > 0.65  # down
+    assert 0.4 < column < 0.65  # in the middle, but for the labels on the left
     assert paint(tmp_path / "points.png", FLOW, "right")[0] == paint(tmp_path / "points.png", DATA, "left")[0] == 0
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.func import jvp
 
 from flowimg.config import Config, validate
+from flowimg.flow import randomness
 from flowimg.flow.objective import NO_CLASS, Draw, flow_matching_loss
 from flowimg.flow.paths import Linear, expand_like
 from flowimg.flow.times import shift_times
@@ -113,6 +114,26 @@ def test_share_of_dropped_labels_is_as_asked():
 @pytest.mark.parametrize(("label_drop", "left"), [(0.0, 300), (1.0, 0)])
 def test_no_label_or_every_label_is_dropped(label_drop, left):
     assert (objective(label_drop=label_drop).draw(numbered, 0, range(300)).cond != NO_CLASS).sum() == left
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_data_are_asked_for_places_of_the_batch_alone(coupling):
+    asked = []
+    ours = objective(300, coupling={"kind": coupling, **({"block": 128} if coupling == "ot" else {})})
+    ours.draw(lambda step, places: asked.append(places) or numbered(step, places), 0, range(290, 300))
+    (places,) = asked
+    assert places.start <= 290 and places.stop == 300
+
+
+def test_no_generator_is_used_twice_in_a_batch(monkeypatch):
+    # noise, times and drops would know of each other
+    asked = []
+    real = randomness.generator
+    monkeypatch.setattr(randomness, "generator", lambda *parts: asked.append(parts) or real(*parts))
+    ours = objective(300, label_drop=0.1)
+    for step in (0, 1):
+        ours.draw(numbered, step, range(300))
+    assert len(set(asked)) == len(asked) == 2 * 3 * 5  # steps, purposes, blocks of 64
 
 
 def test_noise_times_and_drops_do_not_know_each_other():

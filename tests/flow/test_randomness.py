@@ -103,6 +103,8 @@ def test_a_block_is_drawn_whole_and_only_where_it_is_needed():
 
     assert len(draw_blocks(0, "x", 0, range(3 * BLOCK - 1, 4 * BLOCK + 1), draw)) == BLOCK + 2
     assert asked == [BLOCK] * 3
+    assert len(draw_blocks(0, "x", 0, range(BLOCK, 2 * BLOCK), draw)) == BLOCK
+    assert asked == [BLOCK] * 4
 
 
 def test_normal_numbers_are_normal_and_independent():
