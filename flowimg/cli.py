@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)
     except OSError as error:  # a full disk, a folder that cannot be written
-        _fail(str(error), 74)
+        _fail(str(error), 4)
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if status is None:

@@ -1,6 +1,7 @@
 """`flowimg evaluate`: a run's samples against its data, in figures; with limits, a gate."""
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -55,7 +56,9 @@ def evaluate(settings: Evaluate) -> None:
         "guidance": settings.guidance,
         "precision": settings.precision,
     }
-    (run.folder.path / "evaluation.json").write_text(json.dumps({**scores, **how}, indent=1) + "\n")
+    (run.folder.path / "evaluation.json").write_text(
+        json.dumps({**_finite(scores), **how}, indent=1, allow_nan=False) + "\n"
+    )
     print(
         f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
         f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, "
@@ -69,6 +72,11 @@ def evaluate(settings: Evaluate) -> None:
             raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
         if any(limit is not None for limit in limits):
             print("  within all limits")
+
+
+def _finite(scores: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN and no infinity: such a score is null there."""
+    return {name: value if isinstance(value, list) or math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _points(run: Trained, samples: Tensor) -> dict[str, Any]:

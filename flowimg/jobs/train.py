@@ -58,6 +58,9 @@ def train(config: Config) -> None:
 
 def _check_folder(folder: RunFolder, config: Config) -> None:
     """Refuse a folder that holds another run, or something that is no run at all."""
+    standing = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
+    if not os.access(standing, os.W_OK):
+        raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
     if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
         return
     if not folder.config.exists():
