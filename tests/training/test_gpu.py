@@ -1,0 +1,33 @@
+"""What needs a GPU: `pytest -m gpu`."""
+
+import json
+
+import pytest
+import torch
+
+from flowimg.cli import main
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_learns_and_continues(tmp_path, precision):
+    run = tmp_path / "run"
+    command = ["train", "configs/digits.yaml", "--run", str(run), "--train.precision", precision]
+    command += ["--train.steps", "60", "--train.log-every", "20", "--train.sample-every", "60"]
+    main([*command, "--train.stop-at", "30"])
+    main(command)
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_gpu_and_cpu_draw_the_same_batch(tmp_path):
+    from flowimg.config import load
+    from flowimg.jobs.build import build_objective, build_source
+
+    config = load("configs/digits.yaml")
+    objective = build_objective(config)
+    cpu, gpu = (
+        objective.draw(build_source(config, torch.device(d)).batches, 7, range(32, 96)) for d in ("cpu", "cuda")
+    )
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu, gpu, strict=True))
