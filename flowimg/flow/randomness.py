@@ -30,7 +30,7 @@ def key(*parts: int | str) -> int:
     Returns:
         A whole number in [0, 2^63).
     """
-    text = "\x1f".join(f"{part!r}" for part in parts)
+    text = "\x1f".join(repr(part) if isinstance(part, str) else str(int(part)) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

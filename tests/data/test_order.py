@@ -86,8 +86,8 @@ def test_every_epoch_visits_each_sample_once_and_in_its_own_order(n, batch_size)
 
 
 def test_epochs_are_exact_however_far_into_the_run():
-    # position 7 * 10^15 and on: a float would have lost the place
-    epochs = run(10, 7, steps=10, start=10**15).view(-1, 10)
+    # position 7 * 10^16 and on, where neighbouring floats are 16 apart
+    epochs = run(10, 7, steps=10, start=10**16).view(-1, 10)
     assert torch.equal(epochs.sort(dim=1).values, torch.arange(10).expand_as(epochs))
 
 

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 
@@ -5,9 +7,9 @@ from flowimg.config import Config, validate
 from flowimg.flow.objective import NO_CLASS
 from flowimg.jobs.build import FIELDS, DataFacts
 
-# options that keep the tests quick, and the kinds that learn points; a new kind for pictures needs no entry
+# options that keep the tests quick; a new kind needs no entry
 TINY = {"mlp": {"width": 32, "depth": 2}, "unet": {"channels": [32, 64], "layers": 1}}
-POINTS = {"mlp"}
+SETTINGS = {member.model_fields["kind"].default: member for member in get_args(Config.model_fields["field"].annotation)}
 CLASSES = ("zero", "one", "two")
 
 
@@ -16,15 +18,23 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture
+def conditional(kind):
+    """The kind, if it takes classes."""
+    if not hasattr(build(kind, CLASSES), "num_classes"):
+        pytest.skip(f"{kind} takes no classes")
+    return kind
+
+
 def build(kind, classes=(), **options):
-    data = {"kind": "points" if kind in POINTS else "images"}
+    data = {"kind": SETTINGS[kind].learns}
     config = validate(Config, {"data": data, "field": {"kind": kind, **TINY.get(kind, {}), **options}}, "test")
     torch.manual_seed(0)
     return FIELDS[kind](config.field, DataFacts(shape(kind), classes)).eval()
 
 
 def shape(kind):
-    return (2,) if kind in POINTS else (1, 8, 8)
+    return (2,) if SETTINGS[kind].learns == "points" else (1, 8, 8)
 
 
 def states(kind, n=4):
@@ -72,32 +82,32 @@ def test_velocity_tells_nearby_times_apart(kind, t):
 
 
 @torch.no_grad()
-def test_every_row_is_computed_from_its_own_state_time_and_label(kind):
-    field = build(kind, CLASSES, zero_output=False)
-    x, t, cond = states(kind), torch.tensor([0.0, 0.2, 0.7, 1.0]), torch.tensor([0, 2, NO_CLASS, 1])
+def test_every_row_is_computed_from_its_own_state_time_and_label(conditional):
+    field = build(conditional, CLASSES, zero_output=False)
+    x, t, cond = states(conditional), torch.tensor([0.0, 0.2, 0.7, 1.0]), torch.tensor([0, 2, NO_CLASS, 1])
     rows = [field(x[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(4)]
     torch.testing.assert_close(field(x, t, cond), torch.cat(rows), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_none_means_no_class_for_all(kind):
-    field = build(kind, CLASSES, zero_output=False)
-    x, t = states(kind), torch.rand(4)
+def test_none_means_no_class_for_all(conditional):
+    field = build(conditional, CLASSES, zero_output=False)
+    x, t = states(conditional), torch.rand(4)
     assert torch.equal(field(x, t, None), field(x, t, torch.full((4,), NO_CLASS)))
 
 
 @torch.no_grad()
-def test_every_class_and_no_class_have_their_own_velocity(kind):
-    field = build(kind, CLASSES, zero_output=False)
-    x, t = states(kind, 1), torch.tensor([0.4])
+def test_every_class_and_no_class_have_their_own_velocity(conditional):
+    field = build(conditional, CLASSES, zero_output=False)
+    x, t = states(conditional, 1), torch.tensor([0.4])
     v = torch.cat([field(x, t, torch.tensor([label])).flatten(1) for label in (NO_CLASS, 0, 1, 2)])
     assert (torch.cdist(v, v) + torch.eye(4)).min() > 1e-4 * v.norm()
 
 
-def test_gradient_reaches_the_rows_of_the_classes_seen_alone(kind):
-    field = build(kind, CLASSES, zero_output=False)
+def test_gradient_reaches_the_rows_of_the_classes_seen_alone(conditional):
+    field = build(conditional, CLASSES, zero_output=False)
     labels = torch.tensor([0, 2, NO_CLASS, 2])
-    field(states(kind), torch.rand(4), labels).square().sum().backward()
+    field(states(conditional), torch.rand(4), labels).square().sum().backward()
     (embedding,) = [m for m in field.modules() if isinstance(m, torch.nn.Embedding)]
     reached = (embedding.weight.grad != 0).any(1).tolist()
     assert reached == [True, False, True, True]  # one, which nobody asked for, is left alone; the last is "no class"
@@ -108,13 +118,15 @@ def test_an_unconditional_field_has_no_class_embedding(kind):
     assert not [m for m in build(kind).modules() if isinstance(m, torch.nn.Embedding)]
 
 
-def test_a_label_that_no_class_has_is_an_error(kind):
+def test_a_label_that_no_class_has_is_an_error(conditional):
     with pytest.raises(IndexError):
-        build(kind, CLASSES)(states(kind, 1), torch.rand(1), torch.tensor([len(CLASSES) + 1]))
+        build(conditional, CLASSES)(states(conditional, 1), torch.rand(1), torch.tensor([len(CLASSES) + 1]))
 
 
 @torch.no_grad()
 def test_dropout_is_active_in_training_alone(kind):
+    if "dropout" not in SETTINGS[kind].model_fields:
+        pytest.skip(f"{kind} has no dropout")
     field = build(kind, zero_output=False, dropout=0.5)
     x, t = states(kind), torch.rand(4)
     assert torch.equal(field(x, t), field(x, t))

@@ -54,6 +54,12 @@ def test_unconditional_unet_is_a_stock_unet():
     assert stock.class_embedding is None
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_count_the_residual_blocks_of_a_level(layers):
+    unet = tiny(layers=layers).unet
+    assert [len(block.resnets) for block in unet.down_blocks] == [layers, layers]
+
+
 def gradients(field, dropout_seed=0):
     torch.manual_seed(dropout_seed)
     field.train()(pictures(), torch.tensor([0.1, 0.5, 0.9])).square().mean().backward()

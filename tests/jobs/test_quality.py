@@ -1,14 +1,17 @@
 """The README's first run, whole: the digits are digits, of the class asked for, and neither copies nor averages."""
 
 import json
+import os
 
 import pytest
+import torch
 
 from flowimg.cli import main
 
 
 @pytest.mark.slow
 def test_digits_are_digits(tmp_path):
+    torch.set_num_threads(os.cpu_count() or 1)  # this test runs by itself
     run = tmp_path / "digits"
     main(["train", "configs/digits.yaml", "--run", str(run)])
     assert (run / "samples" / "step_00000550.png").exists()
