@@ -28,7 +28,7 @@ from flowimg.config import (
 
 
 def train(args: Sequence[str]) -> None:
-    """CONFIG [--KEY VALUE ...]   train; the same command again continues the run"""
+    """CONFIG [--KEY VALUE ...]   train; the same command again, or the run's folder for CONFIG, continues"""
     config = _run_settings("train", args)
     from flowimg.jobs.train import train
 
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
             VERBS[args[0]](args[1:])
         sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last checkpoint", 130)
+        _fail("stopped; the same `flowimg train` goes on from the last checkpoint", 130)
     except BrokenPipeError:  # `flowimg config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)
@@ -117,7 +117,12 @@ def _run_settings(verb: str, args: Sequence[str]) -> Config:
             _parse(verb, Config(), ["--help"])
         known = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "a YAML file"
         raise SettingsError(f"flowimg {verb} needs a settings file first: {known}")
-    file = load(args[0])
+    kept = Path(args[0], "config.yaml")
+    if kept.is_file():  # a run's folder is enough to continue it
+        file = load(str(kept)).model_copy(update={"run": args[0]})
+        file = file.model_copy(update={"train": file.train.model_copy(update={"stop_at": None})})
+    else:
+        file = load(args[0])
     settings = _parse(f"{verb} {args[0]}", file, args[1:])
     return settings if settings.run else settings.model_copy(update={"run": file.run})
 
@@ -175,7 +180,8 @@ def _override(defaults: Model, args: Sequence[str]) -> Model:
         if texts in ([], [""]) and not many:
             raise SettingsError(f"--{key} needs a value")
         parsed = [_value(text, type(holder).model_fields[last].annotation, f"--{key}") for text in texts]
-        place[last] = parsed if many or len(parsed) > 1 else parsed[0]
+        one = len(parsed) == 1 and (not many or isinstance(parsed[0], list))  # "32 64" and "[32, 64]" are both a list
+        place[last] = parsed[0] if one else [] if texts == [""] else parsed
     return validate(type(defaults), values, "command line")
 
 

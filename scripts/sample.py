@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/sample.py RUN ...`: flowimg sample, started by a launcher."""
+"""`python scripts/sample.py RUN ...`: flowimg sample, one process for now."""
 
 import sys
 

@@ -68,7 +68,7 @@ def wrong_imports(path, source):
         if package == "flowimg":
             right = any(inside == door or inside.startswith(door + ".") for door in OURS[room])
         elif package in sys.stdlib_module_names:
-            right = True
+            right = package != "importlib"  # what it loads by name could not be read here
         else:
             right = package in ONLY[room] if room in ONLY else package not in NEVER.get(room, set())
         if not right:
@@ -90,6 +90,7 @@ def test_every_room_has_doors_and_files():
     ("path", "source"),
     [
         ("flowimg/flow/paths.py", "import numpy"),
+        ("flowimg/flow/paths.py", "from importlib import import_module as load"),
         ("flowimg/flow/paths.py", "import torch, accelerate"),
         ("flowimg/flow/paths.py", "import flowimg.fields.mlp"),
         ("flowimg/flow/paths.py", "import flowimg"),
@@ -116,7 +117,7 @@ def test_every_room_has_doors_and_files():
     ],
 )
 def test_a_wrong_import_is_found_wherever_it_hides(path, source):
-    assert len(wrong_imports(path, source)) == 1
+    assert wrong_imports(path, source) != []
 
 
 @pytest.mark.parametrize(

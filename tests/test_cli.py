@@ -221,7 +221,7 @@ def test_ctrl_c_says_how_to_go_on(complaint, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(VERBS, "train", stopped)
-    assert complaint("train") == (130, "stopped; the same command goes on from the last checkpoint")
+    assert complaint("train") == (130, "stopped; the same `flowimg train` goes on from the last checkpoint")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -362,3 +362,11 @@ def test_help_shows_the_values_of_the_file(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"Peak learning rate. (default: {load(DIGITS).optim.lr})" in text
     assert f"Optimiser steps of the whole run. (default: {load(DIGITS).train.steps})" in text
+
+
+def test_a_list_may_be_one_word_as_config_prints_it(capsys):
+    for words in (["[96, 192]"], ["96", "192"]):
+        main(["config", "configs/digits.yaml", "--field.channels", *words])
+        assert "channels: [96, 192]" in capsys.readouterr().out
+    main(["config", "configs/digits.yaml", "--field.attention="])
+    assert "attention: []" in capsys.readouterr().out

@@ -120,6 +120,8 @@ def test_what_the_readme_adds_trains_and_passes_the_tests_of_its_room(tmp_path):
 
     assert "affine, 8 parameters" in run("flowimg", "train", "mine.yaml", *SHORT["train"])
     room = ["tests/flow/test_paths.py", "tests/flow/test_solvers.py", "tests/fields/test_every_field.py"]
-    tested = run("pytest", "-vv", *room, "tests/test_architecture.py", "-k", "not import and not help", "-p", "no:xdist")
+    tested = run(
+        "pytest", "-vv", *room, "tests/test_architecture.py", "-k", "not import and not help", "-p", "no:xdist"
+    )
     for new in ("quadratic", "ralston", "affine"):
         assert f"[{new}" in tested or f"{new}]" in tested

@@ -26,14 +26,14 @@ class PointBatches:
 
     def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
         """x_1, shape (len(places), 2), and labels, shape (len(places),), or None."""
-        return self._points("data", step, places)
+        return self._points(self.seed, "data", step, places)
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Points that no step sees."""
-        return self._points("held out", 0, range(count))
+        """Points that no step sees, the same whatever the seed of the run."""
+        return self._points(0, "held out", 0, range(count))
 
-    def _points(self, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
-        x_1 = self.toy.sample(randomness.uniform(self.seed, purpose, step, places, (3,))).to(self.device)
+    def _points(self, seed: int, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+        x_1 = self.toy.sample(randomness.uniform(seed, purpose, step, places, (3,))).to(self.device)
         return x_1, self.toy.part(x_1) if self.labels else None
 
 

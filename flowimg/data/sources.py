@@ -40,7 +40,7 @@ def load_images(source: str, labels: bool) -> Images:
     Returns:
         The pictures; labels None if there are none or none were asked for.
     Raises:
-        DataError: If the source means nothing, or has no labels though they were asked for.
+        DataError: If the source means nothing.
     """
     if source not in NAMED:
         near = get_close_matches(source, NAMED, n=1)

@@ -67,7 +67,7 @@ def stratify(u: Tensor, places: range, batch_size: int) -> Tensor:
         places: Places in the global batch that u belongs to.
         batch_size: Size B of the global batch.
     Returns:
-        Numbers in [0, 1), shape (len(places),), exactly one in each [k/B, (k+1)/B) over the whole batch.
+        Numbers in [0, 1), shape (len(places),), one in each [k/B, (k+1)/B) over the whole batch, up to rounding.
     """
     stride = math.ceil(batch_size * (math.sqrt(5) - 1) / 2)
     while math.gcd(stride, batch_size) != 1:

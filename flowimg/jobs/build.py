@@ -115,8 +115,9 @@ def build_source(config: Config, device: torch.device) -> Source:
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a run, its shape decided by the data, initialised from the seed."""
-    torch.manual_seed(config.seed)
-    return FIELDS[config.field.kind](config.field, facts)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return FIELDS[config.field.kind](config.field, facts)
 
 
 def build_objective(config: Config) -> Objective:

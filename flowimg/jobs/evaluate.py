@@ -13,8 +13,8 @@ from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_source, build_toy
 from flowimg.jobs.draw import stream, turns
-from flowimg.jobs.folder import Trained, open_run
-from flowimg.jobs.machine import autocast, pick_device
+from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
+from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import to_uint8
 
 
@@ -26,14 +26,16 @@ class GateError(Exception):
 
 def evaluate(settings: Evaluate) -> None:
     """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluation.json."""
+    alone("evaluate")
     device = pick_device()
     run = open_run(settings.run, settings.weights, None, device)
     points = run.config.data.kind == "points"
     limits = (settings.max_off, settings.max_sw2, settings.max_mass_ratio)
     if not points and any(limit is not None for limit in limits):
         raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
-    if settings.guidance != 1 and not run.facts.classes:
-        raise SettingsError(f"--guidance {settings.guidance:g} needs a conditional run, and {settings.run} is not one")
+    if not points and not run.facts.classes:
+        raise SettingsError(f"{settings.run} is unconditional: for now only labelled images and points are scored")
+    check_guidance(settings.guidance, run.facts, run.config)
     seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
     labels = turns(seeds, run.facts.classes)
     batches, nfe = [], 0
@@ -56,9 +58,8 @@ def evaluate(settings: Evaluate) -> None:
         "guidance": settings.guidance,
         "precision": settings.precision,
     }
-    (run.folder.path / "evaluation.json").write_text(
-        json.dumps({**_finite(scores), **how}, indent=1, allow_nan=False) + "\n"
-    )
+    kept = json.dumps({**_finite(scores), **how}, indent=1, allow_nan=False)
+    write_text(run.folder.path / "evaluation.json", kept + "\n")
     print(
         f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
         f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, "
@@ -86,8 +87,7 @@ def _points(run: Trained, samples: Tensor) -> dict[str, Any]:
 
 
 def _images(run: Trained, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    if labels is None:
-        raise SettingsError(f"{run.folder.path} is unconditional: for now only labelled images and points are scored")
+    assert labels is not None
     from flowimg.data.store import to_unit
     from flowimg.evaluation.images import score_images
 

@@ -12,6 +12,13 @@ from flowimg.jobs.build import DataFacts, build_field
 from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, step_folder
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside and rename it: it is there whole, as it was or as it is now."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    aside.replace(path)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
@@ -52,15 +59,13 @@ class RunFolder:
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except ValueError:  # half a line, from a run that was killed
+            except (ValueError, KeyError, TypeError):  # half a line, from a run that was killed
                 continue
-        aside = self.metrics.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        aside.replace(self.metrics)
+        write_text(self.metrics, "".join(kept))
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
         path, passed = newest_whole(folder.checkpoints)
         if path is None:
             raise CheckpointError(f"{run} has no whole checkpoint{''.join('; ' + line for line in passed)}")
+        for line in passed:
+            print(line)
     else:
         path = step_folder(folder.checkpoints, step)
         if not path.exists():
@@ -107,3 +114,17 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
     field = build_field(config, facts)
     field.load_state_dict(checkpoint.tensors[name])
     return Trained(folder, config, facts, field.to(device).eval().requires_grad_(False), checkpoint.state["step"])
+
+
+def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:
+    """Refuse guidance that the field was not trained for.
+
+    Raises:
+        SettingsError: If the field has no classes, or never saw a picture without one.
+    """
+    if guidance == 1:
+        return
+    if not facts.classes:
+        raise SettingsError(f"guidance {guidance:g} needs a conditional run, and {config.run} is not one")
+    if config.train.label_drop == 0:
+        raise SettingsError(f"guidance {guidance:g} needs a run with train.label_drop above 0, and {config.run} has 0")

@@ -25,6 +25,12 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def alone(verb: str) -> None:
+    """Refuse several processes where they would all do the same work and write the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MachineError(f"flowimg {verb} runs on one process for now: start it without a launcher")
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """bf16 autocast, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from flowimg.config import Sample, SettingsError, nearest
 from flowimg.jobs.draw import show, stream, turns
-from flowimg.jobs.folder import Trained, open_run
-from flowimg.jobs.machine import autocast, pick_device
+from flowimg.jobs.folder import Trained, check_guidance, open_run
+from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import to_uint8
 
 GRID = 400
@@ -22,12 +22,12 @@ GRID = 400
 
 def sample(settings: Sample) -> None:
     """Draw samples, write them and a grid of them, and say where they are."""
+    alone("sample")
     device = pick_device()
     run = open_run(settings.run, settings.weights, settings.step, device)
     points = run.config.data.kind == "points"
     label = _label(settings, run)
-    if settings.guidance != 1 and not run.facts.classes:
-        raise SettingsError(f"--guidance {settings.guidance:g} needs a conditional run, and {settings.run} is not one")
+    check_guidance(settings.guidance, run.facts, run.config)
     seeds = range(settings.seed, settings.seed + settings.count)
     labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
 
@@ -82,11 +82,13 @@ def _folder(settings: Sample, run: Trained, facts: dict[str, Any]) -> Path:
     name = f"step_{run.step:08d}_{settings.weights}_{settings.solver}{settings.num_steps}"
     name += f"_seed{settings.seed}x{settings.count}"
     name += "" if facts["label"] is None else f"_class{facts['label']}"
+    name += "" if settings.precision == "fp32" else f"_{settings.precision}"
+    name += "" if settings.format == "png" else f"_{settings.format}"
     name += "" if settings.guidance == 1 else f"_guidance{settings.guidance:g}"
     out = Path(settings.out) if settings.out else run.folder.path / "generated" / name
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out {out} is a file: name a folder")
-    if settings.out and out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()):
         try:
             before = json.loads((out / "samples.json").read_text())
         except (OSError, ValueError):

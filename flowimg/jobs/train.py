@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from flowimg.config import Config, SettingsError, dump, flatten, load
 from flowimg.jobs.build import Source, build_field, build_objective, build_source
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.machine import MachineError, environment
+from flowimg.jobs.folder import RunFolder, check_guidance, write_text
+from flowimg.jobs.machine import MachineError, environment, pick_device
 from flowimg.jobs.watch import callbacks
-from flowimg.training.checkpoint import newest_whole, read_checkpoint
+from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint
 from flowimg.training.loop import Recipe, Training, restore, start
 from flowimg.training.loop import train as run_loop
 
@@ -35,20 +36,23 @@ def train(config: Config) -> None:
     source = build_source(config, accelerator.device)
     field = build_field(config, source.facts)
     state = start(accelerator, field, build_objective(config), source.batches, _recipe(config))
-    began = _resume(state, folder, say)
+    check_guidance(config.grid.guidance, source.facts, config)
+    resumed = _resume(state, folder, say)
+    began = state.step
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
     if accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(dump(config))
+        write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
-        folder.environment.write_text(json.dumps(machine, indent=1) + "\n")
-        folder.cut_metrics(began)
+        write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
+        folder.cut_metrics(-1 if resumed is None else resumed)
     _banner(say, config, source, state, until)
     if began >= until:
-        say(f"already trained to step {began}: nothing to do (train longer with --train.steps)")
+        longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
+        say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
         return _farewell(say, folder, config, state)
 
-    run_loop(state, until, callbacks(config, folder, source, accelerator, began, until))
+    run_loop(state, until, callbacks(config, folder, source, accelerator, resumed, until))
     _farewell(say, folder, config, state)
     accelerator.end_training()
 
@@ -80,8 +84,7 @@ def _check_folder(folder: RunFolder, config: Config) -> None:
 
 def _accelerator(config: Config) -> Accelerator:
     """The processes and their devices, checked against the launch and the settings."""
-    gpu = torch.cuda.is_available()
-    if config.train.precision == "fp16" and not gpu:
+    if config.train.precision == "fp16" and pick_device().type != "cuda":
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
     AcceleratorState._reset_state()
@@ -119,15 +122,34 @@ def _recipe(config: Config) -> Recipe:
     )
 
 
-def _resume(state: Training, folder: RunFolder, say: Callable[[str], None]) -> int:
-    """Continue from the newest whole checkpoint, if there is one; the step this start begins at."""
+def _resume(state: Training, folder: RunFolder, say: Callable[[str], None]) -> int | None:
+    """Continue from the newest whole checkpoint, if there is one; its step, or None.
+
+    Raises:
+        CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
+        MachineError: If the processes do not find the same checkpoint.
+    """
     path, passed = newest_whole(folder.checkpoints)
     for line in passed:
         say(line)
+    if path is None and (passed or _last_step(folder) > 0):
+        raise CheckpointError(
+            f"{folder.path} was trained to step {_last_step(folder)} but has no whole checkpoint to go on from: "
+            "name another folder with --run, or delete this one to start over"
+        )
     if path is not None:
         checkpoint = read_checkpoint(path)
         restore(state, checkpoint.state["step"], dict(checkpoint.tensors))
-    return state.step
+    found = state.accelerator.gather(torch.tensor([state.step], device=state.accelerator.device))
+    if len(found.unique()) > 1:
+        raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")
+    return None if path is None else state.step
+
+
+def _last_step(folder: RunFolder) -> int:
+    """The last step that a run wrote metrics of; 0 if there is none."""
+    text = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""
+    return max((int(step) for step in re.findall(r'"step": (\d+)', text)), default=0)
 
 
 def _banner(say: Callable[[str], None], config: Config, source: Source, state: Training, until: int) -> None:

@@ -28,9 +28,9 @@ QUIET_SECONDS = 10.0
 
 
 def callbacks(
-    config: Config, folder: RunFolder, source: Source, accelerator: Accelerator, began: int, until: int
+    config: Config, folder: RunFolder, source: Source, accelerator: Accelerator, began: int | None, until: int
 ) -> list[Callback]:
-    """Everything a run does between its steps, from the step it begins at to the step it ends at."""
+    """Everything a run does between its steps, from the step it goes on from (None: new) to its last."""
     return [
         _metrics(config, folder, source, began, until, _progress(accelerator, began, until)),
         _grids(config, folder, source, began, until),
@@ -38,16 +38,16 @@ def callbacks(
     ]
 
 
-def _due(state: Training, every: int, began: int, until: int) -> bool:
-    """Every N steps, at step 0 and at the end; not again at the step a run was continued from."""
-    return (state.step % every == 0 or state.step == until) and (state.step == 0 or state.step != began)
+def _due(state: Training, every: int, began: int | None, until: int) -> bool:
+    """Every N steps, at step 0 and at the end; not again at the step that a run goes on from."""
+    return (state.step % every == 0 or state.step == until) and state.step != began
 
 
 def _metrics(
     config: Config,
     folder: RunFolder,
     source: Source,
-    began: int,
+    began: int | None,
     until: int,
     progress: Callable[[Training, dict[str, Any] | None], None],
 ) -> Callback:
@@ -117,7 +117,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _grids(config: Config, folder: RunFolder, source: Source, began: int, until: int) -> Callback:
+def _grids(config: Config, folder: RunFolder, source: Source, began: int | None, until: int) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     seeds = range(config.grid.count)
     labels = turns(seeds, source.facts.classes)
@@ -139,7 +139,7 @@ def _grids(config: Config, folder: RunFolder, source: Source, began: int, until:
     return callback
 
 
-def _checkpoints(config: Config, folder: RunFolder, source: Source, began: int, until: int) -> Callback:
+def _checkpoints(config: Config, folder: RunFolder, source: Source, began: int | None, until: int) -> Callback:
     """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end."""
 
     def callback(state: Training) -> None:
@@ -154,9 +154,12 @@ def _checkpoints(config: Config, folder: RunFolder, source: Source, began: int, 
     return callback
 
 
-def _progress(accelerator: Accelerator, began: int, until: int) -> Callable[[Training, dict[str, Any] | None], None]:
+def _progress(
+    accelerator: Accelerator, began: int | None, until: int
+) -> Callable[[Training, dict[str, Any] | None], None]:
     """A bar on a terminal; elsewhere a plain line now and then. Called with None as record between log steps."""
-    bar = tqdm(total=until, initial=began, unit="step", disable=None if accelerator.is_main_process else True)
+    first = began or 0
+    bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
     started = last = time.perf_counter()
 
@@ -169,7 +172,7 @@ def _progress(accelerator: Accelerator, began: int, until: int) -> Callable[[Tra
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()
             if plain and (now - last >= QUIET_SECONDS or state.step == until or last == started):
-                left = (now - started) / (state.step - began) * (until - state.step)
+                left = (now - started) / (state.step - first) * (until - state.step)
                 print(f"step {state.step}/{until}  loss {loss}  {speed}  {_clock(left)} left", flush=True)
                 last = now
         if state.step == until:

@@ -25,6 +25,8 @@ from torch import Tensor
 
 FORMAT = 1
 """Version of the layout above."""
+FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
+"""What a whole checkpoint holds at least."""
 
 Tensors = dict[str, Tensor]
 
@@ -54,7 +56,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int)
         folder: The folder of all checkpoints of a run.
         step: Steps done; names the checkpoint.
         checkpoint: What to save; "format" and "step" are added to its state.
-        keep: How many checkpoints may stay.
+        keep: How many checkpoints may stay, 2 or more.
     Returns:
         The checkpoint's folder.
     """
@@ -74,8 +76,10 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int)
         shutil.rmtree(final)
     aside.rename(final)
     _sync(folder)
-    for old in step_folders(folder)[:-keep]:
-        shutil.rmtree(old)
+    # never the one just written; steps past it belong to a future that a continued run has left
+    others = [path for path in step_folders(folder) if path != final]
+    for path in [path for path in others if path > final] + [path for path in others if path < final][: 1 - keep]:
+        shutil.rmtree(path)
     return final
 
 
@@ -88,6 +92,8 @@ def problem(path: Path) -> str | None:
     """Why the folder is not a whole checkpoint; None if it is."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if missing := FILES - set(manifest):
+            return f"manifest.json does not name {', '.join(sorted(missing))}"
         for name, entry in manifest.items():
             file = path / name
             if file.stat().st_size != entry["bytes"]:

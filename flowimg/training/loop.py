@@ -150,7 +150,7 @@ def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
 
 
 def train_step(state: Training) -> None:
-    """One optimiser step over the global batch; waits for nothing."""
+    """One optimiser step over the global batch; reads nothing back from the device."""
     recipe, window, scaler = state.recipe, state.window, state.accelerator.scaler
     places = state.micro_batches()
     for number, mine in enumerate(places):

@@ -115,3 +115,29 @@ def test_evaluate_scores_labelled_images(runs, capsys):
     main(["evaluate", str(runs / "digits"), "--count", "40", "--num-steps", "1"])
     scores = json.loads((runs / "digits" / "evaluation.json").read_text())
     assert 0 <= scores["agreement"] < 0.9 and scores["nearest"] > 0
+
+
+def test_several_processes_are_refused_for_now(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for verb in ("sample", "evaluate"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, str(runs / "digits")])
+        assert stop.value.code == 4
+        assert "one process" in capsys.readouterr().err
+
+
+def test_guidance_needs_a_field_that_saw_samples_without_a_class(runs, tmp_path, capsys):
+    shutil.copytree(runs / "digits", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("label_drop: 0.1", "label_drop: 0.0"))
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(tmp_path / "run"), "--guidance", "2"])
+    assert stop.value.code == 2
+    assert "label_drop" in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_is_not_taken_silently(runs, tmp_path, capsys):
+    shutil.copytree(runs / "digits", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000002" / "ema.safetensors").unlink()
+    sample(tmp_path, "run", tmp_path / "out", "--count", "1")
+    assert "step_00000002 is broken and was passed over" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """`flowimg train` as a user meets it: what a run's folder holds, what continues it and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -87,6 +88,39 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caps
     said = capsys.readouterr().out
     assert "step_00000004 is broken and was passed over: ema.safetensors" in said
     assert "continued from step 2" in said
+
+
+def test_the_folder_of_a_run_is_enough_to_continue_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "3", "--optim.lr", "0.002")
+    main(["train", str(run)])
+    assert "continued from step 3" in capsys.readouterr().out
+    assert steps(run)[-1] == 6
+
+
+def test_a_run_killed_before_its_second_checkpoint_starts_again_without_saying_anything_twice(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "1")
+    shutil.rmtree(run / "checkpoints" / "step_00000001")
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[0] + "\n\xff\n")
+    train(run)
+    assert steps(run) == [0, 2, 4, 6]
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_started_over(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, "--train.stop-at", "4")
+    before = (run / "metrics.jsonl").read_bytes()
+    for checkpoint in (run / "checkpoints").iterdir():
+        (checkpoint / "ema.safetensors").unlink()
+    assert "no whole checkpoint" in refused(capsys, 3, run)
+    shutil.rmtree(run / "checkpoints")
+    assert "trained to step 4" in refused(capsys, 3, run)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_guidance_of_the_grids_needs_classes(tmp_path, capsys):
+    assert "conditional" in refused(capsys, 2, tmp_path / "run", "--grid.guidance", "2")
 
 
 @pytest.mark.parametrize(("key", "value"), [("--seed", "1"), ("--optim.lr", "0.1"), ("--data.source", "moons")])

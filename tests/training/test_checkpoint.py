@@ -8,6 +8,7 @@ from flowimg.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     newest_whole,
+    problem,
     read_checkpoint,
     step_folders,
     write_checkpoint,
@@ -15,7 +16,8 @@ from flowimg.training.checkpoint import (
 
 
 def some(value=1.0):
-    tensors = {"weights": {"a.b": torch.full((3, 2), value)}, "optimizer": {"step.a": torch.tensor(4.0)}}
+    weights = {"a.b": torch.full((3, 2), value)}
+    tensors = {"weights": weights, "ema": weights, "optimizer": {"step.a": torch.tensor(4.0)}}
     return Checkpoint(tensors, {"shape": [1, 8, 8]})
 
 
@@ -24,7 +26,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert path == tmp_path / "step_00000020"
     back = read_checkpoint(path)
     assert back.state == {"format": checkpoint.FORMAT, "step": 20, "shape": [1, 8, 8]}
-    assert set(back.tensors) == {"weights", "optimizer"}
+    assert set(back.tensors) == {"weights", "ema", "optimizer"}
     assert torch.equal(back.tensors["weights"]["a.b"], torch.full((3, 2), 1.0))
     assert set(read_checkpoint(path, ("weights",)).tensors) == {"weights"}
 
@@ -34,6 +36,20 @@ def test_only_the_newest_stay(tmp_path):
         write_checkpoint(tmp_path, step, some(step), keep=2)
     assert [path.name for path in step_folders(tmp_path)] == ["step_00000010", "step_00000011"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000011"]
+
+
+def test_the_one_just_written_stays_whatever_lies_beside_it(tmp_path):
+    # broken checkpoints of a future that a continued run has left
+    for step in (5, 10, 15):
+        write_checkpoint(tmp_path, step, some(), keep=3)
+    assert write_checkpoint(tmp_path, 7, some(), keep=3).is_dir()
+    assert [path.name for path in step_folders(tmp_path)] == ["step_00000005", "step_00000007"]
+
+
+def test_a_manifest_that_leaves_files_out_is_no_checkpoint(tmp_path):
+    path = write_checkpoint(tmp_path, 1, some(), keep=2)
+    (path / "manifest.json").write_text("{}")
+    assert "does not name ema.safetensors" in problem(path)
 
 
 def test_manifest_holds_size_and_sha256_of_every_other_file(tmp_path):
