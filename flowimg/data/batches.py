@@ -33,7 +33,7 @@ class PointBatches:
         return self._points(0, "held out", 0, range(count))
 
     def _points(self, seed: int, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
-        x_1 = self.toy.sample(randomness.uniform(seed, purpose, step, places, (3,))).to(self.device)
+        x_1 = self.toy.sample(randomness.uniform(seed, purpose, step, places, (3,))).to(self.device, non_blocking=True)
         return x_1, self.toy.part(x_1) if self.labels else None
 
 
@@ -50,11 +50,12 @@ class ImageBatches:
     def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
         """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on the pictures' device."""
         pixels, labels, _ = self.images
-        index = sample_indices(self.seed, step, places, self.batch_size, len(pixels)).to(pixels.device)
+        index = sample_indices(self.seed, step, places, self.batch_size, len(pixels))
+        index = index.to(pixels.device, non_blocking=True)
         x_1 = to_unit(pixels[index])
         if self.flip:
-            flipped = randomness.uniform(self.seed, "flip", step, places).to(pixels.device) < 0.5
-            x_1 = torch.where(flipped[:, None, None, None], x_1.flip(-1), x_1)
+            flipped = randomness.uniform(self.seed, "flip", step, places) < 0.5
+            x_1 = torch.where(flipped.to(pixels.device, non_blocking=True)[:, None, None, None], x_1.flip(-1), x_1)
         return x_1, None if labels is None else labels[index]
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:

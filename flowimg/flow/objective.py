@@ -67,19 +67,20 @@ class Objective:
         wide = whole_blocks(places, self.coupling.block, self.batch_size)
         mine = slice(places.start - wide.start, places.stop - wide.start)
         x_1, cond = data(step, wide)
-        x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:]).to(x_1.device)
+        x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
+        x_0 = x_0.to(x_1.device, non_blocking=True)  # the host does not wait for the device
         x_0, x_1 = self.coupling(x_0, x_1)[mine], x_1[mine]
 
         u = randomness.uniform(self.seed, "time", step, places)
         if self.stratified:
             u = stratify(u, places, self.batch_size)
-        t = shift_times(self.times(u), self.shift).to(x_1.device)
+        t = shift_times(self.times(u), self.shift).to(x_1.device, non_blocking=True)
 
         if cond is not None:
             cond = cond[mine]
             if self.label_drop > 0:
                 dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
-                cond = torch.where(dropped.to(cond.device), NO_CLASS, cond)
+                cond = torch.where(dropped.to(cond.device, non_blocking=True), NO_CLASS, cond)
         return Draw(x_0, x_1, t, cond)
 
 

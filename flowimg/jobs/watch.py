@@ -93,6 +93,10 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, accelerator = state.window, state.accelerator
     record: dict[str, Any] = {"step": state.step, "samples": state.step * state.objective.batch_size}
+    if accelerator.device.type == "cuda":  # the steps are queued: their time is up when the device is done
+        began = time.perf_counter()
+        torch.cuda.synchronize(accelerator.device)
+        window.seconds += time.perf_counter() - began
     if window.steps:
         times: Tensor = accelerator.gather(torch.cat(window.times))
         losses: Tensor = accelerator.gather(torch.cat(window.losses))
