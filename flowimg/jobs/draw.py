@@ -1,10 +1,11 @@
 """Samples of a field, and the figure that shows them: the same for training, sampling and evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from flowimg.config import Config, Evaluate, Grid, Sample
 from flowimg.fields.guidance import guided
@@ -22,18 +23,19 @@ def turns(seeds: Sequence[int], classes: Sequence[str]) -> Tensor | None:
     return torch.tensor([seed % len(classes) for seed in seeds]) if classes else None
 
 
-def stream(
+def draw(
     field: nn.Module,
     config: Config,
     facts: DataFacts,
     how: Grid | Sample | Evaluate,
     seeds: Sequence[int],
-    labels: Tensor | None,
     batch_size: int | None = None,
-) -> Iterator[Samples]:
-    """Samples of these seeds, a batch at a time, with the solver, steps and guidance of `how`."""
-    return generate(
-        guided(field, how.guidance if facts.classes else 1.0),
+    labels: Tensor | None = None,
+    bar: bool = False,
+) -> Samples:
+    """All samples of these seeds, float32 on the CPU, with the solver, steps and guidance of `how`."""
+    batches = generate(
+        guided(field, how.guidance),
         seeds,
         facts.shape,
         uniform_grid(how.num_steps),
@@ -42,6 +44,13 @@ def stream(
         batch_size or BATCH[config.data.kind],
         next(field.parameters()).device,
     )
+    x_1, nfe = [], 0
+    with tqdm(total=len(seeds), unit="sample", disable=None if bar else True) as progress:
+        for batch in batches:
+            x_1.append(batch.x_1.float())
+            nfe = batch.nfe
+            progress.update(len(batch.x_1))
+    return Samples(torch.cat(x_1), nfe)
 
 
 def show(samples: Tensor, labels: Tensor | None, config: Config, path: Path, title: str) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from flowimg.config import Evaluate, SettingsError
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_source, build_toy
-from flowimg.jobs.draw import stream, turns
+from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import to_uint8
@@ -38,13 +37,8 @@ def evaluate(settings: Evaluate) -> None:
     check_guidance(settings.guidance, run.facts, run.config)
     seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
     labels = turns(seeds, run.facts.classes)
-    batches, nfe = [], 0
-    with autocast(device, settings.precision), tqdm(total=len(seeds), unit="sample", disable=None) as bar:
-        for batch in stream(run.field, run.config, run.facts, settings, seeds, labels):
-            nfe = batch.nfe
-            batches.append(batch.x_1)
-            bar.update(len(batch.x_1))
-    samples = torch.cat(batches)
+    with autocast(device, settings.precision):
+        samples, nfe = draw(run.field, run.config, run.facts, settings, seeds, labels=labels, bar=True)
 
     scores = _points(run, samples) if points else _images(run, samples, labels)
     how = {

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
 from flowimg.config import Sample, SettingsError, nearest
-from flowimg.jobs.draw import show, stream, turns
+from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import to_uint8
@@ -45,13 +44,10 @@ def sample(settings: Sample) -> None:
         "precision": settings.precision,
     }
     out = _folder(settings, run, facts)
-    batches, nfe = [], 0
-    with autocast(device, settings.precision), tqdm(total=len(seeds), unit="sample", disable=None) as bar:
-        for batch in stream(run.field, run.config, run.facts, settings, seeds, labels, settings.batch_size):
-            nfe = batch.nfe
-            batches.append(batch.x_1)
-            bar.update(len(batch.x_1))
-    samples = torch.cat(batches)
+    with autocast(device, settings.precision):
+        samples, nfe = draw(
+            run.field, run.config, run.facts, settings, seeds, settings.batch_size, labels=labels, bar=True
+        )
 
     _write(out, samples, labels, seeds, settings.format, points)
     (out / "samples.json").write_text(json.dumps({**facts, "nfe": nfe}, indent=1) + "\n")

@@ -16,7 +16,7 @@ from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
 from flowimg.jobs.build import Source
-from flowimg.jobs.draw import show, stream, turns
+from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.folder import RunFolder
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
 from flowimg.training.loop import Callback, Training, Window, state_tensors
@@ -134,9 +134,8 @@ def _grids(config: Config, folder: RunFolder, source: Source, began: int | None,
             state.field.eval()
             for weights, field in (("ema", state.ema), ("raw", state.field)):
                 with state.accelerator.autocast():
-                    batches = list(stream(field, config, source.facts, config.grid, seeds, labels))
-                samples = torch.cat([batch.x_1 for batch in batches]).float()
-                show(samples, labels, config, folder.grid(state.step, weights), f"{weights} at step {state.step}")
+                    drawn = draw(field, config, source.facts, config.grid, seeds, labels=labels)
+                show(drawn.x_1, labels, config, folder.grid(state.step, weights), f"{weights} at step {state.step}")
             state.field.train(training)
         state.accelerator.wait_for_everyone()
 
