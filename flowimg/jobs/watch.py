@@ -102,11 +102,10 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
         losses: Tensor = accelerator.gather(torch.cat(window.losses))
         bins = (times * BINS).long().clamp(max=BINS - 1)
         by_t = [losses[bins == b].mean().item() for b in range(BINS)]
-        norms = torch.stack(window.grad_norms) if window.grad_norms else losses.new_zeros(1)
         record |= {
             "loss": _finite(losses.mean().item()),
             "loss_by_t": [_finite(loss) for loss in by_t],
-            "grad_norm": _finite(norms.mean().item()),
+            "grad_norm": _finite(torch.stack(window.grad_norms).mean().item()),
             "lr": state.optimizer.param_groups[0]["lr"],
             "samples_per_second": window.steps * state.objective.batch_size / window.seconds,
             "data_wait": window.data_seconds / window.seconds,
