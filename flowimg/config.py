@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class SettingsError(Exception):
@@ -56,10 +57,30 @@ class ImageData(Settings):
     """Images, decoded once to memory."""
 
     kind: Literal["images"] = "images"
-    source: str = "digits"
-    """A collection by name: digits."""
+    source: Annotated[str, Field(min_length=1)] = "digits"
+    """digits; a folder of pictures, parquet or arrow files; or the id of a dataset on the Hugging Face hub."""
+    subset: str | None = None
+    """Which configuration, of a hub dataset that has several."""
+    split: str = "train"
+    """Which split to train on."""
+    image_column: str | None = None
+    """The column of pictures; by default the only one there is."""
+    label_column: str | None = None
+    """The column of labels; by default the only one there is, if any."""
     labels: bool = True
     """Train conditional on the class, where the source has classes."""
+    classes: tuple[str, ...] = ()
+    """Keep pictures of these classes alone; empty keeps all."""
+    first: Positive | None = None
+    """Keep the first so many, for a try."""
+    size: Annotated[int, Field(ge=2, le=4096)] | None = None
+    """Bring every picture to a square of so many pixels a side; null where they all are of one square size."""
+    resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
+    """How: scale and cut the middle out, scale and fill, scale both sides, or fill and cut without scaling."""
+    channels: Literal["auto", "grey", "rgb"] = "auto"
+    """Grey or RGB; auto takes grey if no picture has colour."""
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    """Red, green, blue under transparent pixels and around padded pictures."""
     flip: bool = False
     """Flip left to right, half of the time."""
     held_out: Positive = 97

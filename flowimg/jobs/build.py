@@ -9,7 +9,6 @@ from torch import nn
 from flowimg.config import MLP, Config, ImageData, PointData, UNet
 from flowimg.data import toys
 from flowimg.data.batches import ImageBatches, PointBatches
-from flowimg.data.sources import DataError, load_images
 from flowimg.data.store import hold_out
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
@@ -26,11 +25,15 @@ class DataFacts(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Data ready to train on, their facts, and how many there are (None: drawn afresh for ever)."""
+    """Data that were found: their facts, how many to train on (None: drawn afresh for ever), and a line about them.
 
-    batches: PointBatches | ImageBatches
+    `load` makes batches of them on a device; only then are pictures decoded.
+    """
+
     facts: DataFacts
     size: int | None
+    story: str
+    load: Callable[[torch.device], PointBatches | ImageBatches]
 
 
 PATHS: dict[str, Callable[[Any], Path]] = {"linear": lambda s: Linear(), "cosine": lambda s: Cosine()}
@@ -63,26 +66,40 @@ def build_toy(config: Config) -> toys.Toy:
     return TOYS[config.data.source](config.data)
 
 
-def _points(config: Config, device: torch.device) -> Source:
-    assert isinstance(config.data, PointData)
+def _points(config: Config) -> Source:
+    data = config.data
+    assert isinstance(data, PointData)
     toy = build_toy(config)
-    classes = tuple(str(part) for part in range(toy.parts)) if config.data.labels else ()
-    batches = PointBatches(toy, config.data.labels, config.seed, device)
-    return Source(batches, DataFacts((2,), classes), None)
+    classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
+    story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
+    return Source(
+        DataFacts((2,), classes), None, story, lambda device: PointBatches(toy, data.labels, config.seed, device)
+    )
 
 
-def _images(config: Config, device: torch.device) -> Source:
-    assert isinstance(config.data, ImageData)
-    images = load_images(config.data.source, config.data.labels).to(device)
-    count, held_out = len(images.pixels), config.data.held_out
-    if held_out >= count:
-        raise DataError(f"data.held_out {held_out} leaves nothing to train on: {config.data.source} has {count} images")
-    learn, kept_apart = hold_out(images, held_out)
-    batches = ImageBatches(learn, kept_apart, config.data.flip, config.seed, config.train.batch_size)
-    return Source(batches, DataFacts(tuple(images.pixels.shape[1:]), images.classes), len(learn.pixels))
+def _images(config: Config) -> Source:
+    from flowimg.data.sources import DataError, decode, find  # datasets and torchvision take seconds to import
+
+    data = config.data
+    assert isinstance(data, ImageData)
+    which = data.model_dump(exclude={"kind", "resize", "flip", "held_out"})
+    found = find(**which)
+    size = len(found.rows) - data.held_out
+    if size < 1:
+        raise DataError(
+            f"data.held_out {data.held_out} leaves nothing to train on: {data.source} has {len(found.rows)} images"
+        )
+
+    def load(device: torch.device) -> ImageBatches:
+        images = decode(found, data.resize, data.background, bar=True).to(device)
+        learn, kept_apart = hold_out(images, data.held_out)
+        return ImageBatches(learn, kept_apart, data.flip, config.seed, config.train.batch_size)
+
+    story = f"{data.source}: {found.story}; {data.held_out:,} held out"
+    return Source(DataFacts(found.shape, found.classes), size, story, load)
 
 
-SOURCES: dict[str, Callable[[Config, torch.device], Source]] = {"points": _points, "images": _images}
+SOURCES: dict[str, Callable[[Config], Source]] = {"points": _points, "images": _images}
 
 
 def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
@@ -93,11 +110,12 @@ def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
 
 
 def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
+    from flowimg.data.sources import DataError
     from flowimg.fields.unet import UNetField  # diffusers takes seconds to import; points do without it
 
     channels, height, width = facts.shape
     if height != width:
-        raise DataError(f"the images are {width} x {height}: the U-Net takes squares")
+        raise DataError(f"the images are {width} x {height}, and the U-Net takes squares: give data.size")
     options = settings.model_dump(exclude={"kind"})
     try:
         return UNetField(size=height, image_channels=channels, num_classes=len(facts.classes), **options)
@@ -108,9 +126,9 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
 
 
-def build_source(config: Config, device: torch.device) -> Source:
-    """The data of a run, on a device."""
-    return SOURCES[config.data.kind](config, device)
+def build_source(config: Config) -> Source:
+    """The data of a run: looked through, not yet loaded."""
+    return SOURCES[config.data.kind](config)
 
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:

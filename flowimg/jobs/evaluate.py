@@ -85,8 +85,7 @@ def _images(run: Trained, samples: Tensor, labels: Tensor | None) -> dict[str, A
     from flowimg.data.store import to_unit
     from flowimg.evaluation.images import score_images
 
-    batches = build_source(run.config, torch.device("cpu")).batches
-    learned = batches.images  # type: ignore[union-attr]
+    learned = build_source(run.config).load(torch.device("cpu")).images  # type: ignore[union-attr]
     assert learned.labels is not None
     # as they would be written: whole grey levels
     seen = to_unit(to_uint8(samples))

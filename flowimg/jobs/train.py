@@ -33,10 +33,12 @@ def train(config: Config) -> None:
     accelerator = _accelerator(config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
 
-    source = build_source(config, accelerator.device)
+    with accelerator.local_main_process_first():  # one process fills datasets' cache, the others read it
+        source = build_source(config)
     field = build_field(config, source.facts)
-    state = start(accelerator, field, build_objective(config), source.batches, _recipe(config))
     check_guidance(config.grid.guidance, source.facts, config)
+    batches = source.load(accelerator.device)
+    state = start(accelerator, field, build_objective(config), batches, _recipe(config))
     resumed = _resume(state, folder, say)
     began = state.step
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
@@ -52,7 +54,7 @@ def train(config: Config) -> None:
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
         return _farewell(say, folder, config, state)
 
-    run_loop(state, until, callbacks(config, folder, source, accelerator, resumed, until))
+    run_loop(state, until, callbacks(config, folder, source.facts, batches, accelerator, resumed, until))
     _farewell(say, folder, config, state)
     accelerator.end_training()
 
@@ -156,23 +158,17 @@ def _banner(say: Callable[[str], None], config: Config, source: Source, state: T
     """What was found, and what it will take."""
     accelerator, train = state.accelerator, config.train
     shape = " x ".join(str(n) for n in source.facts.shape)
-    classes = f", {len(source.facts.classes)} classes" if source.facts.classes else ""
     parameters = sum(p.numel() for p in state.field.parameters())
     seen = train.steps * train.batch_size
     processes = accelerator.num_processes
     micro = len(state.micro_batches()[0])
-    if source.size:
-        data = f"{config.data.source}: {source.size:,} images {shape}{classes}; {config.data.held_out} held out"
-        seen_as = f"{seen:,} images, {seen / source.size:.1f} epochs"
-    else:
-        data = f"{config.data.source}: points drawn afresh{classes}"
-        seen_as = f"{seen:,} points"
+    seen_as = f"{seen:,} images, {seen / source.size:.1f} epochs" if source.size else f"{seen:,} points"
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "
         f"{torch.get_num_threads()} threads each, {train.precision}"
     )
-    say(f"data      {data}")
+    say(f"data      {source.story}; trained on as {shape}")
     say(f"field     {config.field.kind}, {parameters:,} parameters, {parameters * 16 / 2**20:.1f} MiB a checkpoint")
     say(f"flow      {config.path.kind} path, {config.coupling.kind} coupling, {config.times.kind} times")
     say(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
+from flowimg.data.batches import ImageBatches, PointBatches
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
-from flowimg.jobs.build import Source
+from flowimg.jobs.build import DataFacts
 from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.folder import RunFolder
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
@@ -28,13 +29,19 @@ QUIET_SECONDS = 10.0
 
 
 def callbacks(
-    config: Config, folder: RunFolder, source: Source, accelerator: Accelerator, began: int | None, until: int
+    config: Config,
+    folder: RunFolder,
+    facts: DataFacts,
+    batches: PointBatches | ImageBatches,
+    accelerator: Accelerator,
+    began: int | None,
+    until: int,
 ) -> list[Callback]:
     """Everything a run does between its steps, from the step it goes on from (None: new) to its last."""
     return [
-        _metrics(config, folder, source, began, until, _progress(accelerator, began, until)),
-        _grids(config, folder, source, began, until),
-        _checkpoints(config, folder, source, began, until),
+        _metrics(config, folder, batches, began, until, _progress(accelerator, began, until)),
+        _grids(config, folder, facts, began, until),
+        _checkpoints(config, folder, facts, began, until),
     ]
 
 
@@ -46,13 +53,13 @@ def _due(state: Training, every: int, began: int | None, until: int) -> bool:
 def _metrics(
     config: Config,
     folder: RunFolder,
-    source: Source,
+    batches: PointBatches | ImageBatches,
     began: int | None,
     until: int,
     progress: Callable[[Training, dict[str, Any] | None], None],
 ) -> Callback:
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
-    held_out = _held_out_draw(config, source)
+    held_out = _held_out_draw(config, batches)
 
     def callback(state: Training) -> None:
         record = None
@@ -67,9 +74,9 @@ def _metrics(
     return callback
 
 
-def _held_out_draw(config: Config, source: Source) -> Draw:
+def _held_out_draw(config: Config, batches: PointBatches | ImageBatches) -> Draw:
     """The held-out data with noise and times that never change, so that losses compare across steps and runs."""
-    x_1, cond = source.batches.held_out(config.data.held_out)
+    x_1, cond = batches.held_out(config.data.held_out)
     places = range(len(x_1))
     x_0 = normal(0, "held out noise", 0, places, tuple(x_1.shape[1:])).to(x_1.device)
     t = stratify(torch.full((len(x_1),), 0.5), places, len(x_1)).to(x_1.device)
@@ -120,10 +127,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _grids(config: Config, folder: RunFolder, source: Source, began: int | None, until: int) -> Callback:
+def _grids(config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     seeds = range(config.grid.count)
-    labels = turns(seeds, source.facts.classes)
+    labels = turns(seeds, facts.classes)
 
     def callback(state: Training) -> None:
         if not _due(state, config.train.sample_every, began, until):
@@ -133,7 +140,7 @@ def _grids(config: Config, folder: RunFolder, source: Source, began: int | None,
             state.field.eval()
             for weights, field in (("ema", state.ema), ("raw", state.field)):
                 with state.accelerator.autocast():
-                    drawn = draw(field, config, source.facts, config.grid, seeds, labels=labels)
+                    drawn = draw(field, config, facts, config.grid, seeds, labels=labels)
                 show(drawn.x_1, labels, config, folder.grid(state.step, weights), f"{weights} at step {state.step}")
             state.field.train(training)
         state.accelerator.wait_for_everyone()
@@ -141,15 +148,15 @@ def _grids(config: Config, folder: RunFolder, source: Source, began: int | None,
     return callback
 
 
-def _checkpoints(config: Config, folder: RunFolder, source: Source, began: int | None, until: int) -> Callback:
+def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int) -> Callback:
     """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end."""
 
     def callback(state: Training) -> None:
         if not _due(state, config.train.checkpoint_every, began, until):
             return
         if state.accelerator.is_main_process:
-            facts = {"shape": source.facts.shape, "classes": source.facts.classes, "seed": config.seed}
-            checkpoint = Checkpoint(state_tensors(state), facts)
+            about = {"shape": facts.shape, "classes": facts.classes, "seed": config.seed}
+            checkpoint = Checkpoint(state_tensors(state), about)
             write_checkpoint(folder.checkpoints, state.step, checkpoint, config.train.keep)
         state.accelerator.wait_for_everyone()
 
