@@ -15,6 +15,9 @@ import tyro
 from flowimg.config import (
     Config,
     Evaluate,
+    Export,
+    Interpolate,
+    Invert,
     Model,
     Sample,
     SettingsError,
@@ -43,6 +46,30 @@ def sample(args: Sequence[str]) -> None:
     sample(settings)
 
 
+def interpolate(args: Sequence[str]) -> None:
+    """RUN [--KEY VALUE ...]      draw the pictures between seeds"""
+    settings = _verb_settings("interpolate", Interpolate, args)
+    from flowimg.jobs.between import interpolate
+
+    interpolate(settings)
+
+
+def invert(args: Sequence[str]) -> None:
+    """RUN PICTURE ... [--KEY VALUE ...]   carry pictures to their noise and back"""
+    settings = _verb_settings("invert", Invert, args, "pictures")
+    from flowimg.jobs.between import invert
+
+    invert(settings)
+
+
+def export(args: Sequence[str]) -> None:
+    """RUN FOLDER [--KEY VALUE ...]   write the network as a folder that diffusers reads"""
+    settings = _verb_settings("export", Export, args, "out")
+    from flowimg.jobs.export import export
+
+    export(settings)
+
+
 def evaluate(args: Sequence[str]) -> None:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
@@ -59,6 +86,9 @@ def config(args: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "sample": sample,
+    "interpolate": interpolate,
+    "invert": invert,
+    "export": export,
     "evaluate": evaluate,
     "config": config,
 }
@@ -100,7 +130,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  flowimg {name:<9} {verb.__doc__}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  flowimg {name:<11} {verb.__doc__}" for name, verb in VERBS.items())
     return (
         f"flowimg: image generation by flow matching\n\n{verbs}\n\n"
         "  flowimg VERB --help           all settings of a verb\n"
@@ -127,14 +157,18 @@ def _run_settings(verb: str, args: Sequence[str]) -> Config:
     return settings if settings.run else settings.model_copy(update={"run": file.run})
 
 
-def _verb_settings(verb: str, model: type[Model], args: Sequence[str]) -> Model:
-    """The settings of a verb that takes RUN first."""
+def _verb_settings(verb: str, model: type[Model], args: Sequence[str], second: str | None = None) -> Model:
+    """The settings of a verb that takes RUN first; `second` is the setting that words after RUN stand for."""
     if any(arg in ("-h", "--help") for arg in args):
-        print(f"usage: flowimg {verb} RUN [--KEY VALUE ...]\n")
+        more = {None: "", "out": " FOLDER", "pictures": " PICTURE ..."}[second]
+        print(f"usage: flowimg {verb} RUN{more} [--KEY VALUE ...]\n")
         _parse(verb, model(run="RUN"), ["--help"])  # type: ignore[call-arg]
     if not args or args[0].startswith("-"):
         raise SettingsError(f"flowimg {verb} needs the folder of a run first, for example runs/digits")
-    return _parse(verb, model(run=args[0]), args[1:])  # type: ignore[call-arg]
+    rest = list(args[1:])
+    if second and rest and not rest[0].startswith("--"):
+        rest.insert(0, f"--{second}")
+    return _parse(verb, model(run=args[0]), rest)  # type: ignore[call-arg]
 
 
 def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:

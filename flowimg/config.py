@@ -15,7 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -186,6 +188,16 @@ class UNet(Settings):
     """Start from the velocity 0."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, far less memory."""
+    pretrained: str | None = None
+    """Start from the weights of this UNet2DModel, a hub id or a folder; it brings its own levels and attention."""
+
+    @model_validator(mode="after")
+    def _brought(self) -> "UNet":
+        fresh = type(self).model_fields
+        given = [n for n in ("channels", "layers", "attention", "zero_output") if getattr(self, n) != fresh[n].default]
+        if self.pretrained and given:
+            raise ValueError(f"{given[0]} is for new networks, and pretrained brings its own: leave one of them out")
+        return self
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -241,20 +253,40 @@ class Train(Settings):
         return self
 
 
-Solver = Literal["euler", "midpoint", "heun", "rk4"]
+Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+Times = Literal["uniform", "edm", "diffusers"]
 
 
-class Grid(Settings):
+class Solving(Settings):
+    """How the flow is followed, wherever samples are drawn."""
+
+    solver: Solver = "euler"
+    """How the flow is followed."""
+    num_steps: Positive = 50
+    """Solver steps; dopri5 chooses its own."""
+    times: Times = "uniform"
+    """The flow times a solver visits: evenly spread, EDM's noise levels, or those of diffusers' scheduler."""
+    shift: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 moves those times towards noise, below 1 towards data."""
+    tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
+    """Largest error of a step of dopri5."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance scale for conditional fields; 1 is none."""
+    guidance_interval: tuple[Unit, Unit] = (0.0, 1.0)
+    """The flow times between which there is guidance."""
+
+    @model_validator(mode="after")
+    def _interval(self) -> "Solving":
+        if self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {list(self.guidance_interval)} must rise: noise is 0, data 1")
+        return self
+
+
+class Grid(Solving):
     """The samples drawn during training, from fixed noise."""
 
     count: Positive = 100
     """Samples: pictures in the grid, or points in the plot."""
-    solver: Solver = "euler"
-    """How the flow is followed."""
-    num_steps: Positive = 50
-    """Solver steps."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Guidance scale for conditional fields; 1 is none."""
 
 
 class Config(Settings):
@@ -262,7 +294,7 @@ class Config(Settings):
 
     run: Annotated[str, Field(min_length=1)] | None = None
     """The run's folder; by default runs/ and the name of the settings file."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Decides every random number of the run."""
     data: Annotated[PointData | ImageData, Field(discriminator="kind")] = PointData()
     """Where x_1 comes from."""
@@ -280,6 +312,8 @@ class Config(Settings):
     """The loop."""
     grid: Grid = Grid()
     """Samples drawn during training."""
+    track: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Send metrics and grids to this tracker as well."""
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -292,56 +326,90 @@ class Config(Settings):
         return self
 
 
-class Sample(Settings):
-    """Draw samples from a run's newest checkpoint."""
+class Drawing(Solving):
+    """What every verb needs that draws from a run's field."""
 
     run: str
     """The run's folder."""
-    count: Positive = 64
-    """How many."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the first; sample k has seed + k."""
-    solver: Solver = "euler"
-    """How the flow is followed."""
-    num_steps: Positive = 50
-    """Solver steps."""
-    label: int | str | None = None
-    """A class by name or number; by default the classes take turns."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Guidance scale; 1 is none."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average, or the weights as they are."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
+
+
+class Sample(Drawing):
+    """Draw samples from a run's newest checkpoint."""
+
+    count: Positive = 64
+    """How many."""
+    seed: Seed = 0
+    """Seed of the first; sample k has seed + k."""
+    label: int | str | None = None
+    """A class by name or number; by default the classes take turns."""
     out: str | None = None
     """Where to; by default RUN/generated/ and the settings above."""
-    format: Literal["png", "npz", "npy"] = "png"
-    """One PNG a picture, or one array file of all; the grid is always drawn."""
+    format: Literal["png", "npz", "npy", "parquet"] | None = None
+    """A PNG a picture, or one file of all; by default png, npz for points. The grid is always drawn."""
     batch_size: Positive | None = None
     """Samples at once; changes speed and memory only."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network."""
 
 
-class Evaluate(Settings):
-    """Measure a run's samples against its data."""
+class Interpolate(Drawing):
+    """Draw the pictures between the noises of seeds."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
+    """From the first to the second, on to the third, ...; a row of the grid each."""
+    frames: Annotated[int, Field(ge=2)] = 9
+    """Pictures from one seed to the next, both included."""
+    label: int | str | None = None
+    """A class by name or number, for conditional runs; by default the first."""
+    out: str | None = None
+    """Where to; by default RUN/generated/ and the settings above."""
+
+
+class Invert(Drawing):
+    """Carry pictures back to their noise, and forth again."""
+
+    pictures: tuple[str, ...] = ()
+    """Files of pictures; they are cut and scaled as the run's data were."""
+    solver: Solver = "dopri5"
+    """How the flow is followed, there and back."""
+    label: int | str | None = None
+    """The class of the pictures by name or number; by default none."""
+    out: str | None = None
+    """Where to; by default RUN/generated/inverted."""
+
+
+class Export(Settings):
+    """Write a run's network as a folder that diffusers reads by itself."""
 
     run: str
     """The run's folder."""
-    count: Positive | None = None
-    """Samples; by default 20,000 points or 1,000 images."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the first sample."""
-    solver: Solver = "euler"
-    """How the flow is followed."""
-    num_steps: Positive = 100
-    """Solver steps."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Guidance scale; 1 is none."""
+    out: str | None = None
+    """A new folder; may be given without its name, after RUN."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average, or the weights as they are."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """The checkpoint of this step instead of the newest."""
+    num_steps: Positive = 50
+    """Euler steps that the folder's scheduler is set for."""
+    push_to_hub: str | None = None
+    """Upload the folder to this repository of the Hugging Face hub, OWNER/NAME."""
+    private: bool = True
+    """A repository made by push_to_hub is seen by its owner alone."""
+
+
+class Evaluate(Drawing):
+    """Measure a run's samples against its data."""
+
+    count: Positive | None = None
+    """Samples; by default 20,000 points or 1,000 images."""
+    seed: Seed = 0
+    """Seed of the first sample."""
+    num_steps: Positive = 100
+    """Solver steps."""
     max_off: float | None = None
     """Points: fail (exit status 1) if a larger share lies off the support."""
     max_sw2: float | None = None

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -27,7 +27,16 @@ def open_picture(row: Row) -> Image.Image:
     Raises:
         OSError: If it is no picture that Pillow knows.
     """
+    if row["bytes"] is None and not row["path"]:
+        raise OSError("the row is empty")
     return Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height once the picture is turned upright by its EXIF note."""
+    lying = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    turn = lying and picture.format != "TIFF"  # the size that Pillow gives of a TIFF is turned already
+    return picture.size[::-1] if turn else picture.size
 
 
 def see_through(picture: Image.Image) -> bool:

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowimg.data.pictures import GREY_MODES, Row, open_picture, see_through, to_pixels
+from flowimg.data.pictures import GREY_MODES, Row, open_picture, see_through, to_pixels, upright_size
 from flowimg.data.store import Images
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 """File names that are pictures in a folder."""
 SPLITS = {"train", "test", "val", "valid", "validation"}
 """Names of folders that are splits and not classes, where all of a folder's folders have such names."""
+LABELS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "large_string", "bool"}
+"""Types of a column that can be labels."""
 CHUNK = 256
 """Pictures read at a time."""
 
@@ -178,7 +180,8 @@ def decode(
 def _files(rows: datasets.Dataset) -> Iterator[tuple[int, Row]]:
     """The pictures as they are stored, numbered."""
     for start in range(0, len(rows), CHUNK):
-        yield from enumerate(rows[start : start + CHUNK]["image"], start)
+        for number, row in enumerate(rows[start : start + CHUNK]["image"], start):
+            yield number, row or {"bytes": None, "path": None}
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -204,7 +207,11 @@ def _open(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
     except (DataError, KeyboardInterrupt):
         raise
     except Exception as error:  # the readers below `datasets` raise almost anything
-        raise DataError(f"data.source {source} cannot be read: {_first_line(error)}") from None
+        said = _first_line(error)
+        if said.startswith("Config name is missing"):
+            there = str(error).splitlines()[1].partition(": ")[2]
+            raise DataError(f"data.source {source} has several subsets: name one by data.subset, of {there}") from None
+        raise DataError(f"data.source {source} cannot be read: {said}") from None
 
 
 def _open_folder(path: Path, subset: str | None) -> dict[str, datasets.Dataset]:
@@ -212,8 +219,8 @@ def _open_folder(path: Path, subset: str | None) -> dict[str, datasets.Dataset]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         kept = datasets.load_from_disk(str(path))
         return kept if isinstance(kept, datasets.DatasetDict) else {"train": kept}
-    tables = next((file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow")), None)
-    if tables or any(path.glob("metadata.*")):
+    tables = any(file.suffix in (".parquet", ".arrow") and not _hidden(file, path) for file in path.rglob("*"))
+    if tables or any((path / name).exists() for name in ("metadata.csv", "metadata.jsonl")):
         return datasets.load_dataset(str(path), subset)
     # not datasets' own "imagefolder": it copies to its cache, and takes every file with "test" in its name for a split
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and not _hidden(file, path))
@@ -274,7 +281,7 @@ def _image_column(where: str, features: datasets.Features, name: str | None) -> 
         if name not in features:
             raise DataError(f"{where} has no column {name!r} (data.image_column): its columns are {_listed(features)}")
         plain = getattr(features[name], "dtype", None)
-        if name not in found and plain not in ("binary", "string"):
+        if name not in found and plain not in ("binary", "large_binary", "string", "large_string"):
             raise DataError(f"{where}: column {name!r} (data.image_column) holds no pictures; {_listed(found)} would")
         return name
     if not found:
@@ -296,18 +303,24 @@ def _label_column(where: str, features: datasets.Features, name: str | None, nee
     if name is not None:
         if name not in features:
             raise DataError(f"{where} has no column {name!r} (data.label_column): its columns are {_listed(features)}")
-        if getattr(features[name], "dtype", None) not in ("int64", "int32", "int16", "int8", "uint8", "string", "bool"):
+        if not _holds_labels(features[name]):
             raise DataError(f"{where}: column {name!r} (data.label_column) holds no labels, but {features[name]}")
-        return name
     if not needed:
         return None
+    if name is not None:
+        return name
     found = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    found = found or [column for column in ("label", "labels", "class") if column in features]
+    usual = [column for column in ("label", "labels", "class") if column in features]
+    found = found or [column for column in usual if _holds_labels(features[column])]
     if len(found) > 1:
         raise DataError(f"{where} has {len(found)} columns of labels, {_listed(found)}: name one by data.label_column")
     if not found and named:
         raise DataError(f"{where} has no labels to keep data.classes by: its columns are {_listed(features)}")
     return found[0] if found else None
+
+
+def _holds_labels(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in LABELS
 
 
 def _labels(where: str, rows: datasets.Dataset, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -341,8 +354,7 @@ def _look(
     for number, row in _files(rows):
         try:
             with open_picture(row) as picture:
-                turned = picture.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: lying on a side
-                width, height = picture.size[:: -1 if turned else 1]
+                width, height = upright_size(picture)
                 sizes[height, width] += 1
                 modes[picture.mode] += 1
                 coloured |= picture.mode not in GREY_MODES or (tinted and see_through(picture))
@@ -361,7 +373,7 @@ def _look(
 
 def _name(row: Row, number: int) -> str:
     """A picture as a person finds it again."""
-    if row["bytes"] is None:
+    if row["bytes"] is None and row["path"]:
         return str(row["path"])
     return f"picture {number} ({row['path']})" if row["path"] else f"picture {number}"
 

@@ -1,6 +1,7 @@
 """How well labelled samples fit their class, and whether they vary as the data do.
 
 agreement   share of samples that a classifier trained on the real pictures gives the label they were asked for
+judge       share of real pictures, kept apart from field and classifier, that the classifier is right on
 spread      root of the summed variances of the pixels within a class, mean over classes; samples over data
 nearest     mean distance to the nearest training picture, over the same between training pictures and their nearest
             others: far below 1 the samples are copies
@@ -8,16 +9,23 @@ nearest     mean distance to the nearest training picture, over the same between
 All on pixels in [-1, 1]: a check for small pictures, not a measure of quality at large.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowimg.evaluation.classifier import agreement, train_classifier
+
+QUERIES = 2000
+"""Training pictures at most whose distance to their nearest other is measured."""
+
 
 class ImageScores(NamedTuple):
-    """Class agreement (a share), within-class spread and nearest distance (ratios to the data's own)."""
+    """Class agreement and the classifier's own (shares), within-class spread and nearest distance (over the data's)."""
 
     agreement: float
+    judge: float
     spread: float
     nearest: float
 
@@ -28,18 +36,22 @@ def within_class_spread(x: Tensor, labels: Tensor) -> float:
     return float(torch.stack(spreads).mean())
 
 
-def nearest_distance(x: Tensor, others: Tensor, same: bool = False) -> float:
-    """Mean Euclidean distance from each row of x to the nearest of others; `same`: a row is not its own nearest."""
+def nearest_distance(x: Tensor, others: Tensor, own: Tensor | None = None) -> float:
+    """Mean Euclidean distance from each row of x to the nearest of others, others[own[i]] left out for row i."""
+    squares = others.square().sum(dim=1)
     distances = []
-    for start in range(0, len(x), 512):
-        d = torch.cdist(x[start : start + 512], others, compute_mode="donot_use_mm_for_euclid_dist")
-        if same:
-            d[torch.arange(len(d)), torch.arange(start, start + len(d))] = float("inf")
-        distances.append(d.min(dim=1).values)
+    for rows in torch.arange(len(x)).split(256):
+        score = squares - 2 * x[rows] @ others.T
+        if own is not None:
+            score[torch.arange(len(rows)), own[rows]] = float("inf")
+        # who is nearest by the fast formula, how far by the exact one, which does not cancel
+        distances.append((x[rows] - others[score.argmin(dim=1)]).norm(dim=1))
     return float(torch.cat(distances).mean())
 
 
-def score_images(samples: Tensor, labels: Tensor, data: Tensor, data_labels: Tensor) -> ImageScores:
+def score_images(
+    samples: Tensor, labels: Tensor, data: Tensor, data_labels: Tensor, unseen: Tensor, unseen_labels: Tensor
+) -> ImageScores:
     """Scores of labelled samples against the training pictures.
 
     Args:
@@ -47,14 +59,15 @@ def score_images(samples: Tensor, labels: Tensor, data: Tensor, data_labels: Ten
         labels: The class each was asked for, shape (N,).
         data: Training pictures, shape (M, *D), in [-1, 1].
         data_labels: Their classes, shape (M,).
+        unseen: Real pictures that were not trained on, shape (K, *D).
+        unseen_labels: Their classes, shape (K,).
     """
-    from sklearn.svm import SVC
-
+    classifier = train_classifier(data, data_labels, int(data_labels.max()) + 1)
     x, real = samples.flatten(1), data.flatten(1)
-    classifier = SVC(C=10.0).fit(real.numpy(), data_labels.numpy())
-    agreement = float((torch.from_numpy(classifier.predict(x.numpy())) == labels).float().mean())
+    some = torch.arange(0, len(real), math.ceil(len(real) / QUERIES))
     return ImageScores(
-        agreement=agreement,
+        agreement=agreement(classifier, samples, labels),
+        judge=agreement(classifier, unseen, unseen_labels),
         spread=within_class_spread(x, labels) / within_class_spread(real, data_labels),
-        nearest=nearest_distance(x, real) / nearest_distance(real, real, same=True),
+        nearest=nearest_distance(x, real) / nearest_distance(real[some], real, some),
     )

@@ -8,6 +8,7 @@ and the network inside is, as it stands, the unet of a stock `DDPMPipeline` with
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DModel
@@ -34,7 +35,7 @@ def unet_problem(size: int, channels: Sequence[int], attention: Sequence[int]) -
     if size % 2**halvings:
         return (
             f"pictures of {size} pixels do not halve {halvings} times, as the {len(channels)} levels of "
-            f"field.channels ask: resize or pad them to a multiple of {2**halvings}, or use fewer levels"
+            f"field.channels ask: give data.size a multiple of {2**halvings}, or use fewer levels"
         )
     if any(c % GROUPS for c in channels):
         return f"field.channels {list(channels)} must all be multiples of {GROUPS}, the groups of the group norms"
@@ -51,56 +52,18 @@ def unet_problem(size: int, channels: Sequence[int], attention: Sequence[int]) -
 
 
 class UNetField(nn.Module):
-    """Velocity of pictures in [-1, 1].
+    """Velocity of pictures in [-1, 1], held by a stock UNet2DModel.
 
     Args:
-        size: Pixels a side of the square pictures.
-        image_channels: 1 for grey, 3 for RGB.
-        num_classes: Classes the field may be asked for; 0 makes it unconditional.
-        channels: Channels of each level; each level after the first halves the size.
-        layers: Residual blocks a level.
-        attention: Sizes (pixels a side) at which there is self-attention; the middle always has it.
-        dropout: Dropout in the residual blocks.
-        zero_output: Start from the velocity 0.
+        unet: The network, in diffusers' convention; `new_unet` or `pretrained_unet` make one.
+        num_classes: Classes the field may be asked for, one less than the network embeds; 0 makes it unconditional.
         gradient_checkpointing: Compute activations again in the backward pass: slower, far less memory.
-    Raises:
-        ValueError: If size, levels and attention do not fit together; the message says what would.
     """
 
-    def __init__(
-        self,
-        size: int,
-        image_channels: int,
-        num_classes: int = 0,
-        channels: Sequence[int] = (128, 256),
-        layers: int = 2,
-        attention: Sequence[int] = (),
-        dropout: float = 0.0,
-        zero_output: bool = True,
-        gradient_checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        if problem := unet_problem(size, channels, attention):
-            raise ValueError(problem)
-        attends = [size >> level in attention for level in range(len(channels))]
-        classes: dict[str, Any] = {"num_class_embeds": num_classes + 1} if num_classes else {}
+        self.unet = unet
         self.num_classes = num_classes
-        self.unet = UNet2DModel(
-            sample_size=size,
-            in_channels=image_channels,
-            out_channels=image_channels,
-            block_out_channels=tuple(channels),
-            layers_per_block=layers,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            attention_head_dim=HEAD,
-            norm_num_groups=GROUPS,
-            dropout=dropout,
-            **classes,
-        )
-        if zero_output:
-            nn.init.zeros_(self.unet.conv_out.weight)
-            nn.init.zeros_(self.unet.conv_out.bias)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
 
@@ -118,3 +81,110 @@ class UNetField(nn.Module):
         # a float tensor: UNet2DModel would truncate a Python float to a whole number
         timestep = 1000 * (1 - t)
         return -self.unet(x, timestep, class_labels=labels).sample
+
+    def architecture(self) -> dict[str, Any]:
+        """What the network is, without its weights: enough for `empty_unet`."""
+        return {name: value for name, value in self.unet.config.items() if not name.startswith("_")}
+
+
+def new_unet(
+    size: int,
+    image_channels: int,
+    num_classes: int = 0,
+    channels: Sequence[int] = (128, 256),
+    layers: int = 2,
+    attention: Sequence[int] = (),
+    dropout: float = 0.0,
+    zero_output: bool = True,
+) -> UNet2DModel:
+    """A network with new weights.
+
+    Args:
+        size: Pixels a side of the square pictures.
+        image_channels: 1 for grey, 3 for RGB.
+        num_classes: Classes it may be asked for, beside "no class"; 0 makes it unconditional.
+        channels: Channels of each level; each level after the first halves the size.
+        layers: Residual blocks a level.
+        attention: Sizes (pixels a side) at which there is self-attention; the middle always has it.
+        dropout: Dropout in the residual blocks.
+        zero_output: Start from the velocity 0.
+    Raises:
+        ValueError: If size, levels and attention do not fit together; the message says what would.
+    """
+    if problem := unet_problem(size, channels, attention):
+        raise ValueError(problem)
+    attends = [size >> level in attention for level in range(len(channels))]
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=HEAD,
+        norm_num_groups=GROUPS,
+        dropout=dropout,
+        num_class_embeds=num_classes + 1 if num_classes else None,
+    )
+    if zero_output:
+        nn.init.zeros_(unet.conv_out.weight)
+        nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def empty_unet(architecture: dict[str, Any]) -> UNet2DModel:
+    """A network of this architecture, whose weights will be loaded."""
+    return UNet2DModel.from_config(architecture)
+
+
+def pretrained_unet(
+    source: str, size: int, image_channels: int, num_classes: int = 0, dropout: float = 0.0
+) -> UNet2DModel:
+    """A network that starts from the weights of a stock UNet2DModel; its class embedding is new unless it fits.
+
+    Args:
+        source: A folder, or an id of the hub, with the network itself or, in its folder `unet`, a pipeline's.
+        size: Pixels a side of the square pictures.
+        image_channels: 1 for grey, 3 for RGB.
+        num_classes: Classes it may be asked for, beside "no class"; 0 makes it unconditional.
+        dropout: Dropout in the residual blocks.
+    Raises:
+        OSError: If there is no such network, in safetensors.
+        ValueError: If it does not fit the pictures; the message says why.
+    """
+    options: dict[str, Any] = {"use_safetensors": True}  # the other format is pickle, which runs what it likes
+    if Path(source).is_dir():
+        inside = "unet" if Path(source, "unet").is_dir() else ""
+        stock = UNet2DModel.from_pretrained(str(Path(source, inside)), local_files_only=True, **options)
+    else:
+        try:
+            stock = UNet2DModel.from_pretrained(source, **options)
+        except OSError:
+            stock = UNet2DModel.from_pretrained(source, subfolder="unet", **options)
+    old = stock.config
+    halvings = len(old["block_out_channels"]) - 1
+    if old["in_channels"] != image_channels or old["out_channels"] != image_channels:
+        raise ValueError(
+            f"{source} turns {old['in_channels']} channels into {old['out_channels']}, and the pictures have "
+            f"{image_channels}: see data.channels"
+        )
+    if size % 2**halvings:
+        raise ValueError(f"pictures of {size} pixels do not halve {halvings} times, as {source} does: see data.size")
+    if old["time_embedding_type"] != "positional" or old["class_embed_type"] is not None:
+        raise ValueError(f"{source} embeds its time or class in a way that flow matching cannot use")
+    unet = empty_unet(
+        {
+            **{name: value for name, value in old.items() if not name.startswith("_")},
+            "sample_size": size,
+            "dropout": dropout,
+            "num_class_embeds": num_classes + 1 if num_classes else None,
+        }
+    )
+    new, weights = unet.state_dict(), stock.state_dict()
+    unet.load_state_dict({name: weights[name] if _fits(weights, name, value) else value for name, value in new.items()})
+    return unet
+
+
+def _fits(weights: dict[str, Tensor], name: str, value: Tensor) -> bool:
+    return not name.startswith("class_embedding.") or (name in weights and weights[name].shape == value.shape)

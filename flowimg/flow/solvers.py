@@ -6,9 +6,11 @@ A step goes from time t to time s and may evaluate v anywhere between; h = s - t
     midpoint  x + h v(x + h/2 v(x, t), t + h/2)                      order 2, 2
     heun      x + h/2 (k1 + k2),  k2 = v(x + h k1, s)                order 2, 2
     rk4       x + h/6 (k1 + 2 k2 + 2 k3 + k4)                        order 4, 4
+    dopri5    as many steps as its error estimate asks for               order 5, 6 each and 2 at the start
 
 t = 0 is noise and t = 1 is data; a falling grid of times carries data back to noise.
-Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II.
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II (dopri5: II.5), by
+torchdiffeq, github.com/rtqichen/torchdiffeq.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 from flowimg.flow.objective import Velocity
 
@@ -25,10 +28,14 @@ Slope = Callable[[Tensor, float], Tensor]
 
 
 class Solver(NamedTuple):
-    """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order)."""
+    """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order).
+
+    An adaptive one cuts the way from t to s by itself: give it two times.
+    """
 
     step: Callable[[Slope, Tensor, float, float], Tensor]
     order: int
+    adaptive: bool = False
 
 
 class Flow(NamedTuple):
@@ -67,10 +74,27 @@ def rk4_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+def dopri5(tolerance: float) -> Solver:
+    """Dormand and Prince's method of order 5, which chooses its steps by an estimate of their error.
+
+    One step length serves the whole batch, so a sample depends on the others in its batch, to the tolerance.
+
+    Args:
+        tolerance: Largest error of a step, relative to 1 + |x|.
+    """
+
+    def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+        ends = torch.tensor([t, s], dtype=torch.float64, device=x.device)
+        return odeint(lambda at, x: v(x, float(at)), x, ends, method="dopri5", rtol=tolerance, atol=tolerance)[-1]
+
+    return Solver(step, order=5, adaptive=True)
+
+
 EULER = Solver(euler_step, order=1)
 MIDPOINT = Solver(midpoint_step, order=2)
 HEUN = Solver(heun_step, order=2)
 RK4 = Solver(rk4_step, order=4)
+DOPRI5 = dopri5(1e-5)
 
 
 def integrate(

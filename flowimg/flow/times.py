@@ -8,7 +8,16 @@ Training draws u uniform in [0, 1) for every place of the batch and warps it by 
 
 Stratified, u is (k + u) / B with each stratum k of the batch used once, which lowers the variance of the gradient.
 The shift moves t towards noise (shift > 1) or data: in sigma = 1 - t, sigma <- shift sigma / (1 + (shift - 1) sigma).
-Sources: Kingma et al. 2021, arXiv:2107.00630 (stratified); Esser et al. 2024, arXiv:2403.03206 (logit-normal, shift).
+
+A solver goes through a grid 0 = t_0 < ... < t_N = 1:
+
+    uniform     t_i = i / N
+    edm         t_i = 1 / (1 + sigma_i) at the noise levels of Karras et al. 2022, dense near the data
+    diffusers   what FlowMatchEulerDiscreteScheduler visits when nothing is said: its last step is 1/1000 long
+
+and each of them may be shifted like the training times.
+Sources: Kingma et al. 2021, arXiv:2107.00630 (stratified); Esser et al. 2024, arXiv:2403.03206 (logit-normal, shift);
+Karras et al. 2022, arXiv:2206.00364, equation 5 (edm).
 """
 
 import math
@@ -85,3 +94,28 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 def uniform_grid(num_steps: int) -> Tensor:
     """The solver times 0, 1/N, ..., 1, shape (N + 1,), float64; flip them to go from data to noise."""
     return torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+
+
+def edm_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """EDM's noise levels as flow times, shape (N + 1,), float64.
+
+        t_i = 1 / (1 + sigma_i),    sigma_i^(1/rho) from sigma_max^(1/rho) to sigma_min^(1/rho) in N even points
+
+    A sample at noise level sigma of EDM is x_1 + sigma x_0, which is x_t / t at sigma = (1 - t) / t. The first time is
+    0 in place of 1 / 81, where a flow has to start, and 1 is added at the end.
+    """
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    most, least = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigma = (most + ramp * (least - most)) ** rho
+    grid = torch.cat([1 / (1 + sigma), torch.ones(1, dtype=torch.float64)])
+    grid[0] = 0
+    return grid
+
+
+def diffusers_grid(num_steps: int) -> Tensor:
+    """The times of diffusers' scheduler as it comes, shape (N + 1,), float64.
+
+    t_i = 1 - sigma_i,    sigma from 1 to 1/1000 in N even points, then 0
+    """
+    sigma = torch.linspace(1, 1 / 1000, num_steps, dtype=torch.float64)
+    return torch.cat([1 - sigma, torch.ones(1, dtype=torch.float64)])

@@ -4,24 +4,37 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flowimg.config import MLP, Config, ImageData, PointData, UNet
+from flowimg.config import MLP, Config, ImageData, PointData, Solving, UNet
 from flowimg.data import toys
 from flowimg.data.batches import ImageBatches, PointBatches
 from flowimg.data.store import hold_out
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
-from flowimg.flow.solvers import EULER, HEUN, MIDPOINT, RK4, Solver
-from flowimg.flow.times import LogitNormal, TimeDistribution, Uniform, skewed
+from flowimg.flow.solvers import DOPRI5, EULER, HEUN, MIDPOINT, RK4, Solver, dopri5
+from flowimg.flow.times import (
+    LogitNormal,
+    TimeDistribution,
+    Uniform,
+    diffusers_grid,
+    edm_grid,
+    shift_times,
+    skewed,
+    uniform_grid,
+)
 
 
 class DataFacts(NamedTuple):
-    """What a field must know of the data: the shape of a sample, and the names of the classes it is conditional on."""
+    """What a field must know of the data: the shape of a sample, and the names of the classes it is conditional on.
+
+    In a run that goes on from a network that was fetched, also what that network is (see `architecture_of`).
+    """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
+    architecture: dict[str, Any] | None = None
 
 
 class Source(NamedTuple):
@@ -49,7 +62,13 @@ TIMES: dict[str, Callable[[Any], TimeDistribution]] = {
     "skewed": lambda s: skewed(),
 }
 
-SOLVERS: dict[str, Solver] = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4}
+SOLVERS: dict[str, Solver] = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "dopri5": DOPRI5}
+
+TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
+    "uniform": uniform_grid,
+    "edm": edm_grid,
+    "diffusers": diffusers_grid,
+}
 
 TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
     "checkerboard": lambda s: toys.Checkerboard(s.cells),
@@ -111,16 +130,33 @@ def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
 
 def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
     from flowimg.data.sources import DataError
-    from flowimg.fields.unet import UNetField  # diffusers takes seconds to import; points do without it
+    from flowimg.fields.unet import (
+        UNetField,
+        empty_unet,
+        new_unet,
+        pretrained_unet,
+    )  # diffusers takes seconds to import
 
     channels, height, width = facts.shape
+    classes = len(facts.classes)
     if height != width:
         raise DataError(f"the images are {width} x {height}, and the U-Net takes squares: give data.size")
-    options = settings.model_dump(exclude={"kind"})
     try:
-        return UNetField(size=height, image_channels=channels, num_classes=len(facts.classes), **options)
+        if settings.pretrained is None:
+            options = settings.model_dump(exclude={"kind", "pretrained", "gradient_checkpointing"})
+            unet = new_unet(height, channels, classes, **options)
+        elif facts.architecture:  # its weights are in the checkpoint
+            unet = empty_unet(facts.architecture)
+        else:
+            unet = pretrained_unet(settings.pretrained, height, channels, classes, settings.dropout)
     except ValueError as error:
         raise DataError(str(error)) from None
+    except OSError as error:
+        raise DataError(
+            f"field.pretrained {settings.pretrained} is no folder with a UNet2DModel in safetensors, and the hub gives "
+            f"none by that name: {str(error).splitlines()[0]}"
+        ) from None
+    return UNetField(unet, classes, settings.gradient_checkpointing)
 
 
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
@@ -138,6 +174,11 @@ def build_field(config: Config, facts: DataFacts) -> nn.Module:
         return FIELDS[config.field.kind](config.field, facts)
 
 
+def architecture_of(config: Config, field: Any) -> dict[str, Any] | None:
+    """What a network that was fetched is, so that the run's folder alone is enough later; None if settings tell."""
+    return field.architecture() if isinstance(config.field, UNet) and config.field.pretrained else None
+
+
 def build_objective(config: Config) -> Objective:
     """What a run minimises."""
     return Objective(
@@ -150,3 +191,16 @@ def build_objective(config: Config) -> Objective:
         batch_size=config.train.batch_size,
         seed=config.seed,
     )
+
+
+def build_solver(how: Solving) -> Solver:
+    """The solver asked for, at its tolerance."""
+    solver = SOLVERS[how.solver]
+    return dopri5(how.tolerance) if solver.adaptive else solver
+
+
+def build_times(how: Solving) -> Tensor:
+    """The times the solver visits, from 0 (noise) to 1 (data)."""
+    if SOLVERS[how.solver].adaptive:
+        return uniform_grid(1)
+    return shift_times(TIME_GRIDS[how.times](how.num_steps), how.shift)

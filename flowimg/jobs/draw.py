@@ -1,18 +1,20 @@
 """Samples of a field, and the figure that shows them: the same for training, sampling and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowimg.config import Config, Evaluate, Grid, Sample
+from flowimg.config import Config, Solving
 from flowimg.fields.guidance import guided
 from flowimg.flow.randomness import generator
-from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import SOLVERS, DataFacts, build_toy
+from flowimg.jobs.build import DataFacts, build_solver, build_times, build_toy
 from flowimg.sampling.generate import Samples, generate, to_uint8
+
+Item = TypeVar("Item")
 
 BATCH = {"points": 25_000, "images": 250}
 """Samples at once, by kind of data."""
@@ -23,32 +25,37 @@ def turns(seeds: Sequence[int], classes: Sequence[str]) -> Tensor | None:
     return torch.tensor([seed % len(classes) for seed in seeds]) if classes else None
 
 
-def draw(
+def share(items: Sequence[Item], process: int, processes: int) -> Sequence[Item]:
+    """The items that are this process's: all of them are shared out, in order, as evenly as they go."""
+    return items[len(items) * process // processes : len(items) * (process + 1) // processes]
+
+
+def stream(
     field: nn.Module,
     config: Config,
     facts: DataFacts,
-    how: Grid | Sample | Evaluate,
+    how: Solving,
     seeds: Sequence[int],
-    batch_size: int | None = None,
     labels: Tensor | None = None,
-    bar: bool = False,
+    batch_size: int | None = None,
+) -> Iterator[Samples]:
+    """Samples of these seeds a batch at a time, with the solver, times and guidance of `how`."""
+    velocity = guided(field, how.guidance, how.guidance_interval)
+    device = next(field.parameters()).device
+    size = batch_size or BATCH[config.data.kind]
+    yield from generate(velocity, seeds, facts.shape, build_times(how), build_solver(how), labels, size, device)
+
+
+def draw(
+    field: nn.Module, config: Config, facts: DataFacts, how: Solving, seeds: Sequence[int], labels: Tensor | None = None
 ) -> Samples:
-    """All samples of these seeds, float32 on the CPU, with the solver, steps and guidance of `how`."""
-    batches = generate(
-        guided(field, how.guidance),
-        seeds,
-        facts.shape,
-        uniform_grid(how.num_steps),
-        SOLVERS[how.solver],
-        labels,
-        batch_size or BATCH[config.data.kind],
-        next(field.parameters()).device,
-    )
+    """All samples of these seeds, float32 on the CPU; with a bar on a terminal where it takes several batches."""
     x_1, nfe = [], 0
-    with tqdm(total=len(seeds), unit="sample", disable=None if bar else True) as progress:
-        for batch in batches:
+    quiet = True if len(seeds) <= BATCH[config.data.kind] else None
+    with tqdm(total=len(seeds), unit="sample", leave=False, disable=quiet) as progress:
+        for batch in stream(field, config, facts, how, seeds, labels):
             x_1.append(batch.x_1.float())
-            nfe = batch.nfe
+            nfe = max(nfe, batch.nfe)
             progress.update(len(batch.x_1))
     return Samples(torch.cat(x_1), nfe)
 

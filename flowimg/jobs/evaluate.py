@@ -27,7 +27,7 @@ def evaluate(settings: Evaluate) -> None:
     """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluation.json."""
     alone("evaluate")
     device = pick_device()
-    run = open_run(settings.run, settings.weights, None, device)
+    run = open_run(settings.run, settings.weights, settings.step, device)
     points = run.config.data.kind == "points"
     limits = (settings.max_off, settings.max_sw2, settings.max_mass_ratio)
     if not points and any(limit is not None for limit in limits):
@@ -38,7 +38,7 @@ def evaluate(settings: Evaluate) -> None:
     seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
     labels = turns(seeds, run.facts.classes)
     with autocast(device, settings.precision):
-        samples, nfe = draw(run.field, run.config, run.facts, settings, seeds, labels=labels, bar=True)
+        samples, nfe = draw(run.field, run.config, run.facts, settings, seeds, labels)
 
     scores = _points(run, samples) if points else _images(run, samples, labels)
     how = {
@@ -85,11 +85,15 @@ def _images(run: Trained, samples: Tensor, labels: Tensor | None) -> dict[str, A
     from flowimg.data.store import to_unit
     from flowimg.evaluation.images import score_images
 
-    learned = build_source(run.config).load(torch.device("cpu")).images  # type: ignore[union-attr]
+    batches = build_source(run.config).load(torch.device("cpu"))
+    learned, apart = batches.images, batches.kept_apart  # type: ignore[union-attr]
     assert learned.labels is not None
+    assert apart.labels is not None
     # as they would be written: whole grey levels
     seen = to_unit(to_uint8(samples))
-    return score_images(seen, labels, to_unit(learned.pixels), learned.labels)._asdict()
+    return score_images(
+        seen, labels, to_unit(learned.pixels), learned.labels, to_unit(apart.pixels), apart.labels
+    )._asdict()
 
 
 def _text(value: Any) -> str:

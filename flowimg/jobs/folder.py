@@ -1,6 +1,9 @@
 """What lies where in a run's folder, and reading a run back from nothing but its folder."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +15,18 @@ from flowimg.jobs.build import DataFacts, build_field
 from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, step_folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it: it is there whole, as it was or as it is now."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """A file to write to that is renamed in the end: `path` is there whole, as it was or as it is now."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    yield aside
     aside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(text)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,16 @@ class RunFolder:
         """Grids drawn during training."""
         return self.path / "samples"
 
+    @property
+    def generated(self) -> Path:
+        """What the verbs drew that name no other folder."""
+        return self.path / "generated"
+
+    @property
+    def model(self) -> Path:
+        """The averaged field as a folder that diffusers reads."""
+        return self.path / "model"
+
     def grid(self, step: int, weights: str = "ema") -> Path:
         """The grid of a step: of the average, or of the raw weights."""
         return self.samples / f"step_{step:08d}{'' if weights == 'ema' else '_raw'}.png"
@@ -70,13 +90,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run read back: its settings, what its data looked like, its field on a device, and the step."""
+    """A run read back: settings, what its data looked like, its field on a device, step, and the weights' SHA-256."""
 
     folder: RunFolder
     config: Config
     facts: DataFacts
     field: nn.Module
     step: int
+    sha256: str
 
 
 def open_run(run: str, weights: str, step: int | None, device: torch.device) -> Trained:
@@ -110,10 +131,13 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
             raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
     name = "ema" if weights == "ema" else "weights"
     checkpoint = read_checkpoint(path, (name,))
-    facts = DataFacts(tuple(checkpoint.state["shape"]), tuple(checkpoint.state["classes"]))
+    state = checkpoint.state
+    facts = DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
     field = build_field(config, facts)
     field.load_state_dict(checkpoint.tensors[name])
-    return Trained(folder, config, facts, field.to(device).eval().requires_grad_(False), checkpoint.state["step"])
+    field = field.to(device).eval().requires_grad_(False)
+    sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
+    return Trained(folder, config, facts, field, checkpoint.state["step"], sha256)
 
 
 def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from flowimg import __version__
 
@@ -29,6 +30,31 @@ def alone(verb: str) -> None:
     """Refuse several processes where they would all do the same work and write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MachineError(f"flowimg {verb} runs on one process for now: start it without a launcher")
+
+
+def processes(verb: str) -> PartialState:
+    """All processes of a launch, for work that they share.
+
+    Raises:
+        MachineError: If they do not see each other.
+    """
+    state = PartialState(cpu=pick_device().type == "cpu")
+    check_launch(state.num_processes, verb)
+    return state
+
+
+def check_launch(processes: int, verb: str) -> None:
+    """Refuse processes that were launched together and do not see each other.
+
+    Raises:
+        MachineError: With the launch that works.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > processes:
+        raise MachineError(
+            f"{launched} processes were launched, but each sees only itself and would write the same files: on a CPU "
+            f"launch with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N scripts/{verb}.py`"
+        )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

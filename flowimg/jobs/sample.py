@@ -1,112 +1,156 @@
-"""`flowimg sample`: samples of a run's field, from seeds."""
+"""`flowimg sample`: samples of a run's field, from seeds; shared out over processes, streamed to disk, resumable."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from tqdm import tqdm
 
 from flowimg.config import Sample, SettingsError, nearest
-from flowimg.jobs.draw import draw, show, turns
-from flowimg.jobs.folder import Trained, check_guidance, open_run
-from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.draw import share, show, stream, turns
+from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
+from flowimg.jobs.machine import autocast, processes
+from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
 from flowimg.sampling.generate import to_uint8
 
 GRID = 400
-"""Samples in the grid at most; the files hold all."""
+"""Pictures in the grid at most; the files hold all."""
 
 
 def sample(settings: Sample) -> None:
     """Draw samples, write them and a grid of them, and say where they are."""
-    alone("sample")
-    device = pick_device()
-    run = open_run(settings.run, settings.weights, settings.step, device)
+    state = processes("sample")
+    run = open_run(settings.run, settings.weights, settings.step, state.device)
     points = run.config.data.kind == "points"
-    label = _label(settings, run)
+    if points and settings.format in ("png", "parquet"):
+        raise SettingsError(f"--format {settings.format} is for pictures: points are written as npz or npy")
+    form = settings.format or ("npz" if points else "png")
+    label = find_label(settings.label, run)
     check_guidance(settings.guidance, run.facts, run.config)
     seeds = range(settings.seed, settings.seed + settings.count)
     labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
 
-    facts = {
-        "run": settings.run,
-        "step": run.step,
-        "weights": settings.weights,
-        "seed": settings.seed,
-        "count": settings.count,
-        "label": None if label is None else run.facts.classes[label],
-        "solver": settings.solver,
-        "num_steps": settings.num_steps,
-        "guidance": settings.guidance,
-        "format": settings.format,
-        "precision": settings.precision,
-    }
-    out = _folder(settings, run, facts)
-    with autocast(device, settings.precision):
-        samples, nfe = draw(
-            run.field, run.config, run.facts, settings, seeds, settings.batch_size, labels=labels, bar=True
+    about = {**_about(settings, run, label), "format": form}
+    folder = Path(settings.out) if settings.out else run.folder.generated / _name(settings, run, label, form)
+    kept = _kept(folder, about)
+    state.wait_for_everyone()  # nobody writes before all have looked
+    output = Output(folder, form, seeds, labels, run.facts.classes)
+    if state.is_main_process:
+        output.path(range(0, 1)).parent.mkdir(parents=True, exist_ok=True)
+        if not kept:
+            write_text(folder / "samples.json", json.dumps(about, indent=1) + "\n")
+    state.wait_for_everyone()
+
+    # which parts are whose depends on nothing that is on disk, so that no two processes draw the same
+    mine = share(output.parts(), state.process_index, state.num_processes)
+    lacking = set(missing(output))
+    todo = [part for part in mine if part in lacking]
+    rows = [row for part in todo for row in part]
+    nfe = 0
+
+    def arrays() -> Iterator[np.ndarray]:
+        nonlocal nfe
+        wanted = None if labels is None else labels[rows]
+        drawn = stream(
+            run.field, run.config, run.facts, settings, [seeds[row] for row in rows], wanted, settings.batch_size
         )
+        for batch in drawn:
+            nfe = max(nfe, batch.nfe)
+            yield batch.x_1.float().numpy() if points else rearrange(to_uint8(batch.x_1), "n c h w -> n h w c").numpy()
 
-    _write(out, samples, labels, seeds, settings.format, points)
-    (out / "samples.json").write_text(json.dumps({**facts, "nfe": nfe}, indent=1) + "\n")
-    kept = None if labels is None else labels[:GRID]
-    show(samples[:GRID] if not points else samples, kept, run.config, out / "grid.png", f"step {run.step}")
-    print(f"{len(samples)} samples of step {run.step}, {nfe} evaluations each: {out}")
-    print(f"the grid: {out / 'grid.png'}")
+    own = sum(len(part) for part in mine)
+    shown = None if state.is_main_process else True
+    desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
+    with (
+        autocast(state.device, settings.precision),
+        tqdm(total=own, initial=own - len(rows), unit="sample", desc=desc, disable=shown) as progress,
+    ):
+        for count in write_parts(output, todo, arrays()):
+            progress.update(count)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _finish(output, about, nfe or kept.get("nfe"), run, points)
 
 
-def _label(settings: Sample, run: Trained) -> int | None:
-    """The number of the class that was asked for by number or name."""
-    if settings.label is None:
+def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> None:
+    """The grid, the one file of all, and what they are."""
+    figure = output.folder / "grid.png"
+    if not figure.exists() or any(output.path(part).exists() for part in output.parts()[:1]):
+        count = len(output.seeds) if points else min(GRID, len(output.seeds))
+        rows = torch.from_numpy(first_rows(output, count))
+        seen = rows if points else rearrange(rows, "n h w c -> n c h w").float() / 127.5 - 1
+        show(seen, None if output.labels is None else output.labels[:count], run.config, figure, f"step {run.step}")
+    join(output)
+    write_text(output.folder / "samples.json", json.dumps({**about, "nfe": nfe}, indent=1) + "\n")
+    print(f"{len(output.seeds):,} samples of step {run.step}, {nfe} evaluations each: {output.file}")
+    print(f"the grid: {figure}")
+
+
+def find_label(label: int | str | None, run: Trained) -> int | None:
+    """The number of the class that was asked for by number or name.
+
+    Raises:
+        SettingsError: If the run has no such class.
+    """
+    if label is None:
         return None
     classes = list(run.facts.classes)
     if not classes:
-        raise SettingsError(f"--label {settings.label} needs a conditional run, and {settings.run} is not one")
-    if str(settings.label) in classes:
-        return classes.index(str(settings.label))
-    if str(settings.label).isdecimal() and int(settings.label) < len(classes):
-        return int(settings.label)
-    raise SettingsError(
-        f"--label {settings.label} is no class of {settings.run}: {nearest(str(settings.label), classes)}"
-    )
+        raise SettingsError(f"--label {label} needs a conditional run, and {run.folder.path} is not one")
+    if str(label) in classes:
+        return classes.index(str(label))
+    if str(label).isdecimal() and int(label) < len(classes):
+        return int(label)
+    raise SettingsError(f"--label {label} is no class of {run.folder.path}: {nearest(str(label), classes)}")
 
 
-def _folder(settings: Sample, run: Trained, facts: dict[str, Any]) -> Path:
-    """Where to write: a folder that is new, empty, or holds these very samples."""
-    name = f"step_{run.step:08d}_{settings.weights}_{settings.solver}{settings.num_steps}"
-    name += f"_seed{settings.seed}x{settings.count}"
-    name += "" if facts["label"] is None else f"_class{facts['label']}"
-    name += "" if settings.precision == "fp32" else f"_{settings.precision}"
-    name += "" if settings.format == "png" else f"_{settings.format}"
-    name += "" if settings.guidance == 1 else f"_guidance{settings.guidance:g}"
-    out = Path(settings.out) if settings.out else run.folder.path / "generated" / name
-    if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out} is a file: name a folder")
-    if out.exists() and any(out.iterdir()):
-        try:
-            before = json.loads((out / "samples.json").read_text())
-        except (OSError, ValueError):
-            before = {}
-        if {name: before.get(name) for name in facts} != facts:
-            raise SettingsError(f"--out {out} holds other files, which are not overwritten: name another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def _about(settings: Sample, run: Trained, label: int | None) -> dict[str, Any]:
+    """Everything that decides the samples: what must be equal for a folder to be gone on with."""
+    how = settings.model_dump(mode="json", exclude={"out", "batch_size", "format", "label", "step"})
+    return {
+        **how,
+        "step": run.step,
+        "weights_sha256": run.sha256,
+        "label": None if label is None else run.facts.classes[label],
+    }
 
 
-def _write(out: Path, samples: Tensor, labels: Tensor | None, seeds: range, form: str, points: bool) -> None:
-    """Write the samples: one PNG a picture, or one array: (N, H, W, C) uint8, points (N, 2) float32."""
-    array = samples.numpy() if points else rearrange(to_uint8(samples), "n c h w -> n h w c").numpy()
-    if form == "npy":
-        np.save(out / "samples.npy", array)
-    elif form == "npz":
-        arrays: dict[str, Any] = {"samples": array, "seeds": np.array(seeds)}
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
-        np.savez_compressed(out / "samples.npz", **arrays)
-    elif not points:  # a point is no picture: the figure shows them all
-        from PIL import Image
+def _name(settings: Sample, run: Trained, label: int | None, form: str) -> str:
+    """The folder's name by default: what differs from the usual."""
+    solver = settings.solver + (f"{settings.tolerance:g}" if settings.solver == "dopri5" else str(settings.num_steps))
+    low, high = settings.guidance_interval
+    parts = {
+        settings.times: settings.times != "uniform",
+        f"shift{settings.shift:g}": settings.shift != 1,
+        f"class{label}": label is not None,
+        settings.precision: settings.precision != "fp32",
+        form: form not in ("png", "npz"),
+        "npz": form == "npz" and run.config.data.kind != "points",
+        f"guidance{settings.guidance:g}": settings.guidance != 1,
+        f"from{low:g}to{high:g}": settings.guidance_interval != (0, 1),
+    }
+    name = f"step_{run.step:08d}_{settings.weights}_{solver}_seed{settings.seed}x{settings.count}"
+    return "_".join([name, *(part for part, said in parts.items() if said)])
 
-        for seed, pixels in zip(seeds, array, strict=True):
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(out / f"{seed:06d}.png")
+
+def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What a folder that holds these very samples, or the beginning of them, says of itself; {} for a new one.
+
+    Raises:
+        SettingsError: If it holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out {folder} is a file: name a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return {}
+    try:
+        kept: dict[str, Any] = json.loads((folder / "samples.json").read_text())
+    except (OSError, ValueError):
+        kept = {}
+    if {name: kept.get(name) for name in about} != about:
+        raise SettingsError(f"--out {folder} holds other files, which are not overwritten: name another folder")
+    return kept

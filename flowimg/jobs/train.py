@@ -14,15 +14,22 @@ from accelerate.utils import DistributedDataParallelKwargs
 from flowimg.config import Config, SettingsError, dump, flatten, load
 from flowimg.jobs.build import Source, build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, check_guidance, write_text
-from flowimg.jobs.machine import MachineError, environment, pick_device
+from flowimg.jobs.machine import MachineError, check_launch, environment, pick_device
+from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import callbacks
-from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint
+from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
 from flowimg.training.loop import Recipe, Training, restore, start
 from flowimg.training.loop import train as run_loop
 
-FREE = ("run", "grid.", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
+FREE = ("run", "grid.", "track", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
 FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued; the others would make it another run."""
+STRATEGIES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What a launcher may ask for, by its variable, that this loop does not do."""
 
 
 def train(config: Config) -> None:
@@ -35,12 +42,20 @@ def train(config: Config) -> None:
 
     with accelerator.local_main_process_first():  # one process fills datasets' cache, the others read it
         source = build_source(config)
-    field = build_field(config, source.facts)
-    check_guidance(config.grid.guidance, source.facts, config)
+    checkpoint = _newest(folder, say)
+    facts = source.facts
+    if checkpoint:
+        facts = facts._replace(architecture=checkpoint.state.get("architecture"))
+    with accelerator.local_main_process_first():
+        field = build_field(config, facts)
+    check_guidance(config.grid.guidance, facts, config)
     batches = source.load(accelerator.device)
     state = start(accelerator, field, build_objective(config), batches, _recipe(config))
-    resumed = _resume(state, folder, say)
+    if checkpoint:
+        restore(state, checkpoint.state["step"], dict(checkpoint.tensors))
+    _agree(state, folder)
     began = state.step
+    resumed = began if checkpoint else None
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
     if accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -48,13 +63,16 @@ def train(config: Config) -> None:
         machine = environment(accelerator.device, accelerator.num_processes)
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
+    for line in _launcher_differs(config):
+        say(f"warning   {line}")
     _banner(say, config, source, state, until)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
         return _farewell(say, folder, config, state)
 
-    run_loop(state, until, callbacks(config, folder, source.facts, batches, accelerator, resumed, until))
+    start_tracker(accelerator, config, began)
+    run_loop(state, until, callbacks(config, folder, facts, batches, accelerator, resumed, until))
     _farewell(say, folder, config, state)
     accelerator.end_training()
 
@@ -88,19 +106,24 @@ def _accelerator(config: Config) -> Accelerator:
     """The processes and their devices, checked against the launch and the settings."""
     if config.train.precision == "fp16" and pick_device().type != "cuda":
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
+    if strategy := next((name for name in STRATEGIES if os.environ.get(name, "").lower() in ("1", "true")), None):
+        raise MachineError(
+            f"the launcher asks for {STRATEGIES[strategy]}, and flowimg trains with data parallelism alone: "
+            "launch with --multi_gpu, or answer no to it in `accelerate config`"
+        )
+    check_tracker(config)
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
+        dynamo_backend="no",
+        log_with=config.track,
+        project_dir=f"{config.run}/tracking" if config.track else None,
         # the buffers of our fields are constants; sending them every step would be waste
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    launched, processes = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
-    if launched > processes:
-        raise MachineError(
-            f"{launched} processes were launched, but each sees only itself and would write the same run: on a CPU "
-            "launch with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`"
-        )
+    processes = accelerator.num_processes
+    check_launch(processes, "train")
     share = processes * config.train.accumulation
     if config.train.batch_size % share:
         raise SettingsError(
@@ -108,6 +131,30 @@ def _accelerator(config: Config) -> Accelerator:
             f"{config.train.accumulation} micro-batches: use a multiple of {share}"
         )
     return accelerator
+
+
+def _launcher_differs(config: Config) -> list[str]:
+    """What the launcher was told that the run's settings say otherwise: they win, so that a run is its folder."""
+    asked = {
+        "mixed precision": (
+            os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+            "train.precision",
+            config.train.precision,
+        ),
+        "gradient accumulation": (
+            os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+            "train.accumulation",
+            str(config.train.accumulation),
+        ),
+        "torch.compile by": (os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
+    }
+    # what the launcher says by itself, when nobody asked for anything
+    silent = ("no", "1", "")
+    return [
+        f"the launcher asks for {what} {there}; the run's settings win: {name} {here}"
+        for what, (there, name, here) in asked.items()
+        if there not in silent and there != here
+    ]
 
 
 def _recipe(config: Config) -> Recipe:
@@ -124,12 +171,11 @@ def _recipe(config: Config) -> Recipe:
     )
 
 
-def _resume(state: Training, folder: RunFolder, say: Callable[[str], None]) -> int | None:
-    """Continue from the newest whole checkpoint, if there is one; its step, or None.
+def _newest(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint to continue from; None for a new run.
 
     Raises:
         CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
-        MachineError: If the processes do not find the same checkpoint.
     """
     path, passed = newest_whole(folder.checkpoints)
     for line in passed:
@@ -139,13 +185,18 @@ def _resume(state: Training, folder: RunFolder, say: Callable[[str], None]) -> i
             f"{folder.path} was trained to step {_last_step(folder)} but has no whole checkpoint to go on from: "
             "name another folder with --run, or delete this one to start over"
         )
-    if path is not None:
-        checkpoint = read_checkpoint(path)
-        restore(state, checkpoint.state["step"], dict(checkpoint.tensors))
+    return None if path is None else read_checkpoint(path)
+
+
+def _agree(state: Training, folder: RunFolder) -> None:
+    """All processes must have found the same checkpoint.
+
+    Raises:
+        MachineError: If they did not.
+    """
     found = state.accelerator.gather(torch.tensor([state.step], device=state.accelerator.device))
     if len(found.unique()) > 1:
         raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")
-    return None if path is None else state.step
 
 
 def _last_step(folder: RunFolder) -> int:
@@ -184,6 +235,8 @@ def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, sta
     if grid.exists():
         say(f"pictures  {grid}")
     say(f"weights   {folder.checkpoints}/step_{state.step:08d}")
+    if folder.model.exists():
+        say(f"diffusers {folder.model} (README.md there says how)")
     if state.step < config.train.steps:
         say(f"next      the same command without --train.stop-at goes on to step {config.train.steps}")
     say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")

@@ -16,9 +16,11 @@ from flowimg.data.batches import ImageBatches, PointBatches
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
-from flowimg.jobs.build import DataFacts
+from flowimg.jobs.build import DataFacts, architecture_of
 from flowimg.jobs.draw import draw, show, turns
+from flowimg.jobs.export import newest_grid, write_model
 from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
 from flowimg.training.loop import Callback, Training, Window, state_tensors
 
@@ -69,6 +71,7 @@ def _metrics(
             if state.accelerator.is_main_process:
                 with folder.metrics.open("a") as file:
                     file.write(json.dumps(record, allow_nan=False) + "\n")
+                track_numbers(state.accelerator, record)
         progress(state, record)
 
     return callback
@@ -135,17 +138,33 @@ def _grids(config: Config, folder: RunFolder, facts: DataFacts, began: int | Non
     def callback(state: Training) -> None:
         if not _due(state, config.train.sample_every, began, until):
             return
-        if state.accelerator.is_main_process:
-            training = state.field.training
-            state.field.eval()
-            for weights, field in (("ema", state.ema), ("raw", state.field)):
-                with state.accelerator.autocast():
-                    drawn = draw(field, config, facts, config.grid, seeds, labels=labels)
-                show(drawn.x_1, labels, config, folder.grid(state.step, weights), f"{weights} at step {state.step}")
-            state.field.train(training)
-        state.accelerator.wait_for_everyone()
+        accelerator = state.accelerator
+        training = state.field.training
+        state.field.eval()
+        for weights, field in (("ema", state.ema), ("raw", state.field)):
+            with accelerator.autocast():
+                x_1 = _draw_together(accelerator, field, config, facts, seeds, labels)
+            if accelerator.is_main_process:
+                path = folder.grid(state.step, weights)
+                show(x_1, labels, config, path, f"{weights} at step {state.step}")
+                track_picture(accelerator, f"samples/{weights}", path, state.step)
+        state.field.train(training)
+        accelerator.wait_for_everyone()
 
     return callback
+
+
+def _draw_together(
+    accelerator: Accelerator, field: nn.Module, config: Config, facts: DataFacts, seeds: range, labels: Tensor | None
+) -> Tensor:
+    """Samples of these seeds, each process drawing its share."""
+    each = math.ceil(len(seeds) / accelerator.num_processes)
+    # equal shares, which is what can be gathered: the last sample again where there are too few
+    mine = [min(accelerator.process_index * each + row, len(seeds) - 1) for row in range(each)]
+    wanted = None if labels is None else labels[mine]
+    drawn = draw(field, config, facts, config.grid, [seeds[row] for row in mine], wanted)
+    gathered: Tensor = accelerator.gather(drawn.x_1.to(accelerator.device))
+    return gathered[: len(seeds)].cpu()
 
 
 def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int) -> Callback:
@@ -155,9 +174,16 @@ def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int
         if not _due(state, config.train.checkpoint_every, began, until):
             return
         if state.accelerator.is_main_process:
-            about = {"shape": facts.shape, "classes": facts.classes, "seed": config.seed}
+            about = {
+                "shape": facts.shape,
+                "classes": facts.classes,
+                "seed": config.seed,
+                "architecture": architecture_of(config, state.field),
+            }
             checkpoint = Checkpoint(state_tensors(state), about)
             write_checkpoint(folder.checkpoints, state.step, checkpoint, config.train.keep)
+            if config.field.kind == "unet":
+                write_model(folder.model, state.ema, config, facts, state.step, newest_grid(folder))
         state.accelerator.wait_for_everyone()
 
     return callback

@@ -58,6 +58,25 @@ def generate(
         yield Samples(flow.x.cpu(), flow.nfe)
 
 
+def between(a: Tensor, b: Tensor, count: int) -> Tensor:
+    """The noises on the arc from a to b, both included, shape (count, *D).
+
+        x(s) = (sin((1 - s) w) a + sin(s w) b) / sin(w),    w the angle between a and b
+
+    On the straight line half way noise would have variance 1/2, which the field has never seen at t = 0.
+    Source: Shoemake 1985, Animating rotation with quaternion curves (slerp).
+
+    Args:
+        a: Noise, shape (*D).
+        b: Noise, shape (*D), not parallel to a.
+        count: How many, 2 or more.
+    """
+    s = torch.linspace(0, 1, count, dtype=torch.float64).reshape(-1, *[1] * a.ndim)
+    x, y = a.double(), b.double()
+    w = torch.arccos((x * y).sum() / (x.norm() * y.norm()))
+    return ((torch.sin((1 - s) * w) * x + torch.sin(s * w) * y) / torch.sin(w)).float()
+
+
 def to_uint8(x: Tensor) -> Tensor:
     """Pictures in [-1, 1] to whole grey levels 0 .. 255, rounded as diffusers' pipelines do; values outside clipped."""
     return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -175,7 +175,9 @@ DATA = {"points": {}, "images": {"field": {"kind": "unet"}}}
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     config = validate(Config, {"data": {"kind": kind, "labels": True}, **DATA.get(kind, {})}, "test")
-    batches, facts, size = SOURCES[kind](config, CPU)
+    facts, size, story, load = SOURCES[kind](config)
+    assert config.data.source in story
+    batches = load(CPU)
     x_1, labels = batches(2, range(10, 30))
     assert x_1.shape == (20, *facts.shape) and x_1.dtype == torch.float32
     assert labels.shape == (20,) and labels.min() >= 0 and labels.max() < len(facts.classes)

@@ -17,7 +17,7 @@ def digits():
 
 def test_the_data_score_as_the_data(digits):
     pictures, labels = digits
-    scores = score_images(pictures, labels, pictures, labels)
+    scores = score_images(pictures, labels, pictures, labels, pictures[:9], labels[:9])
     assert scores.agreement > 0.99
     assert scores.spread == pytest.approx(1)
     assert scores.nearest == 0
@@ -25,8 +25,9 @@ def test_the_data_score_as_the_data(digits):
 
 def test_pictures_the_classifier_never_saw_score_nearly_as_the_data(digits):
     pictures, labels = digits
-    scores = score_images(pictures[1::2], labels[1::2], pictures[::2], labels[::2])
+    scores = score_images(pictures[1::2], labels[1::2], pictures[::2], labels[::2], pictures[1::2], labels[1::2])
     assert 0.96 < scores.agreement < 1
+    assert scores.judge == scores.agreement
     assert scores.spread == pytest.approx(1, abs=0.05)
     assert scores.nearest == pytest.approx(1, abs=0.05)
 
@@ -35,7 +36,7 @@ def test_class_means_agree_and_do_not_vary(digits):
     pictures, labels = digits
     means = torch.stack([pictures[labels == label].mean(0) for label in range(10)])
     asked = torch.arange(10).repeat(5)
-    scores = score_images(means[asked], asked, pictures, labels)
+    scores = score_images(means[asked], asked, pictures, labels, pictures[:9], labels[:9])
     assert scores.agreement > 0.85
     assert scores.spread == pytest.approx(0, abs=1e-6)
     assert scores.nearest > 0.5
@@ -44,7 +45,7 @@ def test_class_means_agree_and_do_not_vary(digits):
 def test_pictures_with_shuffled_labels_agree_by_chance_and_vary_too_much(digits):
     pictures, labels = digits
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    scores = score_images(pictures, shuffled, pictures, labels)
+    scores = score_images(pictures, shuffled, pictures, labels, pictures[:9], labels[:9])
     assert scores.agreement == pytest.approx(0.1, abs=0.03)
     assert scores.spread > 1.1
     assert scores.nearest == 0
@@ -53,8 +54,8 @@ def test_pictures_with_shuffled_labels_agree_by_chance_and_vary_too_much(digits)
 def test_copies_with_noise_are_near_and_noise_is_far(digits):
     pictures, labels = digits
     noise = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    near = score_images(pictures[:300] + 0.01 * noise, labels[:300], pictures, labels).nearest
-    far = score_images(noise, labels[:300], pictures, labels).nearest
+    near = score_images(pictures[:300] + 0.01 * noise, labels[:300], pictures, labels, pictures[:9], labels[:9]).nearest
+    far = score_images(noise, labels[:300], pictures, labels, pictures[:9], labels[:9]).nearest
     assert 0 < near < 0.1
     assert far > 2
 
@@ -80,6 +81,8 @@ def test_nearest_distance_within_a_set_passes_over_the_row_itself_but_not_over_i
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, 4))
     wanted = cKDTree(x).query(x, k=2)[0][:, 1].mean()
-    assert nearest_distance(torch.from_numpy(x), torch.from_numpy(x), same=True) == pytest.approx(wanted, rel=1e-9)
+    assert nearest_distance(torch.from_numpy(x), torch.from_numpy(x), torch.arange(count)) == pytest.approx(
+        wanted, rel=1e-9
+    )
     twice = torch.from_numpy(np.concatenate([x, x]))
-    assert nearest_distance(twice, twice, same=True) == 0
+    assert nearest_distance(twice, twice, torch.arange(2 * count)) == 0

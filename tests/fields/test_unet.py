@@ -3,16 +3,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
 
-from flowimg.fields.unet import UNetField, unet_problem
+from flowimg.fields.unet import UNetField, new_unet, unet_problem
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
 
 
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
-    return UNetField(
-        **{"size": 8, "image_channels": 1, "channels": (32, 64), "layers": 1, "zero_output": False} | options
-    )
+    checkpointing = options.pop("gradient_checkpointing", False)
+    options = {"size": 8, "image_channels": 1, "channels": (32, 64), "layers": 1, "zero_output": False} | options
+    return UNetField(new_unet(**options), options.get("num_classes", 0), checkpointing)
 
 
 def pictures(n=3, channels=1, size=8):

@@ -27,7 +27,5 @@ def test_gpu_and_cpu_draw_the_same_batch(tmp_path):
 
     config = load("configs/digits.yaml")
     objective = build_objective(config)
-    cpu, gpu = (
-        objective.draw(build_source(config, torch.device(d)).batches, 7, range(32, 96)) for d in ("cpu", "cuda")
-    )
+    cpu, gpu = (objective.draw(build_source(config).load(torch.device(d)), 7, range(32, 96)) for d in ("cpu", "cuda"))
     assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu, gpu, strict=True))

@@ -1,0 +1,158 @@
+"""`flowimg export`, and RUN/model: a run's network as a folder that diffusers reads by itself, with its model card."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flowimg.config import Config, Export, SettingsError, dump
+from flowimg.jobs.build import DataFacts
+from flowimg.jobs.folder import RunFolder, open_run
+from flowimg.jobs.machine import MachineError, alone, pick_device
+
+STEPS = Export.model_fields["num_steps"].default
+"""Euler steps that RUN/model is set for: those of `flowimg sample`."""
+
+
+def export(settings: Export) -> None:
+    """Write the folder, say how to use it, and upload it where asked."""
+    alone("export")
+    if settings.out is None:
+        raise SettingsError("flowimg export needs a folder to write to: flowimg export RUN FOLDER")
+    out = Path(settings.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"{out} exists and is not overwritten: name a new folder")
+    if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
+        raise SettingsError(f"--push-to-hub {settings.push_to_hub} is no repository: give OWNER/NAME")
+    run = open_run(settings.run, settings.weights, settings.step, pick_device())
+    if run.config.field.kind != "unet":
+        raise SettingsError(
+            f"{settings.run} has a field of kind {run.config.field.kind}: diffusers has the U-Net alone"
+        )
+    grid = newest_grid(run.folder)
+    write_model(out, run.field, run.config, run.facts, run.step, grid, settings.num_steps, settings.weights)
+    print(f"step {run.step}, {settings.weights} weights: {out}")
+    print(f"how to use it: {out}/README.md")
+    if settings.push_to_hub:
+        print(f"uploaded: {_push(out, settings.push_to_hub, settings.private)}")
+
+
+def newest_grid(folder: RunFolder) -> Path | None:
+    """The last grid of the averaged weights that the run drew."""
+    grids = sorted(path for path in folder.samples.glob("step_*.png") if not path.stem.endswith("_raw"))
+    return grids[-1] if grids else None
+
+
+def write_model(
+    folder: Path,
+    field: Any,
+    config: Config,
+    facts: DataFacts,
+    step: int,
+    grid: Path | None,
+    num_steps: int = STEPS,
+    weights: str = "ema",
+) -> None:
+    """Write the folder aside, then put it in the place of what was there.
+
+    Args:
+        folder: Where to.
+        field: The U-Net field.
+        config: The run's settings.
+        facts: What its data look like.
+        step: Steps trained.
+        grid: A picture of samples for the card.
+        num_steps: Euler steps that the scheduler is set for.
+        weights: Which weights they are, for the card.
+    """
+    from flowimg.sampling.pipeline import save_pipeline
+
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that died while it wrote
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    save_pipeline(aside, field.unet, facts.classes, num_steps)
+    if grid is not None:
+        shutil.copyfile(grid, aside / "samples.png")
+    parameters = sum(p.numel() for p in field.parameters())
+    (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid is not None))
+    if folder.exists():
+        before = folder.with_name(f".{folder.name}.before")
+        folder.rename(before)
+        aside.rename(folder)
+        shutil.rmtree(before)
+    else:
+        aside.rename(folder)
+
+
+def _card(
+    config: Config, facts: DataFacts, step: int, num_steps: int, weights: str, parameters: int, pictured: bool
+) -> str:
+    """The model card: what it is, three lines to use it, how it was made."""
+    # a card may be published: names of data and run, not where they lie on this machine
+    data, run = str(config.data.source), Path(str(config.run)).name
+    if data.count("/") != 1 or Path(data).exists():
+        data = Path(data).name
+    told = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
+    channels, height, width = facts.shape
+    which = f"conditional on {len(facts.classes)} classes" if facts.classes else "unconditional"
+    guidance = ", guidance_scale=2.0" if facts.classes and config.train.label_drop > 0 else ""
+    if facts.classes:
+        use = f"""from flowimg.sampling.pipeline import LabelPipeline
+pipeline = LabelPipeline.from_pretrained("FOLDER")
+picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
+        alone = """
+The network itself loads with diffusers alone, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class
+stands for "no class". The classes, in order: """
+        alone += ", ".join(facts.classes) + ".\n"
+    else:
+        use = f"""from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("FOLDER")
+picture = pipeline(num_inference_steps={num_steps}).images[0]"""
+        alone = ""
+    average = "averaged (EMA)" if weights == "ema" else "raw"
+    return f"""---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [flow-matching, flowimg]
+---
+# {run}
+
+{"![Samples](samples.png)" if pictured else ""}
+
+A U-Net of {parameters:,} parameters that draws pictures of {width} x {height} pixels in {channels} channel(s), {which};
+trained by flow matching on {data} with flowimg: {step:,} steps of {config.train.batch_size}, {average} weights.
+
+## Use
+
+```python
+{use}
+```
+
+FOLDER is this folder, or its id on the hub. The scheduler's `shift_terminal` of 1 / {num_steps} makes {num_steps}
+steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler` a `shift_terminal` of 1 / N.
+{alone}
+## How it was made
+
+```yaml
+{dump(told)}```
+"""
+
+
+def _push(folder: Path, repository: str, private: bool) -> str:
+    """Upload the folder; the address of it.
+
+    Raises:
+        MachineError: If the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # of the network, the login and the hub, of many types
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MachineError(
+            f"{folder} is written, but could not be uploaded to {repository}: {reason} (log in with `hf auth login`)"
+        ) from None
+    return f"https://huggingface.co/{repository}"

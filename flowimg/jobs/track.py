@@ -1,0 +1,61 @@
+"""Trackers, through accelerate: the numbers of metrics.jsonl and the grids, for tensorboard, wandb or trackio."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
+from PIL import Image
+
+from flowimg.config import Config, flatten
+from flowimg.jobs.machine import MachineError
+
+THERE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "trackio": is_trackio_available}
+"""Whether a tracker is installed."""
+
+
+def check_tracker(config: Config) -> None:
+    """Refuse a tracker that is not installed.
+
+    Raises:
+        MachineError: With what to install.
+    """
+    if config.track and not THERE[config.track]():
+        raise MachineError(f"track {config.track} needs a package that is not here: pip install {config.track}")
+
+
+def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
+    """Begin, or go on with, what the tracker knows of this run."""
+    if not config.track:
+        return
+    scalars = {
+        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flatten(config).items()
+    }
+    name = Path(str(config.run)).name
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"purge_step": step + 1 if step else None},  # what a run that goes on will write again
+        "wandb": {"name": name, "id": name, "resume": "allow"},
+        "trackio": {"name": name, "resume": "allow"},
+    }
+    accelerator.init_trackers("flowimg", scalars, {config.track: options[config.track]})
+
+
+def track_numbers(accelerator: Accelerator, record: dict[str, Any]) -> None:
+    """Send a line of metrics."""
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
+    numbers |= {f"loss_by_t/{b}": loss for b, loss in enumerate(record.get("loss_by_t", [])) if loss is not None}
+    accelerator.log(numbers, step=record["step"])
+
+
+def track_picture(accelerator: Accelerator, name: str, path: Path, step: int) -> None:
+    """Send a picture."""
+    for tracker in accelerator.trackers:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        if tracker.name == "trackio":  # accelerate's adapter sends it numbers alone
+            import trackio
+
+            tracker.log({name: trackio.Image(pixels)}, step=step)
+        else:
+            tracker.log_images({name: pixels[None]}, step=step)

@@ -1,0 +1,89 @@
+"""The folder that diffusers reads by itself.
+
+An unconditional U-Net is, as it stands, the unet of a stock pipeline:
+
+    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N))
+
+whose N steps are the uniform Euler grid of N steps (without shift_terminal its last step is 1/1000 long, and the one
+before it longer). Stock pipelines know no classes: a conditional U-Net comes with the small `LabelPipeline` below.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Pictures of named classes from a conditional U-Net whose last embedding stands for "no class".
+
+    Args:
+        unet: The network, in diffusers' convention: timestep 1000 (1 - t), output noise - data.
+        scheduler: A flow-matching scheduler.
+        classes: The names of the classes.
+    """
+
+    def __init__(
+        self, unet: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler, classes: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(classes=list(classes))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Sequence[int | str],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Draw a picture of each class asked for.
+
+        Args:
+            labels: Classes by number or name, one a picture.
+            generator: One, or a list of one a picture.
+            guidance_scale: 1 is none; above, pictures fit their class better and vary less.
+            num_inference_steps: Euler steps; the scheduler's `shift_terminal` is set for one number of them.
+            output_type: "pil" or "np", (B, H, W, C) in [0, 1].
+        Raises:
+            ValueError: If a label is no class.
+        """
+        names = list(self.config["classes"])
+        unknown = [label for label in labels if label not in names and label not in range(len(names))]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no class: there are {', '.join(names)}")
+        numbers = [names.index(label) if isinstance(label, str) else label for label in labels]
+        device = self.unet.device
+        cond = torch.tensor(numbers, device=device)
+        free = torch.full_like(cond, len(names))
+        size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
+        x = randn_tensor((len(numbers), channels, size, size), generator, device, self.unet.dtype)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            output = self.unet(x, timestep, class_labels=cond).sample
+            if guidance_scale != 1:
+                without = self.unet(x, timestep, class_labels=free).sample
+                output = without + guidance_scale * (output - without)
+            x = self.scheduler.step(output, timestep, x).prev_sample
+        pixels = (x / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
+        return ImagePipelineOutput(images=self.numpy_to_pil(pixels) if output_type == "pil" else pixels)
+
+
+def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], num_steps: int) -> None:
+    """Write a U-Net as a folder for `DiffusionPipeline.from_pretrained`, or `LabelPipeline.from_pretrained`.
+
+    Args:
+        folder: Where to.
+        unet: The network.
+        classes: The names of its classes; empty for an unconditional one.
+        num_steps: Euler steps N that the scheduler is set for.
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
+    pipeline: Any = LabelPipeline(unet, scheduler, classes) if classes else DDPMPipeline(unet, scheduler)
+    pipeline.save_pretrained(folder, safe_serialization=True)

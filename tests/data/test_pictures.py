@@ -1,0 +1,344 @@
+"""From a file to pixels, against colours worked out by hand and blocks whose place is known."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from flowimg.data.pictures import RESIZES, open_picture, to_pixels, upright_size
+
+few = settings(max_examples=40, deadline=None, derandomize=True)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+LYING = {5, 6, 7, 8}
+
+
+def file_of(picture, kind="PNG", **options):
+    """The picture as a file, and opened again the way a dataset hands it over."""
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return open_picture({"bytes": content.getvalue(), "path": None})
+
+
+def one_colour(mode, colour, size=(5, 3)):
+    return Image.new(mode, size, colour)
+
+
+def blocks(*columns, height):
+    """A picture of upright bars: (width, colour) from left to right."""
+    row = np.concatenate([np.tile(np.array(colour, dtype=np.uint8), (width, 1)) for width, colour in columns])
+    return Image.fromarray(np.broadcast_to(row, (height, *row.shape)).copy())
+
+
+def level(pixels):
+    """The one colour of all pixels."""
+    flat = pixels.flatten(1)
+    assert (flat == flat[:, :1]).all()
+    return flat[:, 0].tolist()
+
+
+def noise(width, height, depth=3):
+    shape = (height, width, depth) if depth > 1 else (height, width)
+    return np.random.default_rng(width * 1000 + height).integers(0, 256, shape, dtype=np.uint8)
+
+
+# --- transparency ----------------------------------------------------------------------------------------------------
+
+# colour * alpha / 255 + background * (1 - alpha / 255), rounded, by hand
+OVER = [
+    ((200, 100, 0), 0, (10, 20, 30), [10, 20, 30]),
+    ((200, 100, 0), 255, (10, 20, 30), [200, 100, 0]),
+    ((200, 100, 0), 128, (10, 20, 30), [105, 60, 15]),  # 105.37, 60.16, 14.94
+    ((255, 255, 255), 128, BLACK, [128, 128, 128]),
+    (BLACK, 128, WHITE, [127, 127, 127]),
+    (RED, 64, BLUE, [64, 0, 191]),
+]
+
+
+@pytest.mark.parametrize(("colour", "alpha", "background", "expected"), OVER)
+def test_rgba_is_laid_over_the_background(colour, alpha, background, expected):
+    picture = file_of(one_colour("RGBA", (*colour, alpha)))
+    assert picture.mode == "RGBA"
+    assert level(to_pixels(picture, 3, None, "crop", background)) == expected
+
+
+@pytest.mark.parametrize(
+    ("grey", "alpha", "background", "expected"),
+    [(200, 0, 90, 90), (200, 255, 90, 200), (255, 128, 0, 128), (0, 128, 255, 127), (200, 128, 10, 105)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_with_alpha_is_laid_over_the_background(grey, alpha, background, expected, channels):
+    picture = file_of(one_colour("LA", (grey, alpha)))
+    assert picture.mode == "LA"
+    assert level(to_pixels(picture, channels, None, "crop", (background,) * 3)) == [expected] * channels
+
+
+def test_grey_with_alpha_takes_the_colour_of_the_background():
+    picture = file_of(one_colour("LA", (255, 128)))
+    assert level(to_pixels(picture, 3, None, "crop", RED)) == [255, 128, 128]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_colour_of_a_palette_shows_the_background(kind):
+    picture = Image.new("P", (4, 2))
+    picture.putpalette([*RED, *BLUE])
+    picture.putdata([0, 0, 1, 1] * 2)
+    pixels = to_pixels(file_of(picture, kind, transparency=1), 3, None, "crop", (1, 2, 3))
+    assert pixels[:, :, 0].T.tolist() == [[255, 0, 0]] * 2
+    assert pixels[:, :, 3].T.tolist() == [[1, 2, 3]] * 2
+
+
+def test_a_palette_with_an_alpha_for_each_colour():
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([*WHITE, *WHITE, *WHITE])
+    picture.putdata([0, 1, 2])
+    opened = file_of(picture, transparency=bytes([0, 128, 255]))
+    assert opened.mode == "P"
+    assert to_pixels(opened, 1, None, "crop", BLACK)[0, 0].tolist() == [0, 128, 255]
+
+
+def test_a_transparent_colour_without_a_palette_shows_the_background():
+    picture = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]], dtype=np.uint8))
+    pixels = to_pixels(file_of(picture, transparency=RED), 3, None, "crop", GREEN)
+    assert pixels[:, 0].T.tolist() == [list(GREEN), list(BLUE)]
+
+
+def test_opaque_pictures_never_show_the_background():
+    array = noise(7, 5)
+    pixels = [to_pixels(file_of(Image.fromarray(array)), 3, None, "crop", colour) for colour in (RED, WHITE)]
+    assert torch.equal(pixels[0], pixels[1])
+    assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), array)
+
+
+def test_transparent_edges_do_not_bring_hidden_colours_in_when_scaled():
+    # red under alpha 0 left, white right: over white there is nothing but white, before and after scaling
+    picture = np.full((8, 8, 4), 255, dtype=np.uint8)
+    picture[:, :4] = (255, 0, 0, 0)
+    for resize in ("crop", "pad", "stretch"):
+        assert level(to_pixels(file_of(Image.fromarray(picture)), 3, 5, resize, WHITE)) == [255, 255, 255]
+
+
+# --- depths and colour spaces ----------------------------------------------------------------------------------------
+
+
+def test_one_bit_is_black_and_white():
+    picture = Image.new("1", (4, 1))
+    picture.putdata([0, 255, 255, 0])
+    opened = file_of(picture)
+    assert opened.mode == "1"
+    assert to_pixels(opened, 1, None, "crop", WHITE)[0, 0].tolist() == [0, 255, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_spread_over_eight(kind, channels):
+    levels = [0, 256, 257, 32768, 65278, 65535]
+    opened = file_of(Image.fromarray(np.array([levels], dtype=np.uint16)), kind)
+    assert opened.mode.startswith("I")
+    pixels = to_pixels(opened, channels, None, "crop", WHITE)
+    assert pixels.shape == (channels, 1, 6)
+    exact = torch.tensor(levels) * (255 / 65535)
+    assert (pixels.double() - exact).abs().max() < 1
+    assert (pixels[:, 0, 0] == 0).all() and (pixels[:, 0, -1] == 255).all() and pixels[0, 0, 3] in (127, 128)
+
+
+def test_eight_bits_written_as_sixteen_come_back_exactly():
+    levels = np.arange(256, dtype=np.uint16)[None]
+    pixels = to_pixels(file_of(Image.fromarray(levels * 257)), 1, None, "crop", WHITE)
+    assert pixels[0, 0].tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(
+    ("inks", "expected"),
+    [
+        ((0, 0, 0, 0), [255, 255, 255]),
+        ((0, 0, 0, 255), [0, 0, 0]),
+        ((255, 0, 0, 0), [0, 255, 255]),
+        ((0, 255, 255, 0), [255, 0, 0]),
+    ],
+)
+def test_cmyk_is_turned_to_rgb(inks, expected):
+    opened = file_of(one_colour("CMYK", inks, (16, 16)), "JPEG", quality=100)
+    assert opened.mode == "CMYK"
+    pixels = to_pixels(opened, 3, None, "crop", WHITE).float()
+    assert (pixels.mean((1, 2)) - torch.tensor(expected)).abs().max() <= 2
+
+
+@pytest.mark.parametrize(("colour", "luma"), [(RED, 76), (GREEN, 150), (BLUE, 29), (WHITE, 255), ((90, 90, 90), 90)])
+def test_colour_turns_grey_by_its_luma(colour, luma):
+    # ITU-R 601: 0.299 red + 0.587 green + 0.114 blue
+    assert level(to_pixels(file_of(one_colour("RGB", colour)), 1, None, "crop", WHITE)) == [luma]
+
+
+def test_grey_turns_to_three_equal_channels():
+    array = noise(6, 4, depth=1)
+    pixels = to_pixels(file_of(Image.fromarray(array)), 3, None, "crop", WHITE)
+    assert all(np.array_equal(channel, array) for channel in pixels.numpy())
+
+
+# --- upright ---------------------------------------------------------------------------------------------------------
+
+# what the eight notes of the EXIF standard say: how the stored picture is to be turned to stand upright
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),  # a quarter turn clockwise
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+    0: lambda a: a,  # no such note
+    9: lambda a: a,
+}
+
+
+def with_note(array, note, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = note
+    return file_of(Image.fromarray(array), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("note", TURNS)
+def test_pictures_are_turned_upright_and_their_size_is_known_before(note, kind):
+    array = noise(7, 4)
+    expected = TURNS[note](array)
+    picture = with_note(array, note, kind)
+    assert upright_size(picture) == ((4, 7) if note in LYING else (7, 4))
+    pixels = to_pixels(picture, 3, None, "crop", WHITE).permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, expected)
+
+
+def test_a_photo_from_a_phone_held_upright_stands_upright():
+    # stored lying: its top is the left edge
+    lying = np.zeros((16, 32), dtype=np.uint8)
+    lying[:, :8] = 255
+    pixels = to_pixels(with_note(lying, 6, "JPEG"), 1, None, "crop", WHITE)[0].float()
+    assert pixels.shape == (32, 16)
+    assert pixels[:8].mean() > 250 and pixels[8:].mean() < 5
+
+
+# --- squares ---------------------------------------------------------------------------------------------------------
+
+BARS = blocks((10, RED), (20, GREEN), (10, BLUE), height=20)  # 40 x 20
+
+
+def bars(size, resize, background=WHITE, upright=False):
+    picture = BARS.transpose(Image.Transpose.TRANSPOSE) if upright else BARS
+    pixels = to_pixels(file_of(picture), 3, size, resize, background)
+    return pixels.transpose(1, 2) if upright else pixels
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_crop_takes_the_middle(upright):
+    assert level(bars(20, "crop", upright=upright)) == list(GREEN)
+    half = bars(10, "crop", upright=upright)
+    assert level(half[:, :, 3:7]) == list(GREEN)  # off the edges, which antialiasing may touch
+    double = bars(40, "crop", upright=upright)
+    assert double.shape == (3, 40, 40) and level(double[:, :, 5:35]) == list(GREEN)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_pad_shows_all_between_equal_margins(upright):
+    pixels = bars(40, "pad", (9, 8, 7), upright)
+    assert level(pixels[:, :10]) == level(pixels[:, 30:]) == [9, 8, 7]
+    middle = pixels[:, 10:30]
+    assert [level(middle[:, :, part]) for part in (slice(10), slice(10, 30), slice(30, 40))] == [
+        list(RED),
+        list(GREEN),
+        list(BLUE),
+    ]
+    half = bars(20, "pad", (9, 8, 7), upright)
+    assert level(half[:, :5]) == level(half[:, 15:]) == [9, 8, 7]
+    assert [half[:, y, x].tolist() for y in (5, 14) for x in (0, 10, 19)] == [list(RED), list(GREEN), list(BLUE)] * 2
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_stretch_shows_all_and_fills_all(upright):
+    pixels = bars(20, "stretch", upright=upright)
+    assert (pixels == pixels[:, :1]).all()  # every row alike
+    assert [pixels[:, 0, x].tolist() for x in (0, 2, 10, 17, 19)] == [
+        *[list(RED)] * 2,
+        list(GREEN),
+        *[list(BLUE)] * 2,
+    ]
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_keep_cuts_what_is_large_and_fills_what_is_small(upright):
+    pixels = bars(30, "keep", (9, 8, 7), upright)
+    assert level(pixels[:, :5]) == level(pixels[:, 25:]) == [9, 8, 7]
+    middle = pixels[:, 5:25]
+    assert [level(middle[:, :, part]) for part in (slice(5), slice(5, 25), slice(25, 30))] == [
+        list(RED),
+        list(GREEN),
+        list(BLUE),
+    ]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_keep_brings_28_to_32_by_two_pixels_on_each_side_and_touches_none(depth):
+    array = noise(28, 28, depth)
+    expected = np.full((32, 32, depth), 77, dtype=np.uint8)
+    expected[2:30, 2:30] = array.reshape(28, 28, depth)
+    pixels = to_pixels(file_of(Image.fromarray(array)), depth, 32, "keep", (77, 77, 77))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_margins_of_grey_pictures_have_the_luma_of_the_background():
+    pixels = to_pixels(file_of(one_colour("L", 0, (4, 2))), 1, 4, "pad", RED)
+    assert pixels[0].tolist() == [[76] * 4, [0] * 4, [0] * 4, [76] * 4]
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_squares_of_the_right_size_are_left_as_they_are(resize):
+    array = noise(9, 9)
+    pixels = to_pixels(file_of(Image.fromarray(array)), 3, 9, resize, RED)
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
+
+
+def test_scaling_down_averages_instead_of_picking():
+    # a chequered pattern of single pixels becomes an even grey, where picking pixels would give black or white
+    chequered = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    for resize in ("crop", "pad", "stretch"):
+        pixels = to_pixels(file_of(Image.fromarray(chequered)), 1, 8, resize, WHITE)
+        assert (pixels.float() - 127.5).abs().max() < 8
+
+
+@few
+@given(
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    size=st.integers(2, 60),
+    resize=st.sampled_from(RESIZES),
+    channels=st.sampled_from([1, 3]),
+    grey=st.integers(0, 255),
+)
+def test_any_picture_becomes_a_square_and_an_even_one_stays_even(width, height, size, resize, channels, grey):
+    picture = file_of(one_colour("L", grey, (width, height)))
+    pixels = to_pixels(picture, channels, size, resize, (grey, grey, grey))
+    assert pixels.shape == (channels, size, size) and pixels.dtype == torch.uint8
+    assert level(pixels) == [grey] * channels
+
+
+@few
+@given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(2, 40))
+def test_pad_and_keep_count_their_margins(width, height, size):
+    # black on white: what is not white is the picture
+    def span(resize):
+        black = to_pixels(file_of(one_colour("L", 0, (width, height))), 1, size, resize, WHITE)[0] == 0
+        return [[int(i) for i in black.any(axis).nonzero()] for axis in (0, 1)]
+
+    for side, columns in zip((width, height), span("keep"), strict=True):
+        shown = min(side, size)
+        assert columns == list(range(columns[0], columns[0] + shown))
+        assert abs(columns[0] - (size - shown) / 2) <= 0.5
+    for side, columns in zip((width, height), span("pad"), strict=True):
+        exact = max(side * size / max(width, height), 1)
+        assert abs(len(columns) - exact) <= 0.5
+        assert abs(columns[0] - (size - len(columns)) / 2) <= 0.5
