@@ -31,7 +31,7 @@ from flowimg.config import (
 
 
 def train(args: Sequence[str]) -> None:
-    """CONFIG [--KEY VALUE ...]   train; the same command again, or the run's folder for CONFIG, continues"""
+    """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
     config = _run_settings("train", args)
     from flowimg.jobs.train import train
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -189,15 +190,7 @@ class UNet(Settings):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, far less memory."""
     pretrained: str | None = None
-    """Start from the weights of this UNet2DModel, a hub id or a folder; it brings its own levels and attention."""
-
-    @model_validator(mode="after")
-    def _brought(self) -> "UNet":
-        fresh = type(self).model_fields
-        given = [n for n in ("channels", "layers", "attention", "zero_output") if getattr(self, n) != fresh[n].default]
-        if self.pretrained and given:
-            raise ValueError(f"{given[0]} is for new networks, and pretrained brings its own: leave one of them out")
-        return self
+    """Start from the weights of this UNet2DModel, a hub id or a folder, whose channels, layers and attention win."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -367,6 +360,12 @@ class Interpolate(Drawing):
     """A class by name or number, for conditional runs; by default the first."""
     out: str | None = None
     """Where to; by default RUN/generated/ and the settings above."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Interpolate":
+        if twice := [a for a, b in pairwise(self.seeds) if a == b]:
+            raise ValueError(f"seeds {list(self.seeds)} has {twice[0]} twice in a row")
+        return self
 
 
 class Invert(Drawing):

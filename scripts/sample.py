@@ -1,4 +1,4 @@
-"""`python scripts/sample.py RUN ...`: flowimg sample, one process for now."""
+"""`python scripts/sample.py RUN ...`: flowimg sample, also under `accelerate launch`."""
 
 import sys
 

@@ -163,11 +163,13 @@ def test_the_kinds_of_the_settings_are_the_keys_of_the_table(group, table):
     assert [member.model_fields["kind"].default for member in members] == list(table)
 
 
-def test_toys_and_solvers_of_the_settings_are_the_keys_of_their_tables():
+def test_toys_solvers_and_their_times_in_the_settings_are_the_keys_of_their_tables():
     assert set(get_args(config.PointData.model_fields["source"].annotation)) == set(build.TOYS)
     assert set(get_args(config.Solver)) == set(build.SOLVERS)
-    for model in (config.Grid, config.Sample, config.Evaluate):
+    assert set(get_args(config.Times)) == set(build.TIME_GRIDS)
+    for model in (config.Grid, config.Sample, config.Evaluate, config.Interpolate, config.Invert):
         assert model.model_fields["solver"].annotation == config.Solver
+        assert model.model_fields["times"].annotation == config.Times
 
 
 # --- what is loaded --------------------------------------------------------------------------------------------------

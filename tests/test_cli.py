@@ -11,9 +11,10 @@ import yaml
 
 from flowimg import __version__
 from flowimg.cli import VERBS, main
-from flowimg.config import Config, Evaluate, Sample, flatten, load
+from flowimg.config import Config, Evaluate, Export, Interpolate, Invert, Sample, flatten, load
 
 ROOT = Path(__file__).parents[1]
+KNOWN = "train, sample, interpolate, invert, export, evaluate, config"
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
 
@@ -62,9 +63,9 @@ def _at(values, key):
     [
         (["trian"], "flowimg has no verb trian: did you mean train?"),
         (["Train"], "flowimg has no verb Train: did you mean train?"),
-        (["--verbose"], "flowimg has no verb --verbose: known are train, sample, evaluate, config"),
-        ([DIGITS], f"flowimg has no verb {DIGITS}: known are train, sample, evaluate, config"),
-        ([""], "flowimg has no verb : known are train, sample, evaluate, config"),
+        (["--verbose"], f"flowimg has no verb --verbose: known are {KNOWN}"),
+        ([DIGITS], f"flowimg has no verb {DIGITS}: known are {KNOWN}"),
+        ([""], f"flowimg has no verb : known are {KNOWN}"),
     ],
 )
 def test_a_wrong_verb_is_answered_with_the_right_ones(args, sentence, complaint):
@@ -86,17 +87,18 @@ def test_without_a_settings_file_those_at_hand_are_named(verb, complaint, tmp_pa
     assert message.startswith("there is no settings file configs/c.yaml; did you mean configs/")
 
 
-@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "interpolate", "invert", "export"])
 def test_without_the_folder_of_a_run_one_is_asked_for(verb, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for args in ([], ["--count", "3"]):
+    given = {"invert": ["a.png"], "export": ["folder"]}.get(verb, [])
+    for args in ([], ["--weights", "raw"]):
         assert complaint(verb, *args) == (2, f"flowimg {verb} needs the folder of a run first, for example runs/digits")
     nothing = f"nowhere holds no run (there is no {Path('nowhere/config.yaml')}); "
-    assert complaint(verb, "nowhere") == (2, nothing + "train one: flowimg train configs/digits.yaml")
+    assert complaint(verb, "nowhere", *given) == (2, nothing + "train one: flowimg train configs/digits.yaml")
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/config.yaml").touch()
-    assert complaint(verb, "nowhere") == (2, nothing + f"runs here: {Path('runs/mine')}")
-    status, message = complaint(verb, "runs/mine")  # a run that was stopped before its first checkpoint
+    assert complaint(verb, "nowhere", *given) == (2, nothing + f"runs here: {Path('runs/mine')}")
+    status, message = complaint(verb, "runs/mine", *given)  # a run that was stopped before its first checkpoint
     assert status not in (0, 70)
     assert "no whole checkpoint" in message
 
@@ -178,11 +180,28 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         (["evaluate", "r", "--weights", "mean"], "command line: weights is 'mean': allowed are ema, raw"),
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),
         (["evaluate", "r", "--max-off", ".nan"], "command line: max_off is nan, but should be a finite number"),
+        (["sample", "r", "--times", "emd"], "command line: times is 'emd': did you mean edm?"),
+        (["sample", "r", "--tolerance", "0"], "command line: tolerance is 0, but should be greater than 0"),
+        (
+            ["sample", "r", "--guidance-interval", "0.5", "0.2"],
+            "command line: guidance_interval [0.5, 0.2] must rise: noise is 0, data 1",
+        ),
+        (
+            ["sample", "r", "--guidance-interval", "0", "1.5"],
+            "command line: guidance_interval[1] is 1.5, but should be less than or equal to 1",
+        ),
+        (["interpolate", "r", "s"], "s is not a setting: settings are given as --key value"),
+        (["interpolate", "r", "--seeds", "3"], "command line: seeds is [3], but should have at least 2 items"),
+        (["interpolate", "r", "--frames", "1"], "command line: frames is 1, but should be greater than or equal to 2"),
+        (["interpolate", "r", "--seeds", "3", "4", "4"], "command line: seeds [3, 4, 4] has 4 twice in a row"),
+        (["invert", "r"], "flowimg invert needs pictures: flowimg invert RUN PICTURE ..."),
+        (["export", "r"], "flowimg export needs a folder to write to: flowimg export RUN FOLDER"),
+        (["export", "r", "--guidance", "2"], f"unknown setting --guidance: known are {', '.join(Export.model_fields)}"),
         (["evaluate", "r", "--label", "3"], f"unknown setting --label: known are {', '.join(Evaluate.model_fields)}"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_setting_of_sample_and_evaluate_is_one_sentence(args, sentence, complaint):
+def test_a_wrong_setting_of_a_verb_on_a_run_is_one_sentence(args, sentence, complaint):
     assert complaint(*args) == (2, sentence)
 
 
@@ -310,6 +329,24 @@ def test_options_of_evaluate_reach_the_job(monkeypatch):
     assert seen == [Evaluate(run="runs/x", max_off=0.07, max_sw2=0.06)]
 
 
+@pytest.mark.parametrize(
+    ("args", "job", "settings"),
+    [
+        (["interpolate", "r", "--seeds", "3", "4", "9"], "between", Interpolate(run="r", seeds=(3, 4, 9))),
+        (["invert", "r", "a.png", "7", "--label", "1"], "between", Invert(run="r", pictures=("a.png", "7"), label="1")),
+        (["invert", "r", "--pictures", "a.png"], "between", Invert(run="r", pictures=("a.png",))),
+        (["export", "r", "d", "--num-steps", "9"], "export", Export(run="r", out="d", num_steps=9)),
+        (["export", "r", "--out", "d", "--private", "false"], "export", Export(run="r", out="d", private=False)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_after_the_run_and_options_reach_the_job(args, job, settings, monkeypatch):
+    seen = []
+    monkeypatch.setattr(f"flowimg.jobs.{job}.{args[0]}", seen.append)
+    main(args)
+    assert seen == [settings]
+
+
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
@@ -340,8 +377,11 @@ def test_the_version_is_said(capsys):
         (["sample"], Sample(run="r")),
         (["sample", "r"], Sample(run="r")),
         (["evaluate"], Evaluate(run="r")),
+        (["interpolate"], Interpolate(run="r")),
+        (["invert", "r", "a.png"], Invert(run="r")),
+        (["export"], Export(run="r")),
     ],
-    ids=["train", "config", "train CONFIG", "sample", "sample RUN", "evaluate"],
+    ids=["train", "config", "train CONFIG", "sample", "sample RUN", "evaluate", "interpolate", "invert", "export"],
 )
 @pytest.mark.parametrize("help", ["-h", "--help"])
 def test_help_of_a_verb_names_every_setting(args, model, help, capsys):

@@ -164,7 +164,7 @@ def test_a_wrong_choice_is_refused_with_the_right_ones(text, hint, refusal):
 
 def test_every_wrong_value_has_its_own_line(refusal):
     lines = refusal("seed: x\ngrid: {count: 1.5, num_steps: 0}\noptim: {lrr: 1}").splitlines()
-    assert [line.split(": ", 1)[1].split()[0] for line in lines] == ["seed", "unknown", "grid.count", "grid.num_steps"]
+    assert [line.split(": ", 1)[1].split()[0] for line in lines] == ["seed", "unknown", "grid.num_steps", "grid.count"]
     # an item that is wrong does not make its list too short as well
     assert len(refusal("data: {kind: images}\nfield: {kind: unet, channels: [32.5]}").splitlines()) == 1
 

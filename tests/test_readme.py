@@ -1,5 +1,6 @@
 """The README, run: its commands as they stand (made short), and what it tells people to add."""
 
+import glob
 import os
 import re
 import shlex
@@ -8,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from flowimg.cli import main
+from flowimg.cli import VERBS, main
+from flowimg.fields.unet import new_unet
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,7 +24,12 @@ SHORT = {
     ),
     "sample": ["--num-steps", "1"],
     "evaluate": ["--num-steps", "1", "--count", "30"],
+    "interpolate": ["--num-steps", "1"],
+    "invert": ["--solver", "euler", "--num-steps", "1"],
 }
+SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")
+LATER = {"--solver dopri5 --tolerance 1e-4": "--solver dopri5 --tolerance 1e-1"}
+"""What would take long on an untrained network."""
 
 
 def blocks(language):
@@ -33,8 +42,15 @@ def commands():
 
 
 def test_every_command_of_the_readme_is_of_a_kind_that_is_tried():
-    kinds = ("make ", "flowimg ", "accelerate launch ", "ACCELERATE_USE_CPU=true accelerate launch ", "python3 -m venv")
-    assert [line for line in commands() if not line.startswith((*kinds, "pip install -e ."))] == []
+    kinds = (
+        "make ",
+        "flowimg ",
+        "accelerate launch ",
+        "ACCELERATE_USE_CPU=true accelerate launch ",
+        "python3 -m venv",
+        "pip install -e ",
+    )
+    assert [line for line in commands() if not line.startswith(kinds)] == []
 
 
 def test_make_targets_exist():
@@ -43,14 +59,45 @@ def test_make_targets_exist():
     assert targets <= set(rules)
 
 
-def test_flowimg_commands_run_in_order(tmp_path, monkeypatch):
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with configs/, pictures in class folders, a pretrained network, as a reader of the README may have."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
-    ran = [shlex.split(line)[1:] for line in commands() if line.startswith("flowimg ")]
-    assert {verb for verb, *_ in ran} == {"train", "config", "sample", "evaluate"}
-    for verb, *args in ran:
-        main([verb, *args, *SHORT.get(verb, [])])
-    assert (tmp_path / "runs" / "digits" / "checkpoints").is_dir()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 20, 24, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        file = Path("FOLDER", ("flags", "symbols")[number % 2], f"{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    new_unet(64, 3, channels=(32, 64), layers=1).save_pretrained("google/ddpm-cat-256")
+    return tmp_path
+
+
+def test_flowimg_commands_run_in_order(desk):
+    ran = [line.removeprefix("flowimg ") for line in commands() if line.startswith("flowimg ")]
+    assert {line.split()[0] for line in ran} == set(VERBS)
+    for line in ran:
+        for said, done in LATER.items():
+            line = line.replace(said, done)
+        verb, *args = [word for part in shlex.split(line) for word in (glob.glob(part)[:1] or [part])]
+        if "--push-to-hub" in args:
+            continue
+        small = SMALL if "FOLDER" in args and "--field.pretrained" not in args else []
+        sized = ["--data.size", "64"] if "256" in args else []
+        main([verb, *args, *SHORT.get(verb, []), *small, *sized])
+    assert Path("runs/digits/checkpoints").is_dir() and Path("exported/digits/model_index.json").exists()
+    assert list(Path("runs/tracked/tracking").rglob("events.out.tfevents.*"))
+
+
+def test_diffusers_in_three_lines(desk):
+    unconditional = ["--data.source", "FOLDER", "--data.size", "16", "--run", "runs/cifar10"]
+    main(["train", "configs/cifar10.yaml", "--data.held-out", "4", *unconditional, *SHORT["train"], *SMALL])
+    (code,) = [block for block in blocks("python") if "DiffusionPipeline" in block]
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['flowimg'] = None\n" + code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Image.open("cifar.png").size == (16, 16)
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if "accelerate launch" in line and "moons" in line])
@@ -71,7 +118,7 @@ def test_two_processes_on_a_cpu_as_the_readme_says(tmp_path, line):
 def pieces():
     """The code of "Add your own": (file, code, sentence in the file's comment), in order."""
     found = []
-    for block in blocks("python"):
+    for block in [block for block in blocks("python") if block.startswith("# flowimg/")]:
         for part in re.split(r"^(?=# flowimg/)", block, flags=re.MULTILINE):
             if part.strip():
                 head, _, code = part.partition("\n")
@@ -119,6 +166,11 @@ def test_what_the_readme_adds_trains_and_passes_the_tests_of_its_room(tmp_path):
         return done.stdout
 
     assert "affine, 8 parameters" in run("flowimg", "train", "mine.yaml", *SHORT["train"])
+    (tmp_path / "stripes.yaml").write_text(
+        "data: {kind: images, source: stripes}\nfield: {kind: unet, channels: [32, 64]}\n"
+    )
+    told = run("flowimg", "train", "stripes.yaml", *SHORT["train"])
+    assert "200 pictures of train (column image), 16 x 16, L; 2 classes" in told
     room = ["tests/flow/test_paths.py", "tests/flow/test_solvers.py", "tests/fields/test_every_field.py"]
     tested = run(
         "pytest", "-vv", *room, "tests/test_architecture.py", "-k", "not import and not help", "-p", "no:xdist"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DModel
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from flowimg.fields.mlp import class_rows
@@ -153,15 +154,7 @@ def pretrained_unet(
         OSError: If there is no such network, in safetensors.
         ValueError: If it does not fit the pictures; the message says why.
     """
-    options: dict[str, Any] = {"use_safetensors": True}  # the other format is pickle, which runs what it likes
-    if Path(source).is_dir():
-        inside = "unet" if Path(source, "unet").is_dir() else ""
-        stock = UNet2DModel.from_pretrained(str(Path(source, inside)), local_files_only=True, **options)
-    else:
-        try:
-            stock = UNet2DModel.from_pretrained(source, **options)
-        except OSError:
-            stock = UNet2DModel.from_pretrained(source, subfolder="unet", **options)
+    stock = _stock_unet(source)
     old = stock.config
     halvings = len(old["block_out_channels"]) - 1
     if old["in_channels"] != image_channels or old["out_channels"] != image_channels:
@@ -184,6 +177,32 @@ def pretrained_unet(
     new, weights = unet.state_dict(), stock.state_dict()
     unet.load_state_dict({name: weights[name] if _fits(weights, name, value) else value for name, value in new.items()})
     return unet
+
+
+def _stock_unet(source: str) -> UNet2DModel:
+    """The network as it lies there, whole."""
+    # the other format is pickle, which runs what it likes
+    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    path = Path(source).expanduser()
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it tells at length what we say in one sentence
+    try:
+        if path.is_dir():
+            inside = path / "unet" if (path / "unet").is_dir() else path
+            stock, loaded = UNet2DModel.from_pretrained(str(inside), local_files_only=True, **options)
+        elif source.count("/") > 1 or source.startswith(("/", ".", "~")):
+            raise FileNotFoundError("there is no such folder")
+        else:
+            try:
+                stock, loaded = UNet2DModel.from_pretrained(source, **options)
+            except OSError:
+                stock, loaded = UNet2DModel.from_pretrained(source, subfolder="unet", **options)
+    finally:
+        logging.set_verbosity(before)
+    # diffusers would go on with new weights in their place
+    if lacking := sorted([*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])]):
+        raise ValueError(f"{source} is no whole UNet2DModel: {len(lacking)} weights are missing, {lacking[0]} for one")
+    return stock
 
 
 def _fits(weights: dict[str, Tensor], name: str, value: Tensor) -> bool:

@@ -85,7 +85,18 @@ def dopri5(tolerance: float) -> Solver:
 
     def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
         ends = torch.tensor([t, s], dtype=torch.float64, device=x.device)
-        return odeint(lambda at, x: v(x, float(at)), x, ends, method="dopri5", rtol=tolerance, atol=tolerance)[-1]
+        low, high = min(t, s), max(t, s)
+        # its first guess and its last step would look beyond the ends, where no field was trained
+        options = {"step_t": ends[1:]}
+        return odeint(
+            lambda at, x: v(x, min(max(float(at), low), high)),
+            x,
+            ends,
+            method="dopri5",
+            rtol=tolerance,
+            atol=tolerance,
+            options=options,
+        )[-1]
 
     return Solver(step, order=5, adaptive=True)
 

@@ -35,6 +35,8 @@ def interpolate(settings: Interpolate) -> None:
     cond = torch.full((len(x_0),), label or 0) if run.facts.classes else None
     x_1, nfe = _carry(run, settings, x_0, cond)
     pixels = to_uint8(x_1)
+    for old in out.glob("row*_frame*.png"):  # there may have been more frames the last time
+        old.unlink()
     for row in range(len(settings.seeds) - 1):
         for frame in range(settings.frames):
             _save(pixels[row * settings.frames + frame], out / f"row{row:02d}_frame{frame:03d}.png")

@@ -2,10 +2,11 @@
 
 import os
 import shutil
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from flowimg.config import Config, Export, SettingsError, dump
+from flowimg.config import Config, Export, SettingsError, UNet, dump
 from flowimg.jobs.build import DataFacts
 from flowimg.jobs.folder import RunFolder, open_run
 from flowimg.jobs.machine import MachineError, alone, pick_device
@@ -67,16 +68,18 @@ def write_model(
     """
     from flowimg.sampling.pipeline import save_pipeline
 
-    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that died while it wrote
+    folder = folder.resolve()  # the folder one stands in has a name too
+    # of a process that died while it wrote; the ending is ours, so that nothing of the user's is taken for it
+    for leftover in folder.parent.glob(f".{escape(folder.name)}.*.unfinished"):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     save_pipeline(aside, field.unet, facts.classes, num_steps)
     if grid is not None:
         shutil.copyfile(grid, aside / "samples.png")
     parameters = sum(p.numel() for p in field.parameters())
     (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid is not None))
     if folder.exists():
-        before = folder.with_name(f".{folder.name}.before")
+        before = folder.with_name(f".{folder.name}.before.unfinished")
         folder.rename(before)
         aside.rename(folder)
         shutil.rmtree(before)
@@ -89,10 +92,11 @@ def _card(
 ) -> str:
     """The model card: what it is, three lines to use it, how it was made."""
     # a card may be published: names of data and run, not where they lie on this machine
-    data, run = str(config.data.source), Path(str(config.run)).name
-    if data.count("/") != 1 or Path(data).exists():
-        data = Path(data).name
+    data, run = _public(config.data.source), Path(str(config.run)).resolve().name
     told = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
+    if isinstance(config.field, UNet) and config.field.pretrained:
+        field = config.field.model_copy(update={"pretrained": _public(config.field.pretrained)})
+        told = told.model_copy(update={"field": field})
     channels, height, width = facts.shape
     which = f"conditional on {len(facts.classes)} classes" if facts.classes else "unconditional"
     guidance = ", guidance_scale=2.0" if facts.classes and config.train.label_drop > 0 else ""
@@ -136,6 +140,12 @@ steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler
 ```yaml
 {dump(told)}```
 """
+
+
+def _public(source: str) -> str:
+    """A name or an id of the hub as it is; of a path on this machine the last part."""
+    path = source.count("/") != 1 or source.startswith(("/", ".", "~")) or Path(source).exists()
+    return Path(source).name if path else source
 
 
 def _push(folder: Path, repository: str, private: bool) -> str:

@@ -19,8 +19,11 @@ from flowimg.training.checkpoint import CheckpointError, newest_whole, read_chec
 def write_aside(path: Path) -> Iterator[Path]:
     """A file to write to that is renamed in the end: `path` is there whole, as it was or as it is now."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    yield aside
-    aside.replace(path)
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

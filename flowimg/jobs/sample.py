@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from einops import rearrange
 from tqdm import tqdm
 
@@ -40,7 +41,10 @@ def sample(settings: Sample) -> None:
     state.wait_for_everyone()  # nobody writes before all have looked
     output = Output(folder, form, seeds, labels, run.facts.classes)
     if state.is_main_process:
-        output.path(range(0, 1)).parent.mkdir(parents=True, exist_ok=True)
+        parts = output.path(range(0, 1)).parent
+        parts.mkdir(parents=True, exist_ok=True)
+        for leftover in parts.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         if not kept:
             write_text(folder / "samples.json", json.dumps(about, indent=1) + "\n")
     state.wait_for_everyone()
@@ -72,6 +76,7 @@ def sample(settings: Sample) -> None:
         for count in write_parts(output, todo, arrays()):
             progress.update(count)
     state.wait_for_everyone()
+    nfe = max(gather_object([nfe]))  # few samples are not enough for every process
     if state.is_main_process:
         _finish(output, about, nfe or kept.get("nfe"), run, points)
 
@@ -79,14 +84,15 @@ def sample(settings: Sample) -> None:
 def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> None:
     """The grid, the one file of all, and what they are."""
     figure = output.folder / "grid.png"
-    if not figure.exists() or any(output.path(part).exists() for part in output.parts()[:1]):
-        count = len(output.seeds) if points else min(GRID, len(output.seeds))
+    count = len(output.seeds) if points else min(GRID, len(output.seeds))
+    if all(output.path(part).exists() for part in output.parts() if part.start < count):  # else it was drawn before
         rows = torch.from_numpy(first_rows(output, count))
         seen = rows if points else rearrange(rows, "n h w c -> n c h w").float() / 127.5 - 1
         show(seen, None if output.labels is None else output.labels[:count], run.config, figure, f"step {run.step}")
     join(output)
     write_text(output.folder / "samples.json", json.dumps({**about, "nfe": nfe}, indent=1) + "\n")
-    print(f"{len(output.seeds):,} samples of step {run.step}, {nfe} evaluations each: {output.file}")
+    cost = f", {nfe} evaluations each" if nfe else ""
+    print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
     print(f"the grid: {figure}")
 
 
@@ -148,9 +154,10 @@ def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not folder.exists() or not any(folder.iterdir()):
         return {}
     try:
-        kept: dict[str, Any] = json.loads((folder / "samples.json").read_text())
-    except (OSError, ValueError):
+        kept: dict[str, Any] = dict(json.loads((folder / "samples.json").read_text()))
+    except (OSError, ValueError, TypeError):
         kept = {}
-    if {name: kept.get(name) for name in about} != about:
+    # a run may be named in several ways; its weights tell which it is
+    if any(kept.get(name) != value for name, value in about.items() if name != "run"):
         raise SettingsError(f"--out {folder} holds other files, which are not overwritten: name another folder")
     return kept

@@ -58,4 +58,5 @@ def track_picture(accelerator: Accelerator, name: str, path: Path, step: int) ->
 
             tracker.log({name: trackio.Image(pixels)}, step=step)
         else:
-            tracker.log_images({name: pixels[None]}, step=step)
+            form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels[None]}, step=step, **form)

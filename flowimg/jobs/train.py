@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from flowimg.config import Config, SettingsError, dump, flatten, load
+from flowimg.config import Config, SettingsError, UNet, dump, flatten, load
 from flowimg.jobs.build import Source, build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, check_guidance, write_text
 from flowimg.jobs.machine import MachineError, check_launch, environment, pick_device
 from flowimg.jobs.track import check_tracker, start_tracker
-from flowimg.jobs.watch import callbacks
+from flowimg.jobs.watch import callbacks, keep_model
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
 from flowimg.training.loop import Recipe, Training, restore, start
 from flowimg.training.loop import train as run_loop
@@ -69,6 +69,8 @@ def train(config: Config) -> None:
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
+        if accelerator.is_main_process:  # the last start may have ended between the checkpoint and this
+            keep_model(config, folder, facts, state)
         return _farewell(say, folder, config, state)
 
     start_tracker(accelerator, config, began)
@@ -220,7 +222,10 @@ def _banner(say: Callable[[str], None], config: Config, source: Source, state: T
         f"{torch.get_num_threads()} threads each, {train.precision}"
     )
     say(f"data      {source.story}; trained on as {shape}")
-    say(f"field     {config.field.kind}, {parameters:,} parameters, {parameters * 16 / 2**20:.1f} MiB a checkpoint")
+    kind: str = config.field.kind
+    if isinstance(config.field, UNet) and config.field.pretrained:
+        kind += f" of {config.field.pretrained} (its channels, layers and attention)"
+    say(f"field     {kind}, {parameters:,} parameters, {parameters * 16 / 2**20:.1f} MiB a checkpoint")
     say(f"flow      {config.path.kind} path, {config.coupling.kind} coupling, {config.times.kind} times")
     say(
         f"training  steps {state.step} to {until} of {train.steps}, batch {train.batch_size}"

@@ -182,11 +182,16 @@ def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int
             }
             checkpoint = Checkpoint(state_tensors(state), about)
             write_checkpoint(folder.checkpoints, state.step, checkpoint, config.train.keep)
-            if config.field.kind == "unet":
-                write_model(folder.model, state.ema, config, facts, state.step, newest_grid(folder))
+            keep_model(config, folder, facts, state)
         state.accelerator.wait_for_everyone()
 
     return callback
+
+
+def keep_model(config: Config, folder: RunFolder, facts: DataFacts, state: Training) -> None:
+    """Write RUN/model, the averaged field for diffusers, where the field is a U-Net."""
+    if config.field.kind == "unet":
+        write_model(folder.model, state.ema, config, facts, state.step, newest_grid(folder))
 
 
 def _progress(

@@ -4,6 +4,9 @@ import torch
 from flowimg.fields.guidance import Guided, guided
 from flowimg.fields.mlp import MLPField
 from flowimg.flow.objective import NO_CLASS
+from flowimg.flow.solvers import EULER, integrate
+from flowimg.flow.times import uniform_grid
+from flowimg.jobs.build import SOLVERS
 
 
 @pytest.fixture
@@ -55,3 +58,47 @@ def test_both_evaluations_are_one_call_of_twice_the_batch(field):
 def test_guidance_without_labels_is_refused(field):
     with pytest.raises(ValueError, match="needs labels"):
         guided(field, 2.0)(X, T)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("interval", [(0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.3, 0.4)])
+def test_outside_its_interval_guidance_is_the_plain_field_at_half_the_cost(field, interval, t):
+    rows = []
+    field.register_forward_hook(lambda module, given, v: rows.append(len(v)))
+    velocity, times = guided(field, 3.0, interval), torch.full((4,), t)
+    v = velocity(X, times, LABELS)
+    inside = interval[0] <= t <= interval[1]
+    assert rows == [8 if inside else 4]
+    assert velocity.evaluations(t) == (2 if inside else 1)
+    free, towards = field(X, times, None), field(X, times, LABELS)
+    torch.testing.assert_close(v, free + 3 * (towards - free) if inside else towards)
+
+
+def test_the_edges_of_the_interval_are_inside_however_they_are_rounded(field):
+    # a solver's time is float64, the field's float32, and a grid's 0.3 is 3 * 0.1
+    for edges in ((0.1, 0.7), (0.3, 0.6)):
+        velocity = guided(field, 3.0, edges)
+        for t in (*edges, *(torch.tensor(edges).tolist()), 3 * 0.1, 7 * 0.1, 0.1 + 0.2):
+            inside = edges[0] - 1e-9 <= t <= edges[1] + 1e-7 or round(t, 6) in edges
+            assert velocity.evaluations(t) == (2 if inside else 1), t
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "interval", [(0.0, 1.0), (0.2, 0.6), (0.3, 0.7), (0.0, 0.1), (0.9, 1.0), (1 / 3, 2 / 3), (0.51, 0.52)]
+)
+def test_evaluations_counted_are_those_that_the_network_saw(field, name, interval):
+    rows = []
+    field.register_forward_hook(lambda module, given, v: rows.append(len(v)))
+    velocity = guided(field, 2.0, interval)
+    with torch.no_grad():
+        for steps in (3, 10):
+            rows.clear()
+            assert integrate(velocity, X, uniform_grid(steps), SOLVERS[name], LABELS).nfe == sum(rows) / len(X)
+
+
+def test_evaluations_of_euler_with_an_interval(field):
+    # times 0, 0.1, ..., 0.9; guided at 0.3, 0.4, 0.5, 0.6 and 0.7
+    assert integrate(guided(field, 2.0, (0.3, 0.7)), X, uniform_grid(10), EULER, LABELS).nfe == 15
+    assert integrate(guided(field, 2.0), X, uniform_grid(10), EULER, LABELS).nfe == 20
+    assert integrate(guided(field, 1.0, (0.3, 0.7)), X, uniform_grid(10), EULER, LABELS).nfe == 10

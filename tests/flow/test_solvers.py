@@ -4,19 +4,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowimg.config import Sample
 from flowimg.fields.guidance import Guided
-from flowimg.flow.solvers import EULER, integrate
+from flowimg.flow.solvers import EULER, dopri5, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import PATHS, SOLVERS
+from flowimg.jobs.build import PATHS, SOLVERS, build_solver, build_times
 
 A = torch.tensor([[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.3], [0.1, 0.0, 0.8]], dtype=torch.float64)
 X = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]], dtype=torch.float64)
 STEPS = [32, 64, 128, 256]
+STEPPING = [name for name, solver in SOLVERS.items() if not solver.adaptive]
+"""Solvers that go through the times as they are given."""
 
 
 @pytest.fixture(params=SOLVERS)
 def solver(request):
     return SOLVERS[request.param]
+
+
+@pytest.fixture(params=STEPPING)
+def stepping(request):
+    return SOLVERS[request.param]
+
+
+def fine(solver):
+    """Times close enough for every solver; an adaptive one cuts them further by itself."""
+    return uniform_grid(2 if solver.adaptive else 400)
 
 
 def turning(x, t, cond=None):
@@ -41,31 +54,87 @@ def slope(errors):
 
 
 @pytest.mark.parametrize("velocity", FLOWS)
-def test_error_falls_with_the_declared_order(solver, velocity):
-    errors = [(integrate(velocity, X, uniform_grid(n), solver).x - exact(velocity, 1)).norm().item() for n in STEPS]
+def test_error_falls_with_the_declared_order(stepping, velocity):
+    errors = [(integrate(velocity, X, uniform_grid(n), stepping).x - exact(velocity, 1)).norm().item() for n in STEPS]
     assert min(errors) > 1e-12  # above rounding, or the slope would mean nothing
-    assert slope(errors) == pytest.approx(solver.order, abs=0.1)
+    assert slope(errors) == pytest.approx(stepping.order, abs=0.1)
 
 
 def test_orders_are_those_of_the_literature():
-    assert {name: SOLVERS[name].order for name in ("euler", "midpoint", "heun", "rk4")} == {
-        "euler": 1,
-        "midpoint": 2,
-        "heun": 2,
-        "rk4": 4,
-    }
+    orders = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dopri5": 5}
+    assert {name: SOLVERS[name].order for name in orders} == orders
+    assert [name for name in orders if SOLVERS[name].adaptive] == ["dopri5"]
 
 
-def test_there_and_back_again_returns_to_the_solvers_order(solver):
+TOLERANCES = [1e-3, 1e-5, 1e-7, 1e-9]
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("velocity", FLOWS)
+def test_error_of_an_adaptive_solver_falls_with_its_tolerance(velocity, back):
+    errors, calls = [], []
+    for tolerance in TOLERANCES:
+        start, end = (exact(velocity, 1), X) if back else (X, exact(velocity, 1))
+        times = uniform_grid(1).flip(0) if back else uniform_grid(1)
+        flow = integrate(velocity, start, times, dopri5(tolerance))
+        errors.append((flow.x - end).abs().max().item())
+        calls.append(flow.nfe)
+    assert all(error < 10 * tolerance * 3 for error, tolerance in zip(errors, TOLERANCES, strict=True)), errors
+    assert errors == sorted(errors, reverse=True) and calls == sorted(calls)
+    assert calls[-1] > 2 * calls[0]
+    # a method of order 5: the error of a step is O(h^6), so a tolerance a million times smaller costs ten times as much
+    assert calls[-1] < 20 * calls[0]
+
+
+def test_an_adaptive_solver_takes_its_steps_where_the_flow_is_hard():
+    seen = []
+
+    def bend(x, t, cond):  # x = tanh(50 (t - 0.7)), all of it near 0.7
+        seen.append(t[0].item())
+        return 50 / torch.cosh(50 * (t[:, None] - 0.7)) ** 2
+
+    x_0 = torch.tanh(torch.tensor([[-35.0]], dtype=torch.float64))
+    flow = integrate(bend, x_0, torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64), dopri5(1e-6))
+    assert flow.x.item() == pytest.approx(np.tanh(15), abs=1e-5) and flow.nfe == len(seen)
+    near = sum(abs(t - 0.7) < 0.1 for t in seen)
+    assert near > len(seen) / 2
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 0.0], [0.0, 0.3, 1.0], [0.9, 0.2]])
+def test_no_solver_asks_for_a_velocity_beyond_its_times(solver, times):
+    seen = []
+
+    def velocity(x, t, cond):
+        seen.append(t[0].item())
+        return 1e-4 * x * (1 + t[:, None])  # slow, so that an adaptive solver dares long steps
+
+    flow = integrate(velocity, X, torch.tensor(times, dtype=torch.float64), solver)
+    assert min(times) <= min(seen) and max(seen) <= max(times)
+    way = (times[-1] + times[-1] ** 2 / 2) - (times[0] + times[0] ** 2 / 2)
+    torch.testing.assert_close(flow.x, X * torch.tensor(1e-4 * way).exp(), atol=2e-4, rtol=0)
+
+
+def test_settings_reach_the_adaptive_solver_which_cuts_the_way_itself():
+    errors = []
+    for tolerance in TOLERANCES[:3]:
+        how = Sample(run="r", solver="dopri5", tolerance=tolerance, num_steps=7, times="edm", shift=3.0)
+        assert build_times(how).tolist() == [0, 1]
+        errors.append((integrate(turning, X, build_times(how), build_solver(how)).x - exact(turning, 1)).norm().item())
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
+    how = Sample(run="r", solver="heun", num_steps=3)
+    assert build_solver(how) is SOLVERS["heun"] and build_times(how).tolist() == uniform_grid(3).tolist()
+
+
+def test_there_and_back_again_returns_to_the_solvers_order(stepping):
     errors = []
     for n in STEPS:
-        there = integrate(quickening, X, uniform_grid(n), solver).x
-        back = integrate(quickening, there, uniform_grid(n).flip(0), solver).x
+        there = integrate(quickening, X, uniform_grid(n), stepping).x
+        back = integrate(quickening, there, uniform_grid(n).flip(0), stepping).x
         errors.append((back - X).norm().item())
     # errors of even order cancel in part on the way back, so the slope may be steeper
     clean = [e for e in errors if e > 1e-12]
     assert len(clean) >= 2
-    assert np.polyfit(np.log(1 / np.array(STEPS[: len(clean)])), np.log(clean), 1)[0] > solver.order - 0.1
+    assert np.polyfit(np.log(1 / np.array(STEPS[: len(clean)])), np.log(clean), 1)[0] > stepping.order - 0.1
 
 
 @pytest.mark.parametrize("s", [0.2, 1.0, 2.0])
@@ -82,9 +151,9 @@ def test_gaussian_data_are_reached_from_noise_and_left_again(solver, kind, s):
 
     x_0 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     tolerance = 0.03 if solver.order == 1 else 1e-3
-    data = integrate(velocity, x_0, uniform_grid(400), solver).x
+    data = integrate(velocity, x_0, fine(solver), solver).x
     torch.testing.assert_close(data, mu + s * x_0, atol=tolerance, rtol=0)
-    noise = integrate(velocity, mu + s * x_0, uniform_grid(400).flip(0), solver).x
+    noise = integrate(velocity, mu + s * x_0, fine(solver).flip(0), solver).x
     torch.testing.assert_close(noise, x_0, atol=tolerance / s, rtol=0)
 
 
@@ -96,11 +165,13 @@ def test_gaussian_flow_in_the_words_of_the_design(solver):
         return mu + (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2) * (x - t * mu)
 
     x_0 = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    flow = integrate(velocity, x_0, uniform_grid(400), solver, trajectory=True)
+    flow = integrate(velocity, x_0, fine(solver), solver, trajectory=True)
     torch.testing.assert_close(flow.x, mu + s * x_0, atol=0.02 if solver.order == 1 else 1e-4, rtol=0)
     # half way, the mean is mu / 2 and the deviation sqrt((1 + s^2) / 4)
     half = mu / 2 + ((1 + s**2) / 4) ** 0.5 * x_0
-    torch.testing.assert_close(flow.trajectory[200], half, atol=0.02 if solver.order == 1 else 1e-4, rtol=0)
+    torch.testing.assert_close(
+        flow.trajectory[len(flow.trajectory) // 2], half, atol=0.02 if solver.order == 1 else 1e-4, rtol=0
+    )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -108,25 +179,25 @@ def test_gaussian_flow_in_the_words_of_the_design(solver):
 def test_powers_of_time_below_the_order_are_integrated_exactly_over_any_grid(gaps, back):
     times = torch.tensor([0.3, *gaps], dtype=torch.float64).cumsum(0)
     times = times.flip(0) if back else times
-    for solver in SOLVERS.values():
+    for solver in (SOLVERS[name] for name in STEPPING):
         p = solver.order
         # dx/dt = p t^(p - 1), so x goes from t_0^p to t_N^p
         flow = integrate(lambda x, t, cond, p=p: p * t[:, None] ** (p - 1), times[:1, None] ** p, times, solver)
         torch.testing.assert_close(flow.x, times[-1:, None] ** p, rtol=1e-12, atol=1e-12)
 
 
-def test_uneven_steps_lead_where_even_steps_lead(solver):
+def test_uneven_steps_lead_where_even_steps_lead(stepping):
     g = torch.Generator().manual_seed(0)
     gaps = 0.5 + torch.rand(400, generator=g, dtype=torch.float64)
     times = torch.cat([torch.zeros(1, dtype=torch.float64), gaps.cumsum(0) / gaps.sum()])
-    end = integrate(quickening, X, times, solver).x
-    error, even = (end - exact(quickening, 1)).norm(), integrate(quickening, X, uniform_grid(400), solver).x
+    end = integrate(quickening, X, times, stepping).x
+    error, even = (end - exact(quickening, 1)).norm(), integrate(quickening, X, uniform_grid(400), stepping).x
     # the third power of an uneven gap is larger on average; nothing else may cost more
     assert error < 2 * (even - exact(quickening, 1)).norm() + 1e-12
 
 
 def test_solver_starts_and_ends_at_the_times_given(solver):
-    end = integrate(turning, X, torch.linspace(0.3, 0.8, 500, dtype=torch.float64), solver).x
+    end = integrate(turning, X, 0.3 + 0.5 * fine(solver), solver).x
     expected = X @ torch.linalg.matrix_exp(0.5 * A).T
     torch.testing.assert_close(end, expected, atol=0.01 if solver.order == 1 else 1e-5, rtol=0)
 
@@ -157,7 +228,8 @@ def test_guidance_doubles_the_evaluations(solver):
 
     labels = torch.zeros(2, dtype=torch.long)
     nfe = integrate(Guided(field, 2.0), X, uniform_grid(5), solver, labels).nfe
-    assert nfe == 2 * integrate(turning, X, uniform_grid(5), solver).nfe
+    assert solver.adaptive or nfe == 2 * integrate(turning, X, uniform_grid(5), solver).nfe
+    assert nfe % 2 == 0
     assert nfe == seen / len(X)  # evaluations a sample
 
 

@@ -4,14 +4,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit, logit
 
 from flowimg.config import Config, validate
-from flowimg.flow.times import LogitNormal, Uniform, shift_times, skewed, stratify, uniform_grid
-from flowimg.jobs.build import TIMES
+from flowimg.flow.times import (
+    LogitNormal,
+    Uniform,
+    diffusers_grid,
+    edm_grid,
+    shift_times,
+    skewed,
+    stratify,
+    uniform_grid,
+)
+from flowimg.jobs.build import TIME_GRIDS, TIMES
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 ROUNDING = 2**-24  # half the distance of neighbouring float32 numbers just below 1
@@ -152,3 +162,56 @@ def test_uniform_grid_is_k_over_n_from_noise_to_data(num_steps):
     grid = uniform_grid(num_steps)
     assert grid.dtype == torch.float64 and grid[0] == 0 and grid[-1] == 1
     np.testing.assert_allclose(grid.numpy(), [float(Fraction(k, num_steps)) for k in range(num_steps + 1)], atol=1e-15)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 50, 1000])
+@pytest.mark.parametrize("name", TIME_GRIDS)
+def test_every_grid_rises_from_noise_to_data_in_as_many_steps(name, num_steps):
+    grid = TIME_GRIDS[name](num_steps)
+    assert grid.shape == (num_steps + 1,) and grid.dtype == torch.float64
+    assert grid[0] == 0 and grid[-1] == 1
+    assert (grid.diff() > 0).all()
+    assert (shift_times(grid, 3.0).float().diff() > 0).all()  # fields see float32
+
+
+# sigma of EDM's 18 steps, as the paper's code prints them
+EDM_18 = [80.0, 57.586, 40.786, 28.375, 19.352, 12.910, 8.4005, 5.3152, 3.2570, 1.9233, 1.0886, 0.5853]
+EDM_18 += [0.2964, 0.1395, 0.0599, 0.0228, 0.0075, 0.002]
+
+
+def test_edm_times_are_the_noise_levels_of_karras():
+    sigma = 1 / edm_grid(18)[1:-1].numpy() - 1  # but for the first, which is noise alone, where a flow starts
+    np.testing.assert_allclose(sigma, EDM_18[1:], rtol=1e-2)
+    np.testing.assert_allclose(sigma, [_karras(i, 18) for i in range(1, 18)], rtol=1e-9)
+    assert sigma[-1] == pytest.approx(0.002)
+    assert edm_grid(1).tolist() == [0, 1]
+    assert edm_grid(2).tolist() == pytest.approx([0, 1 / 1.002, 1])
+
+
+def _karras(i, n):
+    """Equation 5 of arXiv:2206.00364 with sigma 0.002 to 80 and rho 7."""
+    return (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+
+
+@pytest.mark.parametrize("num_steps", [2, 18, 50])
+def test_edm_times_are_those_of_diffusers_edm_scheduler(num_steps):
+    scheduler = EDMEulerScheduler()
+    scheduler.set_timesteps(num_steps)
+    sigma = scheduler.sigmas.double().numpy()
+    np.testing.assert_allclose(edm_grid(num_steps).numpy()[1:], 1 / (1 + sigma[1:]), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 18, 50])
+def test_diffusers_times_are_those_of_its_scheduler_as_it_comes(num_steps):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(num_steps)
+    np.testing.assert_allclose(diffusers_grid(num_steps).numpy(), 1 - scheduler.sigmas.double().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shifted_diffusers_grid_is_that_of_its_shifted_scheduler(shift):
+    # diffusers shifts the ends of the ramp too when it is built, and the ramp again when it is set
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=(1 - diffusers_grid(10))[:-1].tolist())
+    theirs = 1 - scheduler.sigmas.double().numpy()
+    np.testing.assert_allclose(shift_times(diffusers_grid(10), shift).numpy(), theirs, atol=1e-6)

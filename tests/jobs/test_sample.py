@@ -10,15 +10,12 @@ from PIL import Image
 from flowimg.cli import main
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A conditional run on digits and one on points, trained for two steps, and moved from where they were made."""
-    folder = tmp_path_factory.mktemp("runs")
-    quick = ["--train.steps", "2", "--train.batch-size", "16", "--grid.num-steps", "1", "--grid.count", "10"]
-    tiny = ["--field.channels", "32", "64", "--field.layers", "1", "--field.attention"]
-    main(["train", "configs/digits.yaml", "--run", str(folder / "made"), *quick, "--field.zero_output", "False", *tiny])
-    shutil.move(folder / "made", folder / "digits")
-    main(["train", "configs/checkerboard.yaml", "--run", str(folder / "points"), *quick])
+@pytest.fixture
+def runs(tiny, tmp_path):
+    """Runs moved from where they were made: a conditional one on digits and one on points."""
+    folder = tmp_path / "runs"
+    shutil.copytree(tiny.classes, folder / "digits")
+    shutil.copytree(tiny.points, folder / "points")
     return folder
 
 
@@ -30,9 +27,10 @@ def test_image_k_has_seed_k_whatever_the_batch(runs, tmp_path):
     sample(runs, "digits", tmp_path / "a", "--count", "12", "--seed", "5", "--batch-size", "5")
     sample(runs, "digits", tmp_path / "b", "--count", "4", "--seed", "9")
     names = [f"{seed:06d}.png" for seed in range(5, 17)]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted([*names, "grid.png", "samples.json"])
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["grid.png", "images", "samples.json"]
+    assert sorted(p.name for p in (tmp_path / "a" / "images").iterdir()) == names
     for seed in range(9, 13):
-        one, two = (np.array(Image.open(tmp_path / d / f"{seed:06d}.png"), dtype=int) for d in "ab")
+        one, two = (np.array(Image.open(tmp_path / d / "images" / f"{seed:06d}.png"), dtype=int) for d in "ab")
         assert one.shape == (8, 8) and abs(one - two).max() <= 1
 
 
@@ -46,7 +44,7 @@ def test_arrays_hold_what_the_pictures_hold(runs, tmp_path):
     assert (packed["samples"] == array).all() and packed["labels"].tolist() == [4] * 3
     assert packed["seeds"].tolist() == [0, 1, 2]
     for seed in range(3):
-        assert (np.array(Image.open(tmp_path / "png" / f"{seed:06d}.png")) == array[seed, ..., 0]).all()
+        assert (np.array(Image.open(tmp_path / "png" / "images" / f"{seed:06d}.png")) == array[seed, ..., 0]).all()
 
 
 def test_guidance_and_weights_change_the_samples_and_nfe_is_counted(runs, tmp_path):
@@ -72,7 +70,7 @@ def test_nothing_of_the_users_is_overwritten(runs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         sample(runs, "digits", tmp_path, "--count", "2")
     assert stop.value.code == 2 and "not overwritten" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "runs"]
 
 
 def test_by_default_samples_lie_in_the_run(runs, capsys):
@@ -117,27 +115,33 @@ def test_evaluate_scores_labelled_images(runs, capsys):
     assert 0 <= scores["agreement"] < 0.9 and scores["nearest"] > 0
 
 
-def test_several_processes_are_refused_for_now(runs, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [("evaluate", []), ("interpolate", []), ("invert", ["a.png"]), ("export", ["folder"])],
+)
+def test_several_processes_are_refused_by_the_verbs_that_do_not_share(runs, verb, more, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for verb in ("sample", "evaluate"):
-        with pytest.raises(SystemExit) as stop:
-            main([verb, str(runs / "digits")])
-        assert stop.value.code == 4
-        assert "one process" in capsys.readouterr().err
+    status, said = refused(verb, runs / "digits", *more)
+    assert status == 4 and f"flowimg {verb} runs on one process" in said
+
+
+def test_processes_that_do_not_see_each_other_are_refused(runs, tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, said = refused("sample", runs / "digits", "--out", tmp_path / "out")
+    assert status == 4 and "scripts/sample.py" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_guidance_needs_a_field_that_saw_samples_without_a_class(runs, tmp_path, capsys):
-    shutil.copytree(runs / "digits", tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
+    config = runs / "digits" / "config.yaml"
     config.write_text(config.read_text().replace("label_drop: 0.1", "label_drop: 0.0"))
     with pytest.raises(SystemExit) as stop:
-        main(["sample", str(tmp_path / "run"), "--guidance", "2"])
+        main(["sample", str(runs / "digits"), "--guidance", "2"])
     assert stop.value.code == 2
     assert "label_drop" in capsys.readouterr().err
 
 
 def test_an_older_checkpoint_is_not_taken_silently(runs, tmp_path, capsys):
-    shutil.copytree(runs / "digits", tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_00000002" / "ema.safetensors").unlink()
-    sample(tmp_path, "run", tmp_path / "out", "--count", "1")
+    (runs / "digits" / "checkpoints" / "step_00000002" / "ema.safetensors").unlink()
+    sample(runs, "digits", tmp_path / "out", "--count", "1")
     assert "step_00000002 is broken and was passed over" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from flowimg.fields.guidance import guided
 from flowimg.fields.mlp import MLPField
 from flowimg.flow.solvers import EULER, HEUN, MIDPOINT, RK4
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling.generate import generate, noise, to_uint8
+from flowimg.sampling.generate import between, generate, noise, to_uint8
 
 SEEDS = [0, 1, 7, 3, 2**31, 2**32 + 1, 2**40, 2**63 - 1]
 
@@ -106,3 +106,28 @@ def test_grey_levels_go_from_black_to_white_and_no_further():
 def test_a_picture_of_grey_levels_comes_back_as_it_was():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(pixels.float() / 127.5 - 1), pixels)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_between_two_noises_lie_noises_as_long_as_they_are(count):
+    a, b = noise([0, 1], (3, 16, 16))
+    frames = between(a, b, count)
+    assert frames.shape == (count, 3, 16, 16) and frames.dtype == torch.float32
+    torch.testing.assert_close(frames[0], a, atol=1e-6, rtol=0)
+    torch.testing.assert_close(frames[-1], b, atol=1e-6, rtol=0)
+    ends = sorted([a.norm().item(), b.norm().item()])
+    lengths = frames.flatten(1).norm(dim=1)
+    assert (lengths > 0.99 * ends[0]).all() and (lengths < 1.01 * ends[1]).all()
+    # evenly: each frame as far from the next as any other, by angle
+    rows = frames.flatten(1).double()
+    cosines = torch.cosine_similarity(rows[:-1], rows[1:])
+    torch.testing.assert_close(torch.arccos(cosines), torch.arccos(cosines)[:1].expand(count - 1), atol=0.02, rtol=0)
+
+
+def test_half_way_between_orthogonal_noises_is_their_sum_over_the_root_of_two():
+    a, b = noise([0, 1], (1, 8, 8))
+    b = b - (a * b).sum() / (a * a).sum() * a
+    b = b * a.norm() / b.norm()
+    torch.testing.assert_close(between(a, b, 3)[1], (a + b) / 2**0.5, atol=1e-6, rtol=0)
+    # a third of the right angle: 30 degrees
+    torch.testing.assert_close(between(a, b, 4)[1], 0.75**0.5 * a + 0.5 * b, atol=1e-6, rtol=0)

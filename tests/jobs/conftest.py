@@ -1,0 +1,34 @@
+"""Runs that were trained for two steps: what sampling, exporting and the like need, and no more."""
+
+from types import SimpleNamespace
+
+import pytest
+from tiny import write_settings
+
+from flowimg.cli import main
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Runs that tests read and do not change: `plain` digits, `classes` of digits, and `points`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name, labels in (("plain", False), ("classes", True)):
+        main(["train", str(write_settings(folder / f"{name}.yaml", labels=labels)), "--run", str(folder / name)])
+    quick = ["--train.steps", "2", "--train.batch-size", "16", "--grid.num-steps", "1", "--grid.count", "10"]
+    main(["train", "configs/checkerboard.yaml", "--run", str(folder / "points"), *quick])
+    return SimpleNamespace(folder=folder, plain=folder / "plain", classes=folder / "classes", points=folder / "points")
+
+
+@pytest.fixture
+def refused(capsys):
+    """The one line on stderr with which `flowimg ARGS` ends, and its exit status."""
+
+    def refused(*args):
+        with pytest.raises(SystemExit) as stop:
+            main([str(arg) for arg in args])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("flowimg: ")
+        return stop.value.code, lines[0].removeprefix("flowimg: ")
+
+    return refused
