@@ -110,7 +110,8 @@ def main(args: Sequence[str] | None = None) -> None:
             VERBS[args[0]](args[1:])
         sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
-        _fail("stopped; the same `flowimg train` goes on from the last checkpoint", 130)
+        goes_on = {"train": " from the last checkpoint", "sample": " where it stopped"}.get(args[0] if args else "")
+        _fail(f"stopped; the same command goes on{goes_on}" if goes_on else "stopped", 130)
     except BrokenPipeError:  # `flowimg config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)

@@ -259,7 +259,7 @@ class Solving(Settings):
     """Solver steps; dopri5 chooses its own."""
     times: Times = "uniform"
     """The flow times a solver visits: evenly spread, EDM's noise levels, or those of diffusers' scheduler."""
-    shift: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Above 1 moves those times towards noise, below 1 towards data."""
     tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
     """Largest error of a step of dopri5."""
@@ -378,7 +378,7 @@ class Invert(Drawing):
     label: int | str | None = None
     """The class of the pictures by name or number; by default none."""
     out: str | None = None
-    """Where to; by default RUN/generated/inverted."""
+    """Where to; by default RUN/generated/ and the settings above."""
 
 
 class Export(Settings):

@@ -100,6 +100,6 @@ def test_the_full_network_takes_a_step_on_local_data_of_the_hubs_form(name, tmp_
     ]
     main(["train", str(config), "--data.source", str(tmp_path / "data"), "--run", str(run), *quick])
     said = capsys.readouterr().out
-    assert found in said and "no labels" in said
+    assert found in said and "labels not used" in said
     assert re.search(r"([\d,]+) parameters", said)[1] in header(config)
     assert (run / "model" / "model_index.json").exists() and (run / "samples" / "step_00000001.png").exists()

@@ -91,6 +91,8 @@ def to_pixels(picture: Image.Image, channels: int, size: int | None, resize: str
     Raises:
         OSError: If the file is broken.
     """
+    if picture.mode == "F":
+        raise OSError("it holds floating-point numbers, and which of them is white cannot be known")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut them off at 255
         picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")

@@ -116,7 +116,7 @@ def find(
         where, rows.features, label_column, needed=labels or bool(classes), named=bool(classes)
     )
     numbers, names = _labels(where, rows, label_column) if label_column else (None, ())
-    rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    rows = rows.with_format(None).select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     if image_column != "image":
         rows = rows.rename_column(image_column, "image")
 
@@ -137,13 +137,15 @@ def find(
     if len(kept) < whole:
         rows = rows.select(kept)
         numbers = None if numbers is None else numbers[kept]
+    kinds = f"{len(names)} classes (column {label_column}): {_listed(names)}" if names else "no classes"
     if not labels:
+        kinds = f"of {_listed(names)}, labels not used" if classes else "labels not used"
         numbers, names = None, ()
 
     shape, seen = _look(where, rows, size, channels, background)
     story = f"{len(rows):,} of {whole:,} pictures of {split}" if len(rows) < whole else f"{whole:,} pictures of {split}"
     story += f" (column {image_column}), {seen}"
-    story += f"; {len(names)} classes (column {label_column})" if names else "; no labels"
+    story += f"; {kinds}"
     return Found(rows, None if numbers is None else torch.from_numpy(numbers).long(), tuple(names), shape, story)
 
 

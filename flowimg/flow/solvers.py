@@ -27,6 +27,12 @@ Slope = Callable[[Tensor, float], Tensor]
 """(x, t) -> dx/dt with one time for the whole batch: what a step function sees."""
 
 
+class FlowError(Exception):
+    """The flow cannot be followed; the message says why."""
+
+    exit_status = 3
+
+
 class Solver(NamedTuple):
     """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order).
 
@@ -84,19 +90,19 @@ def dopri5(tolerance: float) -> Solver:
     """
 
     def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-        ends = torch.tensor([t, s], dtype=torch.float64, device=x.device)
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        ends = torch.tensor([t, s], dtype=exact, device=x.device)
         low, high = min(t, s), max(t, s)
         # its first guess and its last step would look beyond the ends, where no field was trained
         options = {"step_t": ends[1:]}
-        return odeint(
-            lambda at, x: v(x, min(max(float(at), low), high)),
-            x,
-            ends,
-            method="dopri5",
-            rtol=tolerance,
-            atol=tolerance,
-            options=options,
-        )[-1]
+        slope = lambda at, x: v(x, min(max(float(at), low), high))  # noqa: E731
+        try:
+            return odeint(slope, x, ends, method="dopri5", rtol=tolerance, atol=tolerance, options=options)[-1]
+        except AssertionError:  # its steps became too short for the clock
+            raise FlowError(
+                f"dopri5 finds no step short enough for the tolerance {tolerance:g}: the field may not be finite, or "
+                "too rough for it; use a larger tolerance or another solver"
+            ) from None
 
     return Solver(step, order=5, adaptive=True)
 

@@ -18,7 +18,7 @@ from flowimg.jobs.build import build_solver, build_times
 from flowimg.jobs.draw import BATCH
 from flowimg.jobs.folder import Trained, check_guidance, open_run
 from flowimg.jobs.machine import alone, autocast, pick_device
-from flowimg.jobs.sample import find_label
+from flowimg.jobs.sample import find_label, how_name
 from flowimg.sampling.generate import between, noise, to_uint8
 
 
@@ -30,7 +30,7 @@ def interpolate(settings: Interpolate) -> None:
     check_guidance(settings.guidance, run.facts, run.config)
     ends = noise(settings.seeds, run.facts.shape)
     x_0 = torch.cat([between(a, b, settings.frames) for a, b in pairwise(ends)])
-    name = f"step_{run.step:08d}_between_{'_'.join(str(seed) for seed in settings.seeds)}"
+    name = f"{how_name(settings, run, label)}_between_{'_'.join(str(seed) for seed in settings.seeds)}"
     out = _new_folder(settings.out, run.folder.generated / name)
     cond = torch.full((len(x_0),), label or 0) if run.facts.classes else None
     x_1, nfe = _carry(run, settings, x_0, cond)
@@ -67,7 +67,7 @@ def invert(settings: Invert) -> None:
                 pixels.append(to_pixels(picture, channels, size, data.resize, data.background))
         except Exception as error:  # Pillow's readers raise almost anything on a broken file
             raise DataError(f"{name} cannot be read as a picture: {error}") from None
-    out = _new_folder(settings.out, run.folder.generated / f"step_{run.step:08d}_inverted")
+    out = _new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_inverted")
     x_1 = to_unit(torch.stack(pixels))
     cond = torch.full((len(x_1),), NO_CLASS if label is None else label) if run.facts.classes else None
     x_0, nfe = _carry(run, settings, x_1, cond, back=True)

@@ -153,8 +153,8 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
         raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(
-            f"field.pretrained {settings.pretrained} is no folder with a UNet2DModel in safetensors, and the hub gives "
-            f"none by that name: {str(error).splitlines()[0]}"
+            f"field.pretrained {settings.pretrained} gives no UNet2DModel in safetensors, from a folder or from the "
+            f"hub: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from None
     return UNetField(unet, classes, settings.gradient_checkpointing)
 

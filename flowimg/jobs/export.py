@@ -30,7 +30,7 @@ def export(settings: Export) -> None:
         raise SettingsError(
             f"{settings.run} has a field of kind {run.config.field.kind}: diffusers has the U-Net alone"
         )
-    grid = newest_grid(run.folder)
+    grid = grid_for(run.folder, run.step, settings.weights)
     write_model(out, run.field, run.config, run.facts, run.step, grid, settings.num_steps, settings.weights)
     print(f"step {run.step}, {settings.weights} weights: {out}")
     print(f"how to use it: {out}/README.md")
@@ -38,10 +38,12 @@ def export(settings: Export) -> None:
         print(f"uploaded: {_push(out, settings.push_to_hub, settings.private)}")
 
 
-def newest_grid(folder: RunFolder) -> Path | None:
-    """The last grid of the averaged weights that the run drew."""
-    grids = sorted(path for path in folder.samples.glob("step_*.png") if not path.stem.endswith("_raw"))
-    return grids[-1] if grids else None
+def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:
+    """The run's grid of these weights at this step, or else the last one before it."""
+    grids = sorted(
+        path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == (weights == "raw")
+    )
+    return next((path for path in reversed(grids) if path <= folder.grid(step, weights)), None)
 
 
 def write_model(
@@ -77,7 +79,7 @@ def write_model(
     if grid is not None:
         shutil.copyfile(grid, aside / "samples.png")
     parameters = sum(p.numel() for p in field.parameters())
-    (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid is not None))
+    (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid))
     if folder.exists():
         before = folder.with_name(f".{folder.name}.before.unfinished")
         folder.rename(before)
@@ -88,7 +90,7 @@ def write_model(
 
 
 def _card(
-    config: Config, facts: DataFacts, step: int, num_steps: int, weights: str, parameters: int, pictured: bool
+    config: Config, facts: DataFacts, step: int, num_steps: int, weights: str, parameters: int, grid: Path | None
 ) -> str:
     """The model card: what it is, three lines to use it, how it was made."""
     # a card may be published: names of data and run, not where they lie on this machine
@@ -105,6 +107,7 @@ def _card(
 pipeline = LabelPipeline.from_pretrained("FOLDER")
 picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
         alone = """
+LabelPipeline is a small pipeline that knows classes, of the Python package flowimg that trained this network.
 The network itself loads with diffusers alone, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class
 stands for "no class". The classes, in order: """
         alone += ", ".join(facts.classes) + ".\n"
@@ -113,6 +116,7 @@ stands for "no class". The classes, in order: """
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 picture = pipeline(num_inference_steps={num_steps}).images[0]"""
         alone = ""
+    pictured = f"![Samples at step {int(grid.stem.split('_')[1])}](samples.png)" if grid else ""
     average = "averaged (EMA)" if weights == "ema" else "raw"
     return f"""---
 library_name: diffusers
@@ -121,7 +125,7 @@ tags: [flow-matching, flowimg]
 ---
 # {run}
 
-{"![Samples](samples.png)" if pictured else ""}
+{pictured}
 
 A U-Net of {parameters:,} parameters that draws pictures of {width} x {height} pixels in {channels} channel(s), {which};
 trained by flow matching on {data} with flowimg: {step:,} steps of {config.train.batch_size}, {average} weights.
@@ -163,6 +167,7 @@ def _push(folder: Path, repository: str, private: bool) -> str:
     except Exception as error:  # of the network, the login and the hub, of many types
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise MachineError(
-            f"{folder} is written, but could not be uploaded to {repository}: {reason} (log in with `hf auth login`)"
+            f"{folder} is written, but could not be uploaded to {repository}: {reason} (after `hf auth login`, "
+            f"`hf upload {repository} {folder}` does)"
         ) from None
     return f"https://huggingface.co/{repository}"

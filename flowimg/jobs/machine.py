@@ -3,12 +3,16 @@
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from flowimg import __version__
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that fetches data or draws; ten minutes, NCCL's own, are soon over."""
 
 
 class MachineError(Exception):
@@ -38,7 +42,7 @@ def processes(verb: str) -> PartialState:
     Raises:
         MachineError: If they do not see each other.
     """
-    state = PartialState(cpu=pick_device().type == "cpu")
+    state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     check_launch(state.num_processes, verb)
     return state
 
@@ -58,7 +62,10 @@ def check_launch(processes: int, verb: str) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast, or nothing."""
+    """bf16 autocast, or fp32 that is fp32: on GPUs convolutions would round to TF32's 10 bits."""
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from einops import rearrange
 from tqdm import tqdm
 
-from flowimg.config import Sample, SettingsError, nearest
+from flowimg.config import Drawing, Sample, SettingsError, nearest
 from flowimg.jobs.draw import share, show, stream, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
-from flowimg.jobs.machine import autocast, processes
+from flowimg.jobs.machine import MachineError, autocast, processes
 from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
 from flowimg.sampling.generate import to_uint8
 
@@ -36,23 +36,28 @@ def sample(settings: Sample) -> None:
     labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
 
     about = {**_about(settings, run, label), "format": form}
-    folder = Path(settings.out) if settings.out else run.folder.generated / _name(settings, run, label, form)
+    folder = (
+        Path(settings.out)
+        if settings.out
+        else run.folder.generated / f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
+    )
     kept = _kept(folder, about)
-    state.wait_for_everyone()  # nobody writes before all have looked
+    if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # also: nobody writes before all have looked
+        raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
     output = Output(folder, form, seeds, labels, run.facts.classes)
+    lacking: list[Any] = [None]
     if state.is_main_process:
-        parts = output.path(range(0, 1)).parent
-        parts.mkdir(parents=True, exist_ok=True)
-        for leftover in parts.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
         if not kept:
             write_text(folder / "samples.json", json.dumps(about, indent=1) + "\n")
-    state.wait_for_everyone()
-
-    # which parts are whose depends on nothing that is on disk, so that no two processes draw the same
-    mine = share(output.parts(), state.process_index, state.num_processes)
-    lacking = set(missing(output))
-    todo = [part for part in mine if part in lacking]
+        parts = output.path(range(0, 1)).parent
+        parts.mkdir(exist_ok=True)
+        for leftover in [*folder.glob(".*.tmp"), *parts.glob(".*.tmp")]:  # of a process that was killed while it wrote
+            leftover.unlink()
+        lacking = [missing(output)]
+    # one process looks and tells the others, so that no two draw the same and what is left is shared out evenly
+    broadcast_object_list(lacking)
+    todo = share(lacking[0], state.process_index, state.num_processes)
     rows = [row for part in todo for row in part]
     nfe = 0
 
@@ -66,18 +71,20 @@ def sample(settings: Sample) -> None:
             nfe = max(nfe, batch.nfe)
             yield batch.x_1.float().numpy() if points else rearrange(to_uint8(batch.x_1), "n c h w -> n h w c").numpy()
 
-    own = sum(len(part) for part in mine)
+    before = len(seeds) - sum(len(part) for part in lacking[0])
     shown = None if state.is_main_process else True
     desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
     with (
         autocast(state.device, settings.precision),
-        tqdm(total=own, initial=own - len(rows), unit="sample", desc=desc, disable=shown) as progress,
+        tqdm(total=before + len(rows), initial=before, unit="sample", desc=desc, disable=shown) as progress,
     ):
         for count in write_parts(output, todo, arrays()):
             progress.update(count)
     state.wait_for_everyone()
     nfe = max(gather_object([nfe]))  # few samples are not enough for every process
     if state.is_main_process:
+        if missing(output):
+            raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
         _finish(output, about, nfe or kept.get("nfe"), run, points)
 
 
@@ -116,31 +123,33 @@ def find_label(label: int | str | None, run: Trained) -> int | None:
 
 def _about(settings: Sample, run: Trained, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must be equal for a folder to be gone on with."""
-    how = settings.model_dump(mode="json", exclude={"out", "batch_size", "format", "label", "step"})
+    idle = {"run", "out", "batch_size", "format", "label", "step"}
+    idle |= {"num_steps", "times", "shift"} if settings.solver == "dopri5" else {"tolerance"}
+    idle |= {"guidance_interval"} if settings.guidance == 1 else set()
     return {
-        **how,
+        **settings.model_dump(mode="json", exclude=idle),
         "step": run.step,
         "weights_sha256": run.sha256,
         "label": None if label is None else run.facts.classes[label],
     }
 
 
-def _name(settings: Sample, run: Trained, label: int | None, form: str) -> str:
-    """The folder's name by default: what differs from the usual."""
-    solver = settings.solver + (f"{settings.tolerance:g}" if settings.solver == "dopri5" else str(settings.num_steps))
+def how_name(settings: Drawing, run: Trained, label: int | None) -> str:
+    """A name for what is drawn so: the step, the weights, the solver and what differs from the usual."""
+    dopri5 = settings.solver == "dopri5"
+    solver = settings.solver + (f"{settings.tolerance:g}" if dopri5 else str(settings.num_steps))
     low, high = settings.guidance_interval
     parts = {
-        settings.times: settings.times != "uniform",
-        f"shift{settings.shift:g}": settings.shift != 1,
+        settings.times: settings.times != "uniform" and not dopri5,
+        f"shift{settings.shift:g}": settings.shift != 1 and not dopri5,
         f"class{label}": label is not None,
         settings.precision: settings.precision != "fp32",
-        form: form not in ("png", "npz"),
-        "npz": form == "npz" and run.config.data.kind != "points",
         f"guidance{settings.guidance:g}": settings.guidance != 1,
-        f"from{low:g}to{high:g}": settings.guidance_interval != (0, 1),
+        f"from{low:g}to{high:g}": settings.guidance != 1 and settings.guidance_interval != (0, 1),
     }
-    name = f"step_{run.step:08d}_{settings.weights}_{solver}_seed{settings.seed}x{settings.count}"
-    return "_".join([name, *(part for part, said in parts.items() if said)])
+    return "_".join(
+        [f"step_{run.step:08d}_{settings.weights}_{solver}", *(part for part, said in parts.items() if said)]
+    )
 
 
 def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -151,13 +160,12 @@ def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--out {folder} is a file: name a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(file.suffix == ".tmp" for file in folder.iterdir()):
         return {}
     try:
-        kept: dict[str, Any] = dict(json.loads((folder / "samples.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        kept = {}
-    # a run may be named in several ways; its weights tell which it is
-    if any(kept.get(name) != value for name, value in about.items() if name != "run"):
-        raise SettingsError(f"--out {folder} holds other files, which are not overwritten: name another folder")
+        kept = json.loads((folder / "samples.json").read_text())
+    except (OSError, ValueError):
+        kept = None
+    if not isinstance(kept, dict) or {name: kept.get(name) for name in about} != about:
+        raise SettingsError(f"{folder} holds other files, which are not overwritten: name another folder by --out")
     return kept

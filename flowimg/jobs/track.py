@@ -1,5 +1,6 @@
 """Trackers, through accelerate: the numbers of metrics.jsonl and the grids, for tensorboard, wandb or trackio."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate.utils import is_tensorboard_available, is_trackio_available, is_
 from PIL import Image
 
 from flowimg.config import Config, flatten
+from flowimg.jobs.folder import write_text
 from flowimg.jobs.machine import MachineError
 
 THERE = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "trackio": is_trackio_available}
@@ -32,13 +34,23 @@ def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
     scalars = {
         key: value if isinstance(value, bool | int | float) else str(value) for key, value in flatten(config).items()
     }
-    name = Path(str(config.run)).name
+    name, folder = Path(str(config.run)).name, Path(str(config.run), "tracking")
+    identity = folder / "id"  # of this run, wherever its folder lies; another run of the same name is another one
+    if accelerator.is_main_process and not identity.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(identity, uuid.uuid4().hex[:12])
+    accelerator.wait_for_everyone()
+    unique = identity.read_text()
     options: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": step + 1 if step else None},  # what a run that goes on will write again
-        "wandb": {"name": name, "id": name, "resume": "allow"},
-        "trackio": {"name": name, "resume": "allow"},
+        "wandb": {"name": name, "id": unique, "dir": str(folder), "resume": "allow"},
+        "trackio": {"name": f"{name}-{unique}", "resume": "allow"},
     }
-    accelerator.init_trackers("flowimg", scalars, {config.track: options[config.track]})
+    try:
+        accelerator.init_trackers("flowimg", scalars, {config.track: options[config.track]})
+    except Exception as error:  # of the tracker: a login, a network, a server, of many types
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MachineError(f"track {config.track} cannot start: {reason}") from None
 
 
 def track_numbers(accelerator: Accelerator, record: dict[str, Any]) -> None:

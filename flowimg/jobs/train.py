@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from flowimg.config import Config, SettingsError, UNet, dump, flatten, load
 from flowimg.jobs.build import Source, build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, check_guidance, write_text
-from flowimg.jobs.machine import MachineError, check_launch, environment, pick_device
+from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, pick_device
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import callbacks, keep_model
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
@@ -122,7 +122,10 @@ def _accelerator(config: Config) -> Accelerator:
         log_with=config.track,
         project_dir=f"{config.run}/tracking" if config.track else None,
         # the buffers of our fields are constants; sending them every step would be waste
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     processes = accelerator.num_processes
     check_launch(processes, "train")

@@ -18,7 +18,7 @@ from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
 from flowimg.jobs.build import DataFacts, architecture_of
 from flowimg.jobs.draw import draw, show, turns
-from flowimg.jobs.export import newest_grid, write_model
+from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
@@ -191,7 +191,7 @@ def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, state: Training) -> None:
     """Write RUN/model, the averaged field for diffusers, where the field is a U-Net."""
     if config.field.kind == "unet":
-        write_model(folder.model, state.ema, config, facts, state.step, newest_grid(folder))
+        write_model(folder.model, state.ema, config, facts, state.step, grid_for(folder, state.step))
 
 
 def _progress(

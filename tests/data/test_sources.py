@@ -175,7 +175,7 @@ def test_the_story_says_what_was_found(cifar):
     story = find(str(cifar), first=2).story
     for fact in ("2 of 5 pictures of train", "column img", "6 x 6", "RGB", "3 classes", "column label"):
         assert fact in story
-    assert "no labels" in find(str(cifar), labels=False).story
+    assert "labels not used" in find(str(cifar), labels=False).story
 
 
 def test_several_files_are_one_split(tmp_path):

@@ -51,7 +51,7 @@ def test_the_ends_of_a_row_are_the_samples_of_its_seeds(name, label, how, tiny, 
 def test_frames_of_the_last_time_are_not_left_beside_those_of_this(tiny, tmp_path, capsys):
     for frames in ("5", "3"):
         main(["interpolate", str(tiny.plain), "--frames", frames, "--num-steps", "1"])
-    out = tiny.plain / "generated" / "step_00000002_between_0_1"
+    out = tiny.plain / "generated" / "step_00000002_ema_euler1_between_0_1"
     assert str(out) in capsys.readouterr().out
     names = [f"row00_frame{k:03d}.png" for k in range(3)]
     assert sorted(path.name for path in out.iterdir()) == ["grid.png", *names]
@@ -101,7 +101,7 @@ def test_the_noise_of_a_sample_is_found_again(tiny, tmp_path):
 def test_a_picture_is_brought_to_the_runs_size_and_its_reading_is_said(tiny, tmp_path):
     Image.new("RGB", (40, 20), (200, 100, 50)).save(tmp_path / "wide.png")
     main(["invert", str(tiny.plain), str(tmp_path / "wide.png"), "--solver", "euler", "--num-steps", "2"])
-    out = tiny.plain / "generated" / "step_00000002_inverted"
+    out = tiny.plain / "generated" / "step_00000002_ema_euler2_inverted"
     assert load_file(out / "noise.safetensors")["x_0"].shape == (1, 1, 8, 8)
 
 

@@ -168,7 +168,7 @@ def test_the_card_is_one_that_the_hub_reads_and_tells_nothing_of_this_machine(ti
     assert str(tiny.folder) not in text and "/tmp" not in text and str(Path.home()) not in text.replace("/root", "~")
     assert validate(Config, settings, "card").run == name
     assert settings["train"]["batch_size"] == 16
-    assert "![Samples](samples.png)" in text and (getattr(tiny, name) / "model" / "samples.png").exists()
+    assert "![Samples at step 2](samples.png)" in text and (getattr(tiny, name) / "model" / "samples.png").exists()
 
 
 @pytest.mark.parametrize("name", ["plain", "classes"])
@@ -238,7 +238,7 @@ def test_what_cannot_be_uploaded_stays_and_is_one_sentence(tiny, tmp_path, monke
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     status, said = refused("export", tiny.plain, tmp_path / "out", "--push-to-hub", "me/net")
-    assert status == 4 and "could not be uploaded to me/net: no network (log in" in said
+    assert status == 4 and "could not be uploaded to me/net: no network (after `hf auth login`, `hf upload me/net " in said
     assert UNet2DModel.from_pretrained(tmp_path / "out", subfolder="unet").config["sample_size"] == 8
 
 
