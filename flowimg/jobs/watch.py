@@ -107,6 +107,7 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
         began = time.perf_counter()
         torch.cuda.synchronize(accelerator.device)
         window.seconds += time.perf_counter() - began
+        record["peak_memory_mib"] = round(torch.cuda.max_memory_allocated(accelerator.device) / 2**20)
     if window.steps:
         times: Tensor = accelerator.gather(torch.cat(window.times))
         losses: Tensor = accelerator.gather(torch.cat(window.losses))

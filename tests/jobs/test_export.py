@@ -238,7 +238,8 @@ def test_what_cannot_be_uploaded_stays_and_is_one_sentence(tiny, tmp_path, monke
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     status, said = refused("export", tiny.plain, tmp_path / "out", "--push-to-hub", "me/net")
-    assert status == 4 and "could not be uploaded to me/net: no network (after `hf auth login`, `hf upload me/net " in said
+    assert status == 4
+    assert "could not be uploaded to me/net: no network (after `hf auth login`, `hf upload me/net " in said
     assert UNet2DModel.from_pretrained(tmp_path / "out", subfolder="unet").config["sample_size"] == 8
 
 
