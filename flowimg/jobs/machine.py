@@ -1,5 +1,6 @@
 """The machine a job runs on: device, precision, processes."""
 
+import atexit
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +46,16 @@ def processes(verb: str) -> PartialState:
     state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     check_launch(state.num_processes, verb)
     return state
+
+
+def leave_together() -> None:
+    """Wait for all processes; at the exit of this one, take their group apart before Python does.
+
+    One that went ahead, or left the group's threads to the interpreter's end, may be aborted, and its launcher would
+    then kill the others and call the launch a failure.
+    """
+    PartialState().wait_for_everyone()
+    atexit.register(PartialState().destroy_process_group)
 
 
 def check_launch(processes: int, verb: str) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from flowimg.config import Drawing, Sample, SettingsError, nearest
 from flowimg.jobs.draw import share, show, stream, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
-from flowimg.jobs.machine import MachineError, autocast, processes
+from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
 from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
 from flowimg.sampling.generate import to_uint8
 
@@ -82,10 +82,13 @@ def sample(settings: Sample) -> None:
             progress.update(count)
     state.wait_for_everyone()
     nfe = max(gather_object([nfe]))  # few samples are not enough for every process
+    lacking = [missing(output)]
+    broadcast_object_list(lacking)
+    if lacking[0]:
+        raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
     if state.is_main_process:
-        if missing(output):
-            raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
         _finish(output, about, nfe or kept.get("nfe"), run, points)
+    leave_together()
 
 
 def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> None:

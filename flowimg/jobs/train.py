@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from flowimg.config import Config, SettingsError, UNet, dump, flatten, load
 from flowimg.jobs.build import Source, build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, check_guidance, write_text
-from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, pick_device
+from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import callbacks, keep_model
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
@@ -71,12 +71,13 @@ def train(config: Config) -> None:
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
         if accelerator.is_main_process:  # the last start may have ended between the checkpoint and this
             keep_model(config, folder, facts, state)
-        return _farewell(say, folder, config, state)
-
-    start_tracker(accelerator, config, began)
-    run_loop(state, until, callbacks(config, folder, facts, batches, accelerator, resumed, until))
+    else:
+        start_tracker(accelerator, config, began)
+        run_loop(state, until, callbacks(config, folder, facts, batches, accelerator, resumed, until))
     _farewell(say, folder, config, state)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    leave_together()
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
