@@ -14,7 +14,12 @@ from flowimg.jobs.build import DataFacts, build_field
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
-SHAPES = {"cifar10": (3, 32, 32), "cats": (3, 64, 64), "folder": (3, 64, 64)}
+SHAPES = {
+    "cifar10": DataFacts((3, 32, 32), ()),
+    "cats": DataFacts((3, 64, 64), ()),
+    "folder": DataFacts((3, 64, 64), ()),
+    "fashion_mnist": DataFacts((1, 32, 32), tuple("0123456789")),
+}
 """What the source's pictures are trained on as."""
 
 
@@ -33,14 +38,15 @@ def test_the_header_names_the_command_that_uses_this_file(path):
 def test_the_header_counts_parameters_steps_and_pictures_as_they_are(name):
     path = ROOT / "configs" / f"{name}.yaml"
     config, text = load(str(path)), header(path)
-    field = build_field(config, DataFacts(SHAPES[name], ()))
+    field = build_field(config, SHAPES[name])
     assert f"{sum(p.numel() for p in field.parameters()):,} parameters" in text
     if stated := re.search(r"([\d,]+) steps of (\d+)", text):
         assert [int(number.replace(",", "")) for number in stated.groups()] == [
             config.train.steps,
             config.train.batch_size,
         ]
-    assert config.data.kind == "images" and not config.data.labels and config.data.flip
+    labelled = name == "fashion_mnist"
+    assert config.data.kind == "images" and config.data.labels == labelled and config.data.flip != labelled
 
 
 def test_cifar10_is_the_recipe_of_its_header():

@@ -178,3 +178,11 @@ def test_what_the_readme_adds_trains_and_passes_the_tests_of_its_room(tmp_path):
     )
     for new in ("quadratic", "ralston", "affine"):
         assert f"[{new}" in tested or f"{new}]" in tested
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda page: page.name)
+def test_a_page_is_whole(page):
+    text = page.read_text()
+    assert not re.search(r"@@|TODO|FIXME|[A-Z]TIME\b", text)
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
