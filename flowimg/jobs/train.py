@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def _accelerator(config: Config) -> Accelerator:
             "launch with --multi_gpu, or answer no to it in `accelerate config`"
         )
     check_tracker(config)
+    # torch 2.15 has a new name for broadcast_buffers; the older ones that we run on do not know it
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
     AcceleratorState._reset_state()
     accelerator = Accelerator(
