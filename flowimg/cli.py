@@ -16,6 +16,7 @@ from flowimg.config import (
     Config,
     Evaluate,
     Export,
+    Figures,
     Interpolate,
     Invert,
     Model,
@@ -70,6 +71,14 @@ def export(args: Sequence[str]) -> None:
     export(settings)
 
 
+def figures(args: Sequence[str]) -> None:
+    """RUN [--KEY VALUE ...]      draw the run's flow and curves"""
+    settings = _verb_settings("figures", Figures, args)
+    from flowimg.jobs.figures import figures
+
+    figures(settings)
+
+
 def evaluate(args: Sequence[str]) -> None:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
@@ -90,6 +99,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "invert": invert,
     "export": export,
     "evaluate": evaluate,
+    "figures": figures,
     "config": config,
 }
 

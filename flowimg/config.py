@@ -305,6 +305,8 @@ class Config(Settings):
     """The loop."""
     grid: Grid = Grid()
     """Samples drawn during training."""
+    figures: bool = True
+    """Draw RUN/figures and RUN/report.html at the end."""
     track: Literal["tensorboard", "wandb", "trackio"] | None = None
     """Send metrics and grids to this tracker as well."""
 
@@ -347,6 +349,13 @@ class Sample(Drawing):
     """A PNG a picture, or one file of all; by default png, npz for points. The grid is always drawn."""
     batch_size: Positive | None = None
     """Samples at once; changes speed and memory only."""
+
+
+class Figures(Drawing):
+    """Draw the figures of a run: its flow, its curves."""
+
+    seed: Seed = 0
+    """Seed of the first particle or picture."""
 
 
 class Interpolate(Drawing):

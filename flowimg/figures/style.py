@@ -1,11 +1,12 @@
 """One visual language for all figures: the colours of noise, data and flow, and a plain frame for each.
 
-The colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind, and differ in lightness, so that
-they stay apart in a grey print. Every drawing is dark on white; a page in dark mode inverts lightness and keeps the hue.
+The colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind, and differ in lightness, so
+that they stay apart in a grey print. Every drawing is dark on white; a page in dark mode inverts lightness and keeps
+the hue.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ OF_TIME = LinearSegmentedColormap.from_list("time", [NOISE, "#56b4e9", DATA, "#0
 """From noise (t = 0) to data (t = 1)."""
 DPI = 150
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -48,12 +49,17 @@ STYLE: dict[str, Any] = {
 }
 
 
+def common_style() -> AbstractContextManager[None]:
+    """Everything drawn inside is drawn in the common style."""
+    return matplotlib.rc_context(STYLE)
+
+
 @contextmanager
 def drawing(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of so many inches and panels in the common style, written as `path` at the end."""
-    with matplotlib.rc_context(STYLE):
+    with common_style():
         figure, panels = blank(width, height, rows, columns, **options)
         yield figure, panels
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +65,16 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def figures(self) -> Path:
+        """What the run looks like."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """One page about the run."""
+        return self.path / "report.html"
+
+    @property
     def generated(self) -> Path:
         """What the verbs drew that name no other folder."""
         return self.path / "generated"
@@ -77,18 +88,28 @@ class RunFolder:
         """The grid of a step: of the average, or of the raw weights."""
         return self.samples / f"step_{step:08d}{'' if weights == 'ema' else '_raw'}.png"
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop metrics past a step, which a continued run will write again."""
-        if not self.metrics.exists():
-            return
+    def grids(self) -> list[tuple[int, Path]]:
+        """The grids of the average that are there, with their steps, in order."""
+        return [(int(path.stem[5:]), path) for path in sorted(self.samples.glob("step_*[0-9].png"))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics that are whole, in order."""
         kept = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
+        text = self.metrics.read_text(errors="replace") if self.metrics.exists() else ""
+        for line in text.splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                record = json.loads(line)
+                record["step"] + 0
             except (ValueError, KeyError, TypeError):  # half a line, from a run that was killed
                 continue
-        write_text(self.metrics, "".join(kept))
+            kept.append(record)
+        return kept
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metrics past a step, which a continued run will write again."""
+        if self.metrics.exists():
+            kept = [json.dumps(record, allow_nan=False) + "\n" for record in self.records() if record["step"] <= step]
+            write_text(self.metrics, "".join(kept))
 
 
 @dataclass(frozen=True)

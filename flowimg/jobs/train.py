@@ -13,8 +13,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from flowimg.config import Config, SettingsError, UNet, dump, flatten, load
-from flowimg.jobs.build import Source, build_field, build_objective, build_source
-from flowimg.jobs.folder import RunFolder, check_guidance, write_text
+from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, build_source
+from flowimg.jobs.figures import Batches, draw_figures
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import callbacks, keep_model
@@ -22,7 +23,7 @@ from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whol
 from flowimg.training.loop import Recipe, Training, restore, start
 from flowimg.training.loop import train as run_loop
 
-FREE = ("run", "grid.", "track", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
+FREE = ("run", "grid.", "figures", "track", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
 FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued; the others would make it another run."""
 STRATEGIES = {
@@ -75,6 +76,8 @@ def train(config: Config) -> None:
     else:
         start_tracker(accelerator, config, began)
         run_loop(state, until, callbacks(config, folder, facts, batches, accelerator, resumed, until))
+    if config.figures and accelerator.is_main_process and state.step > began:
+        _show(folder, config, facts, batches, state)
     _farewell(say, folder, config, state)
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -241,12 +244,21 @@ def _banner(say: Callable[[str], None], config: Config, source: Source, state: T
     say(f"pictures  {config.run}/samples, every {train.sample_every} steps")
 
 
+def _show(folder: RunFolder, config: Config, facts: DataFacts, batches: Batches, state: Training) -> None:
+    """The run's figures, by the averaged weights; the other processes wait at the end."""
+    run = Trained(folder, config, facts, state.ema.eval(), state.step, "")
+    with state.accelerator.autocast():
+        draw_figures(run, config.grid, 0, batches)
+
+
 def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, state: Training) -> None:
     """Where everything is, and what to do next."""
     grid = folder.grid(state.step)
     if grid.exists():
         say(f"pictures  {grid}")
     say(f"weights   {folder.checkpoints}/step_{state.step:08d}")
+    if folder.figures.exists():
+        say(f"figures   {folder.figures}")
     if folder.model.exists():
         say(f"diffusers {folder.model} (README.md there says how)")
     if state.step < config.train.steps:

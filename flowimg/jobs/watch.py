@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from flowimg.config import Config
 from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.figures.curves import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
@@ -24,8 +25,6 @@ from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
 from flowimg.training.loop import Callback, Training, Window, state_tensors
 
-BINS = 10
-"""Bins of t in which the loss is logged."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 

@@ -1,0 +1,321 @@
+"""`flowimg figures`, and the end of every run: the flow made visible, in RUN/figures."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+from tqdm import tqdm
+
+from flowimg.config import Config, Figures, Solving
+from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.store import to_unit
+from flowimg.fields.guidance import guided
+from flowimg.figures.curves import BINS, Floor, loss_by_t_figure, loss_figure, training_figure
+from flowimg.flow.floor import loss_floor
+from flowimg.flow.objective import NO_CLASS, Draw, Objective
+from flowimg.flow.randomness import generator
+from flowimg.flow.solvers import integrate
+from flowimg.flow.times import shift_times
+from flowimg.jobs.build import build_objective, build_solver, build_source, build_times, build_toy
+from flowimg.jobs.draw import BATCH, turns
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, write_text
+from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.sampling.generate import between, noise, to_uint8
+
+Batches = PointBatches | ImageBatches
+
+PARTICLES, FRAMES = 1500, 91
+"""Particles in the animation, and its frames."""
+CROWD = 100_000
+"""Points whose density is shown."""
+SHOWN, SEEDS = 12, 8
+"""Classes and seeds in a table at most."""
+FLOOR_DRAWS, FLOOR_DATA = 4096, 262_144
+"""Points: x_t that the floor of the loss is a mean over, and data that may have made them."""
+FLOOR_PICTURES, FLOOR_MOST = 256, 60_000
+"""The same for pictures."""
+FLOOR_OF = {"points": "what no field can learn", "images": "what no field can learn, even by heart"}
+
+
+class Figure(NamedTuple):
+    """A figure of a run: its file in RUN/figures, what is seen, and a caption."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def figures(settings: Figures) -> dict[str, Any]:
+    """Draw all figures of a run and say where they are."""
+    alone("figures")
+    device = pick_device()
+    run = open_run(settings.run, settings.weights, settings.step, device)
+    check_guidance(settings.guidance, run.facts, run.config)
+    with autocast(device, settings.precision):
+        drawn = draw_figures(run, settings, settings.seed, None)
+    for figure in drawn:
+        print(f"{run.folder.figures / figure.file}   {figure.title}")
+    return {"run": settings.run, "step": run.step, "figures": [str(run.folder.figures / f.file) for f in drawn]}
+
+
+def draw_figures(run: Trained, how: Solving, seed: int, batches: Batches | None) -> list[Figure]:
+    """Draw all figures of a run.
+
+    Args:
+        run: The run and its field, on its device.
+        how: How the flow is followed.
+        seed: Seed of the first particle or picture.
+        batches: The run's data where they are loaded; else they are, if the floor of the loss is not known yet.
+    """
+    floor = find_floor(run.folder, run.config, batches)
+    jobs = [*curve_figures(run.folder, floor), *(_point_figures if _points(run) else _image_figures)(run, how, seed)]
+    drawn = []
+    for figure, job in tqdm(jobs, unit="figure", leave=False, disable=None, desc="figures"):
+        job(run.folder.figures / figure.file)
+        drawn.append(figure)
+    about = {"step": run.step, "how": describe(how), "seed": seed, "figures": [figure._asdict() for figure in drawn]}
+    write_text(run.folder.figures / "figures.json", json.dumps(about, indent=1) + "\n")
+    return drawn
+
+
+def describe(how: Solving) -> str:
+    """How the flow was followed, in words."""
+    solver = f"dopri5 at {how.tolerance:g}" if how.solver == "dopri5" else f"{how.solver}, {how.num_steps} steps"
+    times = "" if how.times == "uniform" or how.solver == "dopri5" else f" of {how.times} times"
+    low, high = how.guidance_interval
+    within = f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
+    return f"{solver}{times}" + (f", guidance {how.guidance:g}{within}" if how.guidance != 1 else "")
+
+
+Job = Callable[[Path], object]
+
+
+def _points(run: Trained) -> bool:
+    return run.config.data.kind == "points"
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def curve_figures(folder: RunFolder, floor: Floor | None) -> Iterator[tuple[Figure, Job]]:
+    """The curves, which need nothing but the metrics: they are drawn while a run goes on, too."""
+    records = folder.records()
+    explained = (
+        "The loss does not go to zero: the target of a single example holds noise that nobody can know from x_t."
+    )
+    if floor:
+        explained += f" Even the best of all fields has a loss of {floor.mean:.3f}."
+        if "heart" in floor.of:
+            explained += " It would draw the training pictures alone: a field that draws new ones stays above it."
+    yield (
+        Figure("loss.png", "The loss, and what of it can be learned", explained),
+        lambda path: loss_figure(records, floor, path),
+    )
+    yield (
+        Figure("loss_by_t.png", "Where along the way the loss is", "A line a stage of training, early to late."),
+        lambda path: loss_by_t_figure(records, floor, path),
+    )
+    yield (
+        Figure("training.png", "How the run went", "Means between lines of metrics.jsonl."),
+        lambda path: training_figure(records, path),
+    )
+
+
+def find_floor(folder: RunFolder, config: Config, batches: Batches | None) -> Floor | None:
+    """The floor of the run's loss: kept in its folder, or estimated from the data where they are found.
+
+    None where noise and data are coupled: there is no closed form then.
+    """
+    kept = folder.figures / "floor.json"
+    if config.coupling.kind != "independent":
+        return None
+    if kept.exists():
+        told = json.loads(kept.read_text())
+        return Floor(told["mean"], [float("nan") if v is None else v for v in told["by_t"]], told["of"])
+    if batches is None:
+        try:
+            batches = build_source(config).load(torch.device("cpu"))
+        except Exception as error:  # the data may be on another machine, or gone: a figure less is no failure
+            print(f"the floor of the loss is left out: the run's data are not there ({error})")
+            return None
+    floor = estimate_floor(config, batches)
+    by_t = [None if value != value else value for value in floor.by_t]
+    folder.figures.mkdir(parents=True, exist_ok=True)
+    write_text(kept, json.dumps({**floor._asdict(), "by_t": by_t}) + "\n")
+    return floor
+
+
+def estimate_floor(config: Config, batches: Batches) -> Floor:
+    """The loss that the best of all fields would have on this data, under the run's times and label drop."""
+    objective = build_objective(config)
+    if isinstance(batches, PointBatches):
+        draw = _spread(objective, batches)
+        floors = torch.full((FLOOR_DRAWS,), torch.nan, dtype=torch.float64)
+        late = draw.t >= 1 - 1 / BINS
+        # near the data few points can have made x_t, so it takes many to have some of them
+        for some, count in ((~late, FLOOR_DATA // 16), (late & (late.cumsum(0) <= FLOOR_DRAWS // 10), FLOOR_DATA)):
+            data = batches.toy.sample(SobolEngine(3, scramble=True, seed=1).draw(count, dtype=torch.float64))
+            labels = batches.toy.part(data) if batches.labels else None
+            part = Draw(*(None if value is None else value[some] for value in draw))  # type: ignore[arg-type]
+            floors[some] = loss_floor(objective.path, part, data, labels, fresh=True)
+    else:
+        order = replace(batches, batch_size=FLOOR_PICTURES)
+        draw = replace(objective, batch_size=FLOOR_PICTURES).draw(order, 0, range(FLOOR_PICTURES))
+        floors = loss_floor(objective.path, draw, *_population(batches)).cpu()
+    tenth = (draw.t.cpu() * BINS).long().clamp(max=BINS - 1)
+    by_t = [float(floors[tenth == place].nanmean()) for place in range(BINS)]
+    share = [float((tenth == place).float().mean()) for place in range(BINS)]
+    return Floor(sum(s * f for s, f in zip(share, by_t, strict=True) if s), by_t, FLOOR_OF[config.data.kind])
+
+
+def _spread(objective: Objective, batches: PointBatches) -> Draw:
+    """Draws that cover noise, data and times evenly (Sobol's sequence): their mean settles sooner than a random one."""
+    even = SobolEngine(7, scramble=True, seed=0).draw(FLOOR_DRAWS, dtype=torch.float64)
+    x_1 = batches.toy.sample(even[:, :3])
+    x_0 = torch.special.ndtri(even[:, 3:5].clamp(1e-9, 1 - 1e-9))
+    t = shift_times(objective.times(even[:, 5]), objective.shift)
+    labels = batches.toy.part(x_1) if batches.labels else None
+    cond = None if labels is None else torch.where(even[:, 6] < objective.label_drop, NO_CLASS, labels)
+    return Draw(x_0, x_1, t, cond)
+
+
+def _population(batches: ImageBatches) -> tuple[Tensor, Tensor | None]:
+    """All pictures that a step may see, mirrored ones included."""
+    pixels, labels, _ = batches.images
+    pixels = pixels[:FLOOR_MOST]
+    labels = None if labels is None else labels[:FLOOR_MOST]
+    if batches.flip:
+        pixels = torch.cat([pixels, pixels.flip(-1)])
+        labels = None if labels is None else torch.cat([labels, labels])
+    return to_unit(pixels), labels
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+def _point_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figure, Job]]:
+    from flowimg.figures.motion import density_figure, flow_animation, straightness_figure
+
+    toy = build_toy(run.config)
+    data = toy.sample(torch.rand(CROWD, 3, generator=generator("figure")))
+    name = f"{run.config.data.source}, step {run.step:,}"
+    frames = torch.linspace(0, 1, FRAMES).tolist()
+    moving = follow(run, how, range(seed, seed + PARTICLES), frames)
+
+    def arrows(x: Tensor, t: float) -> Tensor:
+        device = next(run.field.parameters()).device
+        with torch.no_grad():
+            return run.field(x.to(device), torch.full((len(x),), t, device=device)).float().cpu()
+
+    yield (
+        Figure("flow.webp", "The flow", "Particles start as noise and follow the learned velocity to the data."),
+        lambda path: flow_animation(moving, frames, arrows, data, toy.extent, path, name),
+    )
+
+    def density(path: Path) -> None:
+        times = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        crowd = follow(run, how, range(seed, seed + CROWD), times)
+        density_figure(list(crowd), times, data, toy.extent, path, f"How noise becomes data: {name}")
+
+    yield (
+        Figure("density.png", "How noise becomes data", f"The density of {CROWD:,} particles on their way."),
+        density,
+    )
+    yield (
+        Figure(
+            "straightness.png",
+            "How straight the paths are",
+            "Straighter paths need fewer solver steps; minibatch OT (coupling.kind: ot) straightens them.",
+        ),
+        lambda path: straightness_figure(moving, toy.extent, path, name),
+    )
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _image_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figure, Job]]:
+    from flowimg.figures.pictures import growth_animation, picture_table
+
+    made = f"step {run.step:,}, {describe(how)}"
+    classes = run.facts.classes
+
+    def strips(path: Path) -> None:
+        times = [place / 10 for place in range(11)]
+        states = follow(run, how, range(seed, seed + SEEDS), times)
+        rows = [
+            f"seed {seed + row}" + (f", {classes[(seed + row) % len(classes)]}" if classes else "")
+            for row in range(SEEDS)
+        ]
+        names = ["noise", *(f"{t:.1f}" for t in times[1:-1]), "picture"]
+        picture_table(to_uint8(states).transpose(0, 1), rows, names, path, f"From noise to picture over t ({made})")
+
+    def ways(path: Path) -> None:
+        ends = noise(range(seed, seed + 5), run.facts.shape)
+        x_0 = torch.cat([between(a, b, 9) for a, b in pairwise(ends)])
+        labels = torch.arange(4).repeat_interleave(9) % len(classes) if classes else None
+        x_1 = carry(run, how, x_0, [0.0, 1.0], labels)[-1]
+        rows = [
+            f"seed {seed + row} to {seed + row + 1}" + (f", {classes[row % len(classes)]}" if classes else "")
+            for row in range(4)
+        ]
+        columns = [f"{place}/8" for place in range(9)]
+        picture_table(to_uint8(x_1).unflatten(0, (4, 9)), rows, columns, path, f"Between noises ({made})")
+
+    def table(path: Path) -> None:
+        shown = list(range(min(len(classes), SHOWN)))
+        x_0 = noise(range(seed, seed + SEEDS), run.facts.shape).repeat(len(shown), 1, 1, 1)
+        x_1 = carry(run, how, x_0, [0.0, 1.0], torch.tensor(shown).repeat_interleave(SEEDS))[-1]
+        columns = [f"seed {seed + column}" for column in range(SEEDS)]
+        rows = [classes[c] for c in shown]
+        title = f"Each class from the same {SEEDS} noises ({made})"
+        picture_table(to_uint8(x_1).unflatten(0, (len(shown), SEEDS)), rows, columns, path, title)
+
+    yield Figure("strips.png", "From noise to picture", "A row a seed; the flow time t runs to the right."), strips
+    if classes:
+        yield Figure("classes.png", "Class by seed", "A column is one noise, asked for each class in turn."), table
+    yield (
+        Figure("between.png", "Between noises", "A row goes from one noise to another on the arc between them."),
+        ways,
+    )
+    grids = run.folder.grids()
+    if len(grids) > 1:
+        yield (
+            Figure("growth.webp", "How it learned", "The same noise through the averaged weights, at each step kept."),
+            lambda path: growth_animation(grids, path),
+        )
+
+
+# --- following the flow ----------------------------------------------------------------------------------------------
+
+
+def follow(run: Trained, how: Solving, seeds: Sequence[int], times: Sequence[float]) -> Tensor:
+    """The states of these seeds' samples at these times, shape (len(times), len(seeds), *D); classes take turns."""
+    return carry(run, how, noise(seeds, run.facts.shape), times, turns(seeds, run.facts.classes))
+
+
+@torch.no_grad()
+def carry(run: Trained, how: Solving, x_0: Tensor, times: Sequence[float], labels: Tensor | None) -> Tensor:
+    """The states on the way from noise at these times, the first 0 and the last 1, on the CPU.
+
+    The solver visits these times besides its own.
+    """
+    device = next(run.field.parameters()).device
+    velocity = guided(run.field, how.guidance, how.guidance_interval)
+    visited = sorted({round(t, 6) for t in [*build_times(how).tolist(), *times]})
+    wanted = [visited.index(round(t, 6)) for t in times]
+    states = []
+    for rows in torch.arange(len(x_0)).split(BATCH[run.config.data.kind]):
+        cond = None if labels is None else labels[rows].to(device)
+        flow = integrate(
+            velocity, x_0[rows].to(device), torch.tensor(visited), build_solver(how), cond, trajectory=True
+        )
+        assert flow.trajectory is not None
+        states.append(flow.trajectory[wanted].float().cpu())
+    return torch.cat(states, dim=1)
