@@ -20,6 +20,7 @@ from flowimg.config import (
     Interpolate,
     Invert,
     Model,
+    Report,
     Sample,
     SettingsError,
     dump,
@@ -79,6 +80,14 @@ def figures(args: Sequence[str]) -> None:
     figures(settings)
 
 
+def report(args: Sequence[str]) -> None:
+    """RUN [RUN ...] [--KEY VALUE ...]   write one page about a run, or about several side by side"""
+    settings = _verb_settings("report", Report, args, "others")
+    from flowimg.jobs.report import report
+
+    report(settings)
+
+
 def evaluate(args: Sequence[str]) -> None:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
@@ -100,6 +109,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "evaluate": evaluate,
     "figures": figures,
+    "report": report,
     "config": config,
 }
 
@@ -171,7 +181,7 @@ def _run_settings(verb: str, args: Sequence[str]) -> Config:
 def _verb_settings(verb: str, model: type[Model], args: Sequence[str], second: str | None = None) -> Model:
     """The settings of a verb that takes RUN first; `second` is the setting that words after RUN stand for."""
     if any(arg in ("-h", "--help") for arg in args):
-        more = {None: "", "out": " FOLDER", "pictures": " PICTURE ..."}[second]
+        more = {None: "", "out": " FOLDER", "pictures": " PICTURE ...", "others": " [RUN ...]"}[second]
         print(f"usage: flowimg {verb} RUN{more} [--KEY VALUE ...]\n")
         _parse(verb, model(run="RUN"), ["--help"])  # type: ignore[call-arg]
     if not args or args[0].startswith("-"):

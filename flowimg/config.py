@@ -358,6 +358,17 @@ class Figures(Drawing):
     """Seed of the first particle or picture."""
 
 
+class Report(Settings):
+    """Write one page about a run, or about several side by side."""
+
+    run: str
+    """The run's folder."""
+    others: tuple[str, ...] = ()
+    """Folders of other runs to set beside it; may be given without their name, after RUN."""
+    out: str | None = None
+    """A new file; by default RUN/report.html, or RUN/comparison.html for several runs."""
+
+
 class Interpolate(Drawing):
     """Draw the pictures between the noises of seeds."""
 

@@ -12,7 +12,7 @@ from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_source, build_toy
 from flowimg.jobs.draw import draw, turns
-from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
+from flowimg.jobs.folder import Trained, check_guidance, open_run
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import to_uint8
 
@@ -23,8 +23,8 @@ class GateError(Exception):
     exit_status = 1
 
 
-def evaluate(settings: Evaluate) -> None:
-    """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluation.json."""
+def evaluate(settings: Evaluate) -> dict[str, Any]:
+    """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluations.jsonl."""
     alone("evaluate")
     device = pick_device()
     run = open_run(settings.run, settings.weights, settings.step, device)
@@ -52,8 +52,9 @@ def evaluate(settings: Evaluate) -> None:
         "guidance": settings.guidance,
         "precision": settings.precision,
     }
-    kept = json.dumps({**_finite(scores), **how}, indent=1, allow_nan=False)
-    write_text(run.folder.path / "evaluation.json", kept + "\n")
+    found = {**_finite(scores), **how}
+    with run.folder.evaluations.open("a") as file:
+        file.write(json.dumps(found, allow_nan=False) + "\n")
     print(
         f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
         f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, "
@@ -67,6 +68,7 @@ def evaluate(settings: Evaluate) -> None:
             raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
         if any(limit is not None for limit in limits):
             print("  within all limits")
+    return {"run": settings.run, **found}
 
 
 def _finite(scores: dict[str, Any]) -> dict[str, Any]:

@@ -44,11 +44,13 @@ FLOOR_OF = {"points": "what no field can learn", "images": "what no field can le
 
 
 class Figure(NamedTuple):
-    """A figure of a run: its file in RUN/figures, what is seen, and a caption."""
+    """A figure of a run: its file in RUN/figures, what is seen, a caption, how it was made; curves need no field."""
 
     file: str
     title: str
     caption: str
+    how: str = ""
+    curve: bool = False
 
 
 def figures(settings: Figures) -> dict[str, Any]:
@@ -74,14 +76,39 @@ def draw_figures(run: Trained, how: Solving, seed: int, batches: Batches | None)
         batches: The run's data where they are loaded; else they are, if the floor of the loss is not known yet.
     """
     floor = find_floor(run.folder, run.config, batches)
-    jobs = [*curve_figures(run.folder, floor), *(_point_figures if _points(run) else _image_figures)(run, how, seed)]
+    made = f"Step {run.step:,}, {describe(how)}, seeds from {seed}."
+    seen = (_point_figures if _points(run) else _image_figures)(run, how, seed)
+    jobs = [*((figure._replace(how=made), job) for figure, job in seen), *curve_figures(run.folder, floor)]
     drawn = []
     for figure, job in tqdm(jobs, unit="figure", leave=False, disable=None, desc="figures"):
         job(run.folder.figures / figure.file)
         drawn.append(figure)
-    about = {"step": run.step, "how": describe(how), "seed": seed, "figures": [figure._asdict() for figure in drawn]}
-    write_text(run.folder.figures / "figures.json", json.dumps(about, indent=1) + "\n")
+    keep_figures(run.folder, drawn)
     return drawn
+
+
+def draw_curves(folder: RunFolder, config: Config, batches: Batches) -> None:
+    """Draw what needs no field, while a run goes on."""
+    drawn = []
+    for figure, job in curve_figures(folder, find_floor(folder, config, batches)):
+        job(folder.figures / figure.file)
+        drawn.append(figure)
+    there = {figure.file for figure in drawn}
+    keep_figures(folder, [*(figure for figure in kept_figures(folder) if figure.file not in there), *drawn])
+
+
+def keep_figures(folder: RunFolder, drawn: Sequence[Figure]) -> None:
+    """Note which figures there are, for the report."""
+    write_text(folder.figures / "figures.json", json.dumps([figure._asdict() for figure in drawn], indent=1) + "\n")
+
+
+def kept_figures(folder: RunFolder) -> list[Figure]:
+    """The figures that were noted; a folder may come from a stranger, so files are looked for there alone."""
+    try:
+        told = json.loads((folder.figures / "figures.json").read_text())
+        return [Figure(**{**figure, "file": Path(figure["file"]).name}) for figure in told]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def describe(how: Solving) -> str:
@@ -114,15 +141,17 @@ def curve_figures(folder: RunFolder, floor: Floor | None) -> Iterator[tuple[Figu
         if "heart" in floor.of:
             explained += " It would draw the training pictures alone: a field that draws new ones stays above it."
     yield (
-        Figure("loss.png", "The loss, and what of it can be learned", explained),
+        Figure("loss.png", "The loss, and what of it can be learned", explained, curve=True),
         lambda path: loss_figure(records, floor, path),
     )
     yield (
-        Figure("loss_by_t.png", "Where along the way the loss is", "A line a stage of training, early to late."),
+        Figure(
+            "loss_by_t.png", "Where along the way the loss is", "A line a stage of training, early to late.", curve=True
+        ),
         lambda path: loss_by_t_figure(records, floor, path),
     )
     yield (
-        Figure("training.png", "How the run went", "Means between lines of metrics.jsonl."),
+        Figure("training.png", "How the run went", "Means between lines of metrics.jsonl.", curve=True),
         lambda path: training_figure(records, path),
     )
 

@@ -33,6 +33,19 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text)
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; half a line, from a run that was killed, is passed over."""
+    kept = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(record)
+    return kept
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
@@ -53,6 +66,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a line, every `train.log_every` steps."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON object a line, an evaluation each: its scores and how it was made."""
+        return self.path / "evaluations.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -94,16 +112,11 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics that are whole, in order."""
-        kept = []
-        text = self.metrics.read_text(errors="replace") if self.metrics.exists() else ""
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                record["step"] + 0
-            except (ValueError, KeyError, TypeError):  # half a line, from a run that was killed
-                continue
-            kept.append(record)
-        return kept
+        return _lines(self.metrics)
+
+    def evaluated(self) -> list[dict[str, Any]]:
+        """All evaluations, in order."""
+        return _lines(self.evaluations)
 
     def cut_metrics(self, step: int) -> None:
         """Drop metrics past a step, which a continued run will write again."""
@@ -124,6 +137,20 @@ class Trained:
     sha256: str
 
 
+def find_run(run: str) -> RunFolder:
+    """The folder of a run.
+
+    Raises:
+        SettingsError: If the folder holds no run.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.config.exists():
+        runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
+        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/digits.yaml"
+        raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
+    return folder
+
+
 def open_run(run: str, weights: str, step: int | None, device: torch.device) -> Trained:
     """Read a run back from its folder.
 
@@ -136,11 +163,7 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
         SettingsError: If the folder holds no run.
         CheckpointError: If there is no whole checkpoint, or not the one asked for.
     """
-    folder = RunFolder(Path(run))
-    if not folder.config.exists():
-        runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
-        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/digits.yaml"
-        raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
+    folder = find_run(run)
     config = load(str(folder.config))
     if step is None:
         path, passed = newest_whole(folder.checkpoints)

@@ -17,6 +17,7 @@ from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, 
 from flowimg.jobs.figures import Batches, draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
+from flowimg.jobs.report import write_report
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import callbacks, keep_model
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
@@ -63,6 +64,7 @@ def train(config: Config) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
+        machine |= {"data": source.story, "parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
     for line in _launcher_differs(config):
@@ -245,10 +247,14 @@ def _banner(say: Callable[[str], None], config: Config, source: Source, state: T
 
 
 def _show(folder: RunFolder, config: Config, facts: DataFacts, batches: Batches, state: Training) -> None:
-    """The run's figures, by the averaged weights; the other processes wait at the end."""
+    """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
     run = Trained(folder, config, facts, state.ema.eval(), state.step, "")
-    with state.accelerator.autocast():
-        draw_figures(run, config.grid, 0, batches)
+    try:
+        with state.accelerator.autocast():
+            draw_figures(run, config.grid, 0, batches)
+        write_report(folder, running=False)
+    except Exception as error:  # the run is trained and saved: a picture less does not make it a failure
+        print(f"warning   no figures ({type(error).__name__}: {error}); flowimg figures {folder.path} tries again")
 
 
 def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, state: Training) -> None:
@@ -259,6 +265,8 @@ def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, sta
     say(f"weights   {folder.checkpoints}/step_{state.step:08d}")
     if folder.figures.exists():
         say(f"figures   {folder.figures}")
+    if folder.report.exists():
+        say(f"report    {folder.report} (opens in a browser)")
     if folder.model.exists():
         say(f"diffusers {folder.model} (README.md there says how)")
     if state.step < config.train.steps:

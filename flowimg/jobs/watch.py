@@ -20,11 +20,15 @@ from flowimg.flow.times import stratify
 from flowimg.jobs.build import DataFacts, architecture_of
 from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.export import grid_for, write_model
+from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.report import write_report
 from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.checkpoint import Checkpoint, write_checkpoint
 from flowimg.training.loop import Callback, Training, Window, state_tensors
 
+REPORT_SECONDS = 15.0
+"""Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 
@@ -43,6 +47,7 @@ def callbacks(
         _metrics(config, folder, batches, began, until, _progress(accelerator, began, until)),
         _grids(config, folder, facts, began, until),
         _checkpoints(config, folder, facts, began, until),
+        *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
     ]
 
 
@@ -192,6 +197,26 @@ def keep_model(config: Config, folder: RunFolder, facts: DataFacts, state: Train
     """Write RUN/model, the averaged field for diffusers, where the field is a U-Net."""
     if config.field.kind == "unet":
         write_model(folder.model, state.ema, config, facts, state.step, grid_for(folder, state.step))
+
+
+def _report(config: Config, folder: RunFolder, batches: PointBatches | ImageBatches, until: int) -> Callback:
+    """Rewrite RUN/report.html with the grids of a run, but not all the time; its end writes the last one."""
+    last = -math.inf
+
+    def callback(state: Training) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if state.step == until or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
+            return
+        try:
+            if last > -math.inf:  # at its start a run has no curves
+                draw_curves(folder, config, batches)
+            write_report(folder, running=True)
+        except Exception as error:  # a page is no reason to stop training
+            print(f"warning   no report at step {state.step} ({type(error).__name__}: {error})")
+        last = time.monotonic()
+
+    return callback
 
 
 def _progress(

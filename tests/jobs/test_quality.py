@@ -16,9 +16,9 @@ def test_digits_are_digits(tmp_path):
     main(["train", "configs/digits.yaml", "--run", str(run)])
     assert (run / "samples" / "step_00000550.png").exists()
     main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50"])
-    plain = json.loads((run / "evaluation.json").read_text())
+    plain = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
     assert plain["agreement"] >= 0.97
     assert plain["spread"] >= 0.9
     assert plain["nearest"] >= 0.9
     main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50", "--guidance", "2"])
-    assert json.loads((run / "evaluation.json").read_text())["agreement"] >= 0.99
+    assert json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["agreement"] >= 0.99

@@ -102,7 +102,7 @@ def test_wrong_requests_are_one_sentence(runs, tmp_path, capsys, name, options, 
 def test_evaluate_scores_points_and_gates_them(runs, capsys):
     main(["evaluate", str(runs / "points"), "--count", "2000", "--num-steps", "2"])
     assert "sw2" in capsys.readouterr().out
-    scores = json.loads((runs / "points" / "evaluation.json").read_text())
+    scores = json.loads((runs / "points" / "evaluations.jsonl").read_text().splitlines()[-1])
     assert scores["off"] > 0.3 and scores["nfe"] == 2 and scores["count"] == 2000
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(runs / "points"), "--count", "2000", "--num-steps", "2", "--max-off", "0.07"])

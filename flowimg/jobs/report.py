@@ -1,0 +1,192 @@
+"""`flowimg report`: one page about a run, or several side by side; rewritten while a run goes on."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flowimg.config import Config, Report, SettingsError, dump, flatten, load
+from flowimg.figures.curves import compare_figure
+from flowimg.figures.report import Scores, Shot, Told, compare_page, report_page, shot
+from flowimg.jobs.figures import curve_figures, find_floor, kept_figures
+from flowimg.jobs.folder import RunFolder, find_run, write_text
+from flowimg.jobs.machine import alone
+
+REFRESH = 20
+"""Seconds after which the page of a run that goes on loads itself again."""
+
+
+def report(settings: Report) -> dict[str, Any]:
+    """Write the page about a run, or about several side by side, and say where it is."""
+    alone("report")
+    folders = [find_run(run) for run in (settings.run, *settings.others)]
+    if settings.out and Path(settings.out).exists():
+        raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
+    for folder in folders:
+        config = load(str(folder.config))
+        for figure, draw in curve_figures(folder, find_floor(folder, config, None)):
+            draw(folder.figures / figure.file)
+    told = [tell(folder) for folder in folders]
+    if len(folders) == 1:
+        path = Path(settings.out) if settings.out else folders[0].report
+        page = report_page(told[0], None)
+    else:
+        path = Path(settings.out) if settings.out else folders[0].path / "comparison.html"
+        page = _compare(folders, told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+    print(f"report    {path} ({len(page) / 1e6:.1f} MB, opens in a browser)")
+    return {"runs": [str(folder.path) for folder in folders], "report": str(path)}
+
+
+def write_report(folder: RunFolder, running: bool) -> None:
+    """Write RUN/report.html of what is in the folder now."""
+    write_text(folder.report, report_page(tell(folder, running), REFRESH if running else None))
+
+
+def tell(folder: RunFolder, running: bool = False) -> Told:
+    """Everything a page says about a run, from its folder alone."""
+    config = load(str(folder.config))
+    machine = _json(folder.environment)
+    records = folder.records()
+    step = max((record["step"] for record in records), default=0)
+    done = step >= config.train.steps
+    state = f"{'trained' if done else 'training' if running else 'stopped'}: step {step:,} of {config.train.steps:,}"
+    pictures, curves = _shots(folder, config)
+    environment = [(name, str(value)) for name, value in machine.items() if value is not None]
+    return Told(
+        name=folder.path.name or str(folder.path),
+        path=str(folder.path),
+        story=_story(config, machine),
+        state=state,
+        running=running and not done,
+        written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        pictures=pictures,
+        curves=curves,
+        evaluations=[_scores(evaluation) for evaluation in folder.evaluated()],
+        commands=_commands(folder, config, done),
+        changed=_changed(config),
+        settings=dump(config),
+        environment=environment,
+    )
+
+
+def _story(config: Config, machine: dict[str, Any]) -> str:
+    """What was trained on what, in a sentence or two."""
+    parameters = f" of {machine['parameters']:,} parameters" if "parameters" in machine else ""
+    seen = config.train.steps * config.train.batch_size
+    data = machine.get("data", config.data.source)
+    return (
+        f"A {config.field.kind} field{parameters}, on {data}. {config.train.steps:,} steps of "
+        f"{config.train.batch_size:,} ({seen:,} samples) on the {config.path.kind} path with {config.coupling.kind} "
+        f"coupling and {config.times.kind} times, seed {config.seed}."
+    )
+
+
+def _shots(folder: RunFolder, config: Config) -> tuple[list[Shot], list[Shot]]:
+    """The newest grid and the figures that are there; the curves apart."""
+    points = config.data.kind == "points"
+    pictures: list[Shot] = []
+    curves: list[Shot] = []
+    if grids := folder.grids():
+        step, grid = grids[-1]
+        how = f"Fixed seeds through the averaged weights at step {step:,}; {grid.relative_to(folder.path)}."
+        pictures.append(shot(grid, "Samples", how, "drawing" if points else "pictures"))
+    for figure in kept_figures(folder):
+        path = folder.figures / figure.file
+        if path.exists():
+            drawn = points or figure.curve
+            (curves if figure.curve else pictures).append(
+                shot(path, figure.title, f"{figure.caption} {figure.how}".strip(), "drawing" if drawn else "pictures")
+            )
+    return pictures, curves
+
+
+def _scores(evaluation: dict[str, Any]) -> Scores:
+    how = {key: evaluation[key] for key in HOW if key in evaluation}
+    seeds = f"seeds {how['seeds'][0]} to {how['seeds'][1]}" if "seeds" in how else ""
+    words = [
+        f"step {how.get('step', 0):,}, {how.get('weights', '')} weights, {how.get('count', 0):,} samples of {seeds}",
+        f"{how.get('solver', '')}, {how.get('num_steps', '')} steps, {how.get('nfe', '')} evaluations each",
+        f"guidance {how.get('guidance', 1):g}, {how.get('precision', '')}",
+    ]
+    scores = [(name, _value(value)) for name, value in evaluation.items() if name not in HOW]
+    return Scores("; ".join(words), scores)
+
+
+HOW = ("step", "weights", "count", "seeds", "solver", "num_steps", "nfe", "guidance", "precision")
+"""What an evaluation says of how it was made."""
+
+
+def _commands(folder: RunFolder, config: Config, done: bool) -> list[tuple[str, str]]:
+    path = folder.path
+    more = f" --train.steps {2 * config.train.steps}" if done else ""
+    commands = [
+        ("Train longer" if done else "Go on from the last checkpoint", f"flowimg train {path}{more}"),
+        ("Draw samples", f"flowimg sample {path} --count 64"),
+        ("Measure them", f"flowimg evaluate {path}"),
+    ]
+    if folder.model.exists():
+        classes = "from flowimg.sampling.pipeline import LabelPipeline as DiffusionPipeline"
+        stock = "from diffusers import DiffusionPipeline"
+        conditional = "LabelPipeline" in (folder.model / "model_index.json").read_text()
+        code = f'{classes if conditional else stock}\n\npipeline = DiffusionPipeline.from_pretrained("{folder.model}")'
+        commands.append(("Load it in Python", code))
+    return commands
+
+
+def _changed(config: Config) -> list[tuple[str, str, str]]:
+    """Settings that differ from the defaults of their kind, with those."""
+    usual = Config(
+        data=type(config.data)(),
+        path=type(config.path)(),
+        coupling=type(config.coupling)(),
+        times=type(config.times)(),
+        field=type(config.field)(),
+    )
+    defaults, base = flatten(usual), flatten(Config())
+    rows = []
+    for key, value in flatten(config).items():
+        default = base.get(key) if key.endswith(".kind") else defaults.get(key)
+        if value != default and key != "run":
+            rows.append((key, _value(value), _value(default)))
+    return rows
+
+
+def _compare(folders: list[RunFolder], told: list[Told]) -> str:
+    names = _apart([run.path for run in told])
+    told = [run._replace(name=name) for run, name in zip(told, names, strict=True)]
+    path = folders[0].figures / "comparison.png"
+    compare_figure({name: folder.records() for name, folder in zip(names, folders, strict=True)}, path)
+    seen = "Loss of the averaged weights on held-out data, gradient norm and speed."
+    curves = shot(path, "Training side by side", seen, "drawing")
+    settings = [flatten(load(str(folder.config))) for folder in folders]
+    keys = list(dict.fromkeys(key for flat in settings for key in flat if key != "run"))
+    differ = [
+        (key, [_value(flat.get(key, "not there")) for flat in settings])
+        for key in keys
+        if len({str(flat.get(key, "not there")) for flat in settings}) > 1
+    ]
+    return compare_page(told, curves, differ, told[0].written)
+
+
+def _apart(paths: list[str]) -> list[str]:
+    """Names that tell the runs apart: the folder's, or its path where two are called the same."""
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
