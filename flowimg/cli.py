@@ -3,10 +3,12 @@
 Everything heavy is imported inside a verb: `flowimg --help` and wrong settings are answered at once.
 """
 
+import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -31,77 +33,82 @@ from flowimg.config import (
     validate,
 )
 
+Result = dict[str, Any] | None
+"""What a verb tells a script: plain values, or nothing on a process that is not the first."""
 
-def train(args: Sequence[str]) -> None:
+
+def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
     config = _run_settings("train", args)
     from flowimg.jobs.train import train
 
-    train(config)
+    return train(config)
 
 
-def sample(args: Sequence[str]) -> None:
+def sample(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw samples from a run"""
     settings = _verb_settings("sample", Sample, args)
     from flowimg.jobs.sample import sample
 
-    sample(settings)
+    return sample(settings)
 
 
-def interpolate(args: Sequence[str]) -> None:
+def interpolate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the pictures between seeds"""
     settings = _verb_settings("interpolate", Interpolate, args)
     from flowimg.jobs.between import interpolate
 
-    interpolate(settings)
+    return interpolate(settings)
 
 
-def invert(args: Sequence[str]) -> None:
+def invert(args: Sequence[str]) -> Result:
     """RUN PICTURE ... [--KEY VALUE ...]   carry pictures to their noise and back"""
     settings = _verb_settings("invert", Invert, args, "pictures")
     from flowimg.jobs.between import invert
 
-    invert(settings)
+    return invert(settings)
 
 
-def export(args: Sequence[str]) -> None:
+def export(args: Sequence[str]) -> Result:
     """RUN FOLDER [--KEY VALUE ...]   write the network as a folder that diffusers reads"""
     settings = _verb_settings("export", Export, args, "out")
     from flowimg.jobs.export import export
 
-    export(settings)
+    return export(settings)
 
 
-def figures(args: Sequence[str]) -> None:
+def figures(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the run's flow and curves"""
     settings = _verb_settings("figures", Figures, args)
     from flowimg.jobs.figures import figures
 
-    figures(settings)
+    return figures(settings)
 
 
-def report(args: Sequence[str]) -> None:
+def report(args: Sequence[str]) -> Result:
     """RUN [RUN ...] [--KEY VALUE ...]   write one page about a run, or about several side by side"""
     settings = _verb_settings("report", Report, args, "others")
     from flowimg.jobs.report import report
 
-    report(settings)
+    return report(settings)
 
 
-def evaluate(args: Sequence[str]) -> None:
+def evaluate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
     from flowimg.jobs.evaluate import evaluate
 
-    evaluate(settings)
+    return evaluate(settings)
 
 
-def config(args: Sequence[str]) -> None:
+def config(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
-    print(dump(_run_settings("config", args)), end="")
+    settings = _run_settings("config", args)
+    print(dump(settings), end="")
+    return settings.model_dump(mode="json")
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "train": train,
     "sample": sample,
     "interpolate": interpolate,
@@ -116,7 +123,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a verb; a user's mistake ends in one message and its exit status, never in a stack trace."""
-    args = sys.argv[1:] if args is None else args
+    args = list(sys.argv[1:] if args is None else args)
+    quiet, as_json = "--quiet" in args, "--json" in args
+    args = [arg for arg in args if arg not in ("--quiet", "--json")]
     try:
         if not args or args[0] in ("-h", "--help"):
             print(_usage())
@@ -127,7 +136,10 @@ def main(args: Sequence[str] | None = None) -> None:
         elif args[0] not in VERBS:
             raise SettingsError(f"flowimg has no verb {args[0]}: {nearest(args[0], list(VERBS))}")
         else:
-            VERBS[args[0]](args[1:])
+            with _said(quiet, as_json):
+                result = VERBS[args[0]](args[1:])
+            if as_json and result is not None:
+                print(json.dumps(result, allow_nan=False))
         sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
         goes_on = {"train": " from the last checkpoint", "sample": " where it stopped"}.get(args[0] if args else "")
@@ -145,6 +157,22 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(str(error), status)
 
 
+@contextmanager
+def _said(quiet: bool, as_json: bool) -> Iterator[None]:
+    """Where the words of a verb go: to stdout; with --json to stderr, apart from the result; with --quiet nowhere.
+
+    Errors are on stderr in any case.
+    """
+    with ExitStack() as stack:
+        if quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))  # where bars are drawn; errors are told after this
+        elif as_json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
 def _fail(message: str, status: int) -> NoReturn:
     print("\n".join(f"flowimg: {line}" for line in message.splitlines()), file=sys.stderr)
     sys.exit(status)
@@ -155,6 +183,7 @@ def _usage() -> str:
     return (
         f"flowimg: image generation by flow matching\n\n{verbs}\n\n"
         "  flowimg VERB --help           all settings of a verb\n"
+        "  flowimg VERB ... --quiet      errors alone; --json: the result as JSON on stdout, words on stderr\n"
         "  accelerate launch scripts/train.py CONFIG    the same on many processes\n\n"
         "first run: flowimg train configs/digits.yaml"
     )

@@ -25,6 +25,8 @@ class Floor(NamedTuple):
 
 BINS = 10
 """Bins of t in which the loss is logged."""
+GROUPS = 24
+"""Points of the curve of what is left to learn, at most."""
 Records = Sequence[dict[str, Any]]
 
 
@@ -62,10 +64,12 @@ def loss_figure(records: Records, floor: Floor | None, path: Path) -> None:
             bbox=None if high else {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
         )  # fmt: skip
         right = panels[0, 1]
-        above = np.array(loss) - floor.mean
-        # a window's loss is a mean over random draws: what it jitters by from one to the next is not learning
-        noise = float(np.diff(loss[len(loss) // 2 :]).std()) / 2**0.5 if len(loss) > 4 else 0.0
-        right.plot(np.array(steps)[above > 0], above[above > 0], color=FLOW, marker=".", lw=1)
+        # a line's loss is a mean over random draws and jitters: means of several lines show what it does
+        groups = np.array_split(np.array([steps, loss]), min(GROUPS, len(loss)), axis=1)
+        middle, means = np.array([group.mean(axis=1) for group in groups]).T
+        above = means - floor.mean
+        noise = float(np.diff(means[len(means) // 2 :]).std()) / 2**0.5 if len(means) > 4 else 0.0
+        right.plot(middle[above > 0], above[above > 0], color=FLOW, marker=".", lw=1)
         right.set(xlabel="step", ylabel="training loss above the grey part", yscale="log")
         if noise:
             right.set_ylim(noise / 3, None)
@@ -100,7 +104,8 @@ def loss_by_t_figure(records: Records, floor: Floor | None, path: Path) -> None:
         axes.set(xlabel="flow time $t$: 0 is noise, 1 is data", ylabel="loss", xlim=(0, 1), ylim=(0, None))
         axes.set_title("where along the way the loss is")
         axes.grid(axis="y")
-        axes.legend(fontsize=8)
+        if some or floor:
+            axes.legend(fontsize=8)
 
 
 def training_figure(records: Records, path: Path) -> None:

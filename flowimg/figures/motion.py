@@ -22,6 +22,8 @@ MARGIN = 1.25
 """How far the plane reaches beyond the data: most of the noise and all of the flow is in sight."""
 FRAME_MS, HOLD_MS = 50, 1500
 """How long a frame of an animation stands, and its first and last."""
+MOST_BYTES = 3_500_000
+"""An animation heavier than this is made lighter: a report holds it, and is sent."""
 
 
 def flow_animation(
@@ -90,11 +92,15 @@ def flow_animation(
 
 
 def write_animation(frames: Sequence[Image.Image], path: Path, frame_ms: int = FRAME_MS) -> None:
-    """Write frames as an animated WebP that repeats, its first and last frame held."""
+    """Write frames as an animated WebP that repeats, its first and last frame held; lighter where it would be heavy."""
     held = [HOLD_MS // 2, *[frame_ms] * (len(frames) - 2), HOLD_MS][-len(frames) :]
-    frames[0].save(
-        path, format="WEBP", save_all=True, append_images=list(frames[1:]), duration=held, loop=0, quality=60, method=4
-    )
+    for quality, scale in ((60, 1.0), (40, 1.0), (40, 0.7), (25, 0.5), (10, 0.3)):
+        size = round(frames[0].width * scale), round(frames[0].height * scale)
+        first, *rest = [frame if scale == 1 else frame.resize(size) for frame in frames]
+        packed = {"quality": quality, "method": 4, "duration": held, "loop": 0}
+        first.save(path, format="WEBP", save_all=True, append_images=rest, **packed)
+        if path.stat().st_size <= MOST_BYTES:
+            break
 
 
 def density_figure(
@@ -116,7 +122,7 @@ def density_figure(
     columns = 4
     rows = -(-(len(maps) + 1) // columns)
     ratios = {"height_ratios": [*[1] * rows, 0.07]}
-    with drawing(path, 9, 2.35 * rows + 0.9, rows + 1, columns, gridspec_kw=ratios) as (figure, panels):
+    with drawing(path, 9, 2.5 * rows + 0.9, rows + 1, columns, None, gridspec_kw=ratios) as (figure, panels):
         spots, below = list(panels[:rows].flat), panels[rows]
         names = [*(f"$t$ = {t:.2g}" for t in times), "data"]
         names[0] += ", noise"
@@ -139,6 +145,8 @@ def density_figure(
         below[1].set_xticklabels(["0", f"{top / 2:.3f}", f"{top:.3f}"])
         below[3].set_xticklabels(["less", "0", "more"])
         below[1].set_xlabel("share of points a unit of area", fontsize=9)
+        # a layout engine would make room for the words under the bars, and the columns uneven
+        figure.subplots_adjust(left=0.02, right=0.96, top=0.88, bottom=0.1, wspace=0.05, hspace=0.2)
 
 
 def detours(states: Tensor) -> Tensor:

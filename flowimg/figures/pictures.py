@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -15,8 +16,8 @@ from flowimg.figures.style import INK
 GAP, EDGE = 4, 12
 LETTERS = 15
 """Height of the letters, in pixels."""
-WIDEST = 900
-"""An animation is made no wider than this, in pixels."""
+WIDEST, MOST_FRAMES = 900, 40
+"""An animation is made no wider than this, in pixels, and of no more frames."""
 
 
 def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path, title: str) -> None:
@@ -61,18 +62,19 @@ def growth_animation(grids: Sequence[tuple[int, Path]], path: Path) -> None:
         path: The WebP's file.
     """
     frames = []
-    last = grids[-1][0]
-    for step, file in grids:
-        with Image.open(file) as opened:
-            grid = opened.convert("RGB")
-        if grid.width > WIDEST:
-            grid = grid.resize((WIDEST, round(grid.height * WIDEST / grid.width)), Image.Resampling.LANCZOS)
-        head = LETTERS + 2 * EDGE
-        frame = Image.new("RGB", (grid.width, grid.height + head), "white")
-        frame.paste(grid, (0, head))
+    last, file = grids[-1]
+    with Image.open(file) as newest:
+        shrunk = min(1, WIDEST / newest.width)
+        size = round(newest.width * shrunk), round(newest.height * shrunk)
+    head = LETTERS + 2 * EDGE
+    some = sorted({round(place) for place in np.linspace(0, len(grids) - 1, min(MOST_FRAMES, len(grids)))})
+    for step, file in [grids[place] for place in some]:
+        with Image.open(file) as grid:
+            frame = Image.new("RGB", (size[0], size[1] + head), "white")
+            frame.paste(grid.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, head))
         draw = ImageDraw.Draw(frame)
         draw.text((EDGE, EDGE / 2), f"step {step:,} of {last:,}, from the same noise", fill=INK, font=letters())
-        draw.rectangle((EDGE, head - 6, EDGE + (grid.width - 2 * EDGE) * step / max(last, 1), head - 4), fill=INK)
+        draw.rectangle((EDGE, head - 6, EDGE + (size[0] - 2 * EDGE) * step / max(last, 1), head - 4), fill=INK)
         frames.append(frame)
     # some six seconds in all
     write_animation(frames, path, max(80, min(700, 6000 // len(frames))))

@@ -11,8 +11,10 @@ from PIL import Image
 
 STILL_BYTES, STILL_SIDE = 400_000, 1600
 """A still picture above this is packed as WebP, no wider or higher than this."""
-WIDE = 1000
-"""A picture wider than this, in pixels, is not shrunk to a phone's screen."""
+WIDE = 700
+"""A picture shown wider than this, in a browser's pixels, is not shrunk to a phone's screen."""
+INCH = 96
+"""A browser's pixels an inch."""
 
 
 class Shot(NamedTuple):
@@ -61,14 +63,16 @@ def shot(path: Path, title: str, caption: str, kind: str) -> Shot:
     data, form = path.read_bytes(), path.suffix[1:]
     with Image.open(path) as picture:
         width, height = picture.size
+        scale = INCH / picture.info.get("dpi", (INCH, INCH))[0]
+        shown = round(width * scale), round(height * scale)
         still = getattr(picture, "n_frames", 1) == 1
         if still and len(data) > STILL_BYTES:
             small = picture.convert("RGB")
             small.thumbnail((STILL_SIDE, STILL_SIDE))
             packed = io.BytesIO()
             small.save(packed, format="WEBP", quality=85)
-            data, form, (width, height) = packed.getvalue(), "webp", small.size
-    return Shot(f"data:image/{form};base64,{base64.b64encode(data).decode()}", width, height, title, caption, kind)
+            data, form = packed.getvalue(), "webp"
+    return Shot(f"data:image/{form};base64,{base64.b64encode(data).decode()}", *shown, title, caption, kind)
 
 
 def report_page(run: Told, refresh: int | None) -> str:

@@ -56,19 +56,27 @@ def common_style() -> AbstractContextManager[None]:
 
 @contextmanager
 def drawing(
-    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+    path: Path,
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    layout: str | None = "constrained",
+    **options: Any,
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of so many inches and panels in the common style, written as `path` at the end."""
     with common_style():
-        figure, panels = blank(width, height, rows, columns, **options)
+        figure, panels = blank(width, height, rows, columns, layout, **options)
         yield figure, panels
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
 
 
-def blank(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, layout: str | None = "constrained", **options: Any
+) -> tuple[Figure, Any]:
     """A figure of so many inches and its panels, not written anywhere."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,7 +23,7 @@ from flowimg.jobs.sample import find_label, how_name
 from flowimg.sampling.generate import between, noise, to_uint8
 
 
-def interpolate(settings: Interpolate) -> None:
+def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
     alone("interpolate")
     run = _open(settings)
@@ -43,9 +44,10 @@ def interpolate(settings: Interpolate) -> None:
     image_grid(pixels, out / "grid.png", settings.frames)
     print(f"{len(pixels)} pictures between {len(settings.seeds)} seeds, {nfe} evaluations each: {out}")
     print(f"the grid: {out / 'grid.png'}")
+    return {"run": settings.run, "step": run.step, "folder": str(out), "grid": str(out / "grid.png"), "nfe": nfe}
 
 
-def invert(settings: Invert) -> None:
+def invert(settings: Invert) -> dict[str, Any]:
     """Carry pictures to their noise and back; write the noise, and a grid of pictures, noise and what came back."""
     from flowimg.data.pictures import open_picture, to_pixels
     from flowimg.data.sources import DataError
@@ -76,11 +78,15 @@ def invert(settings: Invert) -> None:
     seen = torch.cat([x_1, x_0 / 3, again])  # nearly all of the noise is within three standard deviations
     image_grid(rearrange(to_uint8(seen), "(kind n) c h w -> (n kind) c h w", kind=3), out / "grid.png", 3)
     print(f"{'picture':<40} noise mean, std   back, mean error in grey levels")
+    told = []
     for name, there, back, z in zip(settings.pictures, x_1, again, x_0, strict=True):
         off = float((there - back).abs().mean() * 127.5)
+        told.append({"picture": name, "noise_mean": float(z.mean()), "noise_std": float(z.std()), "error": off})
         print(f"{Path(name).name[:40]:<40} {float(z.mean()):+.3f}, {float(z.std()):.3f}     {off:.3f}")
     print(f"{nfe} evaluations each way; noise: {out / 'noise.safetensors'}")
     print(f"the grid (picture, noise, back): {out / 'grid.png'}")
+    where = {"folder": str(out), "noise": str(out / "noise.safetensors"), "grid": str(out / "grid.png")}
+    return {"run": settings.run, "step": run.step, **where, "nfe": nfe, "pictures": told}
 
 
 def _open(settings: Drawing) -> Trained:

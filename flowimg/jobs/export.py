@@ -15,7 +15,7 @@ STEPS = Export.model_fields["num_steps"].default
 """Euler steps that RUN/model is set for: those of `flowimg sample`."""
 
 
-def export(settings: Export) -> None:
+def export(settings: Export) -> dict[str, Any]:
     """Write the folder, say how to use it, and upload it where asked."""
     alone("export")
     if settings.out is None:
@@ -36,6 +36,7 @@ def export(settings: Export) -> None:
     print(f"how to use it: {out}/README.md")
     if settings.push_to_hub:
         print(f"uploaded: {_push(out, settings.push_to_hub, settings.private)}")
+    return {"run": settings.run, "step": run.step, "folder": str(out), "hub": settings.push_to_hub}
 
 
 def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:

@@ -12,6 +12,8 @@ from flowimg.jobs.figures import curve_figures, find_floor, kept_figures
 from flowimg.jobs.folder import RunFolder, find_run, write_text
 from flowimg.jobs.machine import alone
 
+FIELDS = {"mlp": "An MLP", "unet": "A U-Net"}
+"""How a field is called in a sentence; one that is not here by its kind."""
 REFRESH = 20
 """Seconds after which the page of a run that goes on loads itself again."""
 
@@ -77,7 +79,7 @@ def _story(config: Config, machine: dict[str, Any]) -> str:
     seen = config.train.steps * config.train.batch_size
     data = machine.get("data", config.data.source)
     return (
-        f"A {config.field.kind} field{parameters}, on {data}. {config.train.steps:,} steps of "
+        f"{FIELDS.get(config.field.kind, config.field.kind)}{parameters}, on {data}. {config.train.steps:,} steps of "
         f"{config.train.batch_size:,} ({seen:,} samples) on the {config.path.kind} path with {config.coupling.kind} "
         f"coupling and {config.times.kind} times, seed {config.seed}."
     )

@@ -22,7 +22,7 @@ GRID = 400
 """Pictures in the grid at most; the files hold all."""
 
 
-def sample(settings: Sample) -> None:
+def sample(settings: Sample) -> dict[str, Any] | None:
     """Draw samples, write them and a grid of them, and say where they are."""
     state = processes("sample")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
@@ -86,12 +86,14 @@ def sample(settings: Sample) -> None:
     broadcast_object_list(lacking)
     if lacking[0]:
         raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
+    told = None
     if state.is_main_process:
-        _finish(output, about, nfe or kept.get("nfe"), run, points)
+        told = _finish(output, about, nfe or kept.get("nfe"), run, points)
     leave_together()
+    return told
 
 
-def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> None:
+def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> dict[str, Any]:
     """The grid, the one file of all, and what they are."""
     figure = output.folder / "grid.png"
     count = len(output.seeds) if points else min(GRID, len(output.seeds))
@@ -104,6 +106,13 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained
     cost = f", {nfe} evaluations each" if nfe else ""
     print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
     print(f"the grid: {figure}")
+    where = {
+        "run": str(run.folder.path),
+        "folder": str(output.folder),
+        "samples": str(output.file),
+        "grid": str(figure),
+    }
+    return {**where, **about, "nfe": nfe}
 
 
 def find_label(label: int | str | None, run: Trained) -> int | None:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +20,9 @@ from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.report import write_report
 from flowimg.jobs.track import check_tracker, start_tracker
-from flowimg.jobs.watch import callbacks, keep_model
-from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint
-from flowimg.training.loop import Recipe, Training, restore, start
+from flowimg.jobs.watch import callbacks, keep_model, span
+from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint, step_folder
+from flowimg.training.loop import Recipe, Training, rehearse, restore, start
 from flowimg.training.loop import train as run_loop
 
 FREE = ("run", "grid.", "figures", "track", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
@@ -35,8 +36,8 @@ STRATEGIES = {
 """What a launcher may ask for, by its variable, that this loop does not do."""
 
 
-def train(config: Config) -> None:
-    """Train, or continue, the run that these settings describe."""
+def train(config: Config) -> dict[str, Any] | None:
+    """Train, or continue, the run that these settings describe; on the main process, tell what came of it."""
     assert config.run is not None
     folder = RunFolder(Path(config.run))
     _check_folder(folder, config)
@@ -69,7 +70,8 @@ def train(config: Config) -> None:
         folder.cut_metrics(-1 if resumed is None else resumed)
     for line in _launcher_differs(config):
         say(f"warning   {line}")
-    _banner(say, config, source, state, until)
+    seconds = rehearse(state) if began < until else 0.0
+    _banner(say, config, source, state, until, seconds)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
@@ -84,6 +86,7 @@ def train(config: Config) -> None:
     for tracker in accelerator.trackers:
         tracker.finish()
     leave_together()
+    return _result(folder, config, state) if accelerator.is_main_process else None
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
@@ -219,7 +222,9 @@ def _last_step(folder: RunFolder) -> int:
     return max((int(step) for step in re.findall(r'"step": (\d+)', text)), default=0)
 
 
-def _banner(say: Callable[[str], None], config: Config, source: Source, state: Training, until: int) -> None:
+def _banner(
+    say: Callable[[str], None], config: Config, source: Source, state: Training, until: int, seconds: float
+) -> None:
     """What was found, and what it will take."""
     accelerator, train = state.accelerator, config.train
     shape = " x ".join(str(n) for n in source.facts.shape)
@@ -243,6 +248,11 @@ def _banner(say: Callable[[str], None], config: Config, source: Source, state: T
         f"training  steps {state.step} to {until} of {train.steps}, batch {train.batch_size}"
         f" = {processes} x {train.accumulation} micro-batches of {micro}; {seen_as}"
     )
+    if seconds:
+        expected = span((until - state.step) * seconds)
+        say(
+            f"expected  {expected} or a little more, at {1000 * seconds:.3g} ms a step as just tried; then its pictures"
+        )
     say(f"pictures  {config.run}/samples, every {train.sample_every} steps")
 
 
@@ -272,3 +282,23 @@ def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, sta
     if state.step < config.train.steps:
         say(f"next      the same command without --train.stop-at goes on to step {config.train.steps}")
     say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")
+
+
+def _result(folder: RunFolder, config: Config, state: Training) -> dict[str, Any]:
+    """What a script wants to know of a run."""
+    last: dict[str, Any] = next((record for record in reversed(folder.records()) if record["step"] == state.step), {})
+    return {
+        "run": str(folder.path),
+        "step": state.step,
+        "steps": config.train.steps,
+        **{name: last.get(name) for name in ("loss", "held_out_loss_ema", "samples_per_second")},
+        "checkpoint": str(step_folder(folder.checkpoints, state.step)),
+        "grid": _there(folder.grid(state.step)),
+        "figures": _there(folder.figures),
+        "report": _there(folder.report),
+        "model": _there(folder.model),
+    }
+
+
+def _there(path: Path) -> str | None:
+    return str(path) if path.exists() else None

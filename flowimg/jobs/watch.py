@@ -238,7 +238,7 @@ def _progress(
             now = time.perf_counter()
             if plain and (now - last >= QUIET_SECONDS or state.step == until or last == started):
                 left = (now - started) / (state.step - first) * (until - state.step)
-                print(f"step {state.step}/{until}  loss {loss}  {speed}  {_clock(left)} left", flush=True)
+                print(f"step {state.step}/{until}  loss {loss}  {speed}  {span(left)} left", flush=True)
                 last = now
         if state.step == until:
             bar.close()
@@ -246,5 +246,8 @@ def _progress(
     return update
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def span(seconds: float) -> str:
+    """A stretch of time as people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

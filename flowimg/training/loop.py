@@ -24,6 +24,9 @@ from flowimg.flow.randomness import key
 from flowimg.training.ema import make_ema, update_ema
 from flowimg.training.schedule import ema_decay, learning_rate
 
+REHEARSAL = 0.2
+"""Seconds that a rehearsal of a small network takes; of a large one, two steps."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -128,7 +131,7 @@ def restore(state: Training, step: int, tensors: dict[str, dict[str, Tensor]]) -
 
 
 def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
-    """Train to step `until`.
+    """Train to step `until`; on several processes, after `rehearse`.
 
     Args:
         state: The run; its step rises.
@@ -137,8 +140,6 @@ def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
     """
     callbacks = list(callbacks)
     state.wrapped.train()
-    if state.accelerator.num_processes > 1:
-        _settle_buckets(state)
     for callback in callbacks:
         callback(state)
     while state.step < until:
@@ -197,8 +198,23 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _settle_buckets(state: Training) -> None:
-    """One backward thrown away: DDP sums gradients in another order before it has rebuilt its buckets."""
-    draw = state.objective.draw(state.data, state.step, state.micro_batches()[0])
-    flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
-    state.optimizer.zero_grad()
+def rehearse(state: Training) -> float:
+    """A few backward passes thrown away: the seconds that the passes of a step take, once warm.
+
+    On several processes it must come before the first step: DDP sums gradients in another order before it has rebuilt
+    its buckets, and a run that goes on would not be the run that never stopped.
+    """
+    state.wrapped.train()
+    taken: list[float] = []
+    alone = state.accelerator.num_processes == 1  # together, all must go through as many
+    # the first pass is slow; on a small network one more tells little
+    while len(taken) < 2 or (alone and sum(taken) < REHEARSAL and len(taken) < 20):
+        began = time.perf_counter()
+        for places in state.micro_batches():
+            draw = state.objective.draw(state.data, state.step, places)
+            flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
+            state.optimizer.zero_grad()
+        if state.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(state.accelerator.device)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
