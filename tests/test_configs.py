@@ -103,6 +103,8 @@ def test_the_full_network_takes_a_step_on_local_data_of_the_hubs_form(name, tmp_
         "1",
         "--grid.num-steps",
         "1",
+        "--figures",
+        "false",
     ]
     main(["train", str(config), "--data.source", str(tmp_path / "data"), "--run", str(run), *quick])
     said = capsys.readouterr().out

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SHORT = {
     "train": shlex.split(
-        "--train.steps 3 --train.batch-size 32 --train.sample-every 3 --grid.count 20 --grid.num-steps 1"
+        "--train.steps 3 --train.batch-size 32 --train.sample-every 3 --grid.count 20 --grid.num-steps 1 "
+        "--figures false"
     ),
     "sample": ["--num-steps", "1"],
     "evaluate": ["--num-steps", "1", "--count", "30"],

@@ -10,5 +10,5 @@ def write_settings(path, *, labels=True, field=UNET, train=(), **more):
     """A settings file of a tiny run on digits."""
     data = {"kind": "images", "source": "digits", "labels": labels, "held_out": 8}
     settings = {"data": data, "field": field, "train": {**QUICK, **dict(train)}, "grid": {"count": 4, "num_steps": 1}}
-    path.write_text(yaml.safe_dump({**settings, **more}))
+    path.write_text(yaml.safe_dump({**settings, "figures": False, **more}))
     return path

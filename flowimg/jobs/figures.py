@@ -199,8 +199,9 @@ def estimate_floor(config: Config, batches: Batches) -> Floor:
         floors = loss_floor(objective.path, draw, *_population(batches)).cpu()
     tenth = (draw.t.cpu() * BINS).long().clamp(max=BINS - 1)
     by_t = [float(floors[tenth == place].nanmean()) for place in range(BINS)]
-    share = [float((tenth == place).float().mean()) for place in range(BINS)]
-    return Floor(sum(s * f for s, f in zip(share, by_t, strict=True) if s), by_t, FLOOR_OF[config.data.kind])
+    known = [((tenth == place).double().mean(), floor) for place, floor in enumerate(by_t) if floor == floor]
+    mean = sum(float(share) * floor for share, floor in known) / max(sum(float(share) for share, _ in known), 1e-9)
+    return Floor(mean, by_t, FLOOR_OF[config.data.kind])
 
 
 def _spread(objective: Objective, batches: PointBatches) -> Draw:

@@ -105,15 +105,13 @@ def _shots(folder: RunFolder, config: Config) -> tuple[list[Shot], list[Shot]]:
 
 
 def _scores(evaluation: dict[str, Any]) -> Scores:
-    how = {key: evaluation[key] for key in HOW if key in evaluation}
-    seeds = f"seeds {how['seeds'][0]} to {how['seeds'][1]}" if "seeds" in how else ""
-    words = [
-        f"step {how.get('step', 0):,}, {how.get('weights', '')} weights, {how.get('count', 0):,} samples of {seeds}",
-        f"{how.get('solver', '')}, {how.get('num_steps', '')} steps, {how.get('nfe', '')} evaluations each",
-        f"guidance {how.get('guidance', 1):g}, {how.get('precision', '')}",
-    ]
-    scores = [(name, _value(value)) for name, value in evaluation.items() if name not in HOW]
-    return Scores("; ".join(words), scores)
+    how = {key: _value(evaluation.get(key)) for key in HOW}
+    words = (
+        f"step {how['step']}, {how['weights']} weights, {how['count']} samples of seeds {how['seeds']}; "
+        f"{how['solver']}, {how['num_steps']} steps, {how['nfe']} evaluations each, guidance {how['guidance']}, "
+        f"{how['precision']}"
+    )
+    return Scores(words, [(name, _value(value)) for name, value in evaluation.items() if name not in HOW])
 
 
 HOW = ("step", "weights", "count", "seeds", "solver", "num_steps", "nfe", "guidance", "precision")

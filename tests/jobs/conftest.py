@@ -15,6 +15,7 @@ def tiny(tmp_path_factory):
     for name, labels in (("plain", False), ("classes", True)):
         main(["train", str(write_settings(folder / f"{name}.yaml", labels=labels)), "--run", str(folder / name)])
     quick = ["--train.steps", "2", "--train.batch-size", "16", "--grid.num-steps", "1", "--grid.count", "10"]
+    quick += ["--figures", "false"]
     main(["train", "configs/checkerboard.yaml", "--run", str(folder / "points"), *quick])
     return SimpleNamespace(folder=folder, plain=folder / "plain", classes=folder / "classes", points=folder / "points")
 

@@ -26,7 +26,7 @@ BASE = {
 
 def settings(path, **changes):
     merged = {group: {**BASE[group], **changes.get(group, {})} for group in BASE}
-    path.write_text(yaml.safe_dump(merged))
+    path.write_text(yaml.safe_dump({**merged, "figures": False}))
     return path
 
 

@@ -9,7 +9,7 @@ import yaml
 from flowimg.cli import main
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
-SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2"]
+SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
 
 
 def train(run, *more, config="configs/checkerboard.yaml"):

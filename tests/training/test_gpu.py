@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_every_precision_learns_and_continues(tmp_path, precision):
     run = tmp_path / "run"
     command = ["train", "configs/digits.yaml", "--run", str(run), "--train.precision", precision]
-    command += ["--train.steps", "60", "--train.log-every", "20", "--train.sample-every", "60"]
+    command += ["--train.steps", "60", "--train.log-every", "20", "--train.sample-every", "60", "--figures", "false"]
     main([*command, "--train.stop-at", "30"])
     main(command)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
