@@ -17,6 +17,7 @@ import tyro
 from flowimg.config import (
     Config,
     Evaluate,
+    Experiment,
     Export,
     Figures,
     Interpolate,
@@ -101,6 +102,19 @@ def evaluate(args: Sequence[str]) -> Result:
     return evaluate(settings)
 
 
+def experiment(args: Sequence[str]) -> Result:
+    """frequency [--KEY VALUE ...]   boards of finer and finer squares: what fails, what repairs it"""
+    if any(arg in ("-h", "--help") for arg in args):
+        _parse("experiment frequency", Experiment(), ["--help"])
+    if not args or args[0] != "frequency":
+        said = f"there is no experiment {args[0]}" if args else "flowimg experiment needs a name"
+        raise SettingsError(f"{said}: the one there is is called frequency (flowimg experiment frequency)")
+    settings = _parse("experiment frequency", Experiment(), args[1:])
+    from flowimg.jobs.experiment import experiment
+
+    return experiment(settings)
+
+
 def config(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
     settings = _run_settings("config", args)
@@ -117,6 +131,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "evaluate": evaluate,
     "figures": figures,
     "report": report,
+    "experiment": experiment,
     "config": config,
 }
 

@@ -437,6 +437,19 @@ class Evaluate(Drawing):
     """Points: fail if the fullest part holds more than this many times the emptiest."""
 
 
+class Experiment(Settings):
+    """Train boards of finer and finer squares by several recipes, and see what repairs the loss."""
+
+    run: Annotated[str, Field(min_length=1)] = "runs/frequency"
+    """The folder of all its runs, tables and pictures."""
+    cells: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1)] = (2, 4, 8, 16)
+    """Cells a side of each board."""
+    steps: Positive = 8000
+    """Steps of the plain network; the others get as many as their compute allows."""
+    seed: Seed = 0
+    """Seed of every run."""
+
+
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 

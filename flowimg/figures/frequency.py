@@ -1,0 +1,94 @@
+"""The experiment "high frequency is hard" as two pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from flowimg.figures.style import DATA, FLOW, INK, NOISE, OTHER, drawing, plane
+
+COLOURS = (NOISE, "#56b4e9", "#e69f00", "#cc79a7", OTHER, DATA, FLOW)
+MARKS = "osD^vPX"
+CHANCE = 50
+"""Per cent of the points that are off a board when they know nothing of its squares."""
+
+
+class Line(NamedTuple):
+    """A recipe: its name, its compute relative to the first, and the share off the board (0 to 1) for each board."""
+
+    name: str
+    compute: float
+    off: Sequence[float]
+
+
+def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) -> None:
+    """Write the share of mass off the board over cells a side, a line a recipe; the first and the last stand out."""
+    best, plain = lines[-1], lines[0]
+    with drawing(path, 8, 5) as (figure, axes):
+        axes.axhline(CHANCE, color=INK, lw=0.8, ls=":")
+        axes.text(cells[0], CHANCE - 1, "blind to the squares", va="top", fontsize=9)
+        ends = _apart([100 * line.off[-1] for line in lines], 2.9)
+        for place, line in enumerate(lines):
+            colour = COLOURS[-1] if line is best else COLOURS[place % (len(COLOURS) - 1)]
+            first = line is best or line is plain
+            axes.plot(
+                cells, 100 * np.array(line.off), color=colour, marker=MARKS[place % len(MARKS)], ms=6,
+                lw=2.6 if first else 1.4, zorder=3 if first else 2,
+            )  # fmt: skip
+            said = f"{line.name}, {line.compute:.2g}x compute"
+            axes.annotate(
+                said, (cells[-1], 100 * line.off[-1]), (cells[-1] * 1.1, ends[place]), fontsize=9, va="center",
+                color=INK, fontweight="bold" if first else "normal",
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 2, "shrinkB": 4},
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(cells[0] * 0.93, cells[-1] * 1.06)
+        axes.set_xticks(cells, [f"{n} x {n}" for n in cells])
+        axes.minorticks_off()
+        axes.set(xlabel="squares of the board, on the same area", ylabel="points that land off the board, %")
+        axes.set_ylim(0, 55)
+        axes.grid(axis="y")
+        lost, kept = 100 * plain.off[-1], 100 * best.off[-1]
+        figure.suptitle(
+            f"The finer the board, the more lands off it: {lost:.0f} % of the finest, {kept:.0f} % once repaired",
+            x=0.02, ha="left",
+        )  # fmt: skip
+
+
+def boards_figure(
+    rows: Mapping[str, Sequence[tuple[Tensor, Tensor]]], cells: Sequence[int], extent: float, path: Path
+) -> None:
+    """Write points on each board, a row a recipe; those that are off it are black.
+
+    Args:
+        rows: For each recipe the points (N, 2) on each board, and which of them are off it, (N,).
+        cells: Cells a side of each board.
+        extent: Half the side of the boards.
+        path: The PNG's file.
+    """
+    with drawing(path, 2.3 * len(cells) + 0.4, 2.35 * len(rows) + 0.5, len(rows), len(cells), squeeze=False) as (
+        figure,
+        panels,
+    ):
+        for row, (name, boards) in enumerate(rows.items()):
+            for column, (points, off) in enumerate(boards):
+                axes = panels[row, column]
+                plane(axes, 1.12 * extent, f"{cells[column]} x {cells[column]}" if row == 0 else "", labels=False)
+                axes.scatter(*points[~off].T, s=2.2, c=DATA if row == 0 else FLOW, linewidths=0, rasterized=True)
+                axes.scatter(*points[off].T, s=4, c="black", linewidths=0, rasterized=True)
+                if row:
+                    axes.set_xlabel(f"{100 * float(off.float().mean()):.0f} % off", fontsize=9)
+            panels[row, 0].set_ylabel(name)
+        figure.suptitle("Black: points that landed off their board", x=0.02, ha="left")
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved so far that labels `gap` apart do not overlap, in the same order."""
+    order = np.argsort(heights)
+    placed = [0.0] * len(heights)
+    last = -np.inf
+    for place in order:
+        last = placed[place] = max(heights[place], last + gap)
+    return placed

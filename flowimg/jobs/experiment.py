@@ -1,0 +1,166 @@
+"""`flowimg experiment frequency`: the finer the board, the harder it is; and what repairs that."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from flowimg.config import MLP, Config, Evaluate, Experiment, Grid, Optim, PointData, Train, UniformTimes
+from flowimg.figures.frequency import Line, boards_figure, frequency_figure
+from flowimg.flow.randomness import generator
+from flowimg.jobs.build import DataFacts, build_field, build_toy
+from flowimg.jobs.evaluate import evaluate
+from flowimg.jobs.figures import follow
+from flowimg.jobs.folder import RunFolder, open_run, write_text
+from flowimg.jobs.machine import alone
+from flowimg.jobs.train import train
+
+BATCH = 512
+POINTS = 4000
+"""Points on each board of the picture."""
+
+
+class Recipe(NamedTuple):
+    """What is changed of the plain network; `compute` is training FLOPs relative to the plain one."""
+
+    name: str
+    field: MLP
+    shift: float
+    compute: float
+
+
+PLAIN = MLP(width=128, depth=4, t_frequencies=4)
+WAVES = MLP(width=128, depth=4, t_frequencies=4, x_frequencies=32)
+WIDE = MLP(width=256, depth=4, t_frequencies=4)
+RECIPES = (
+    Recipe("plain", PLAIN, 1.0, 1),
+    Recipe("times near the data", PLAIN, 0.25, 1),
+    Recipe("twice as wide", WIDE, 1.0, 4),
+    Recipe("four times as long", PLAIN, 1.0, 4),
+    Recipe("Fourier features", WAVES, 1.0, 1),
+    Recipe("Fourier and times", WAVES, 0.25, 1),
+    Recipe("both, four times as long", WAVES, 0.25, 4),
+)
+"""From the plain network to the best repair."""
+
+
+def experiment(settings: Experiment) -> dict[str, Any]:
+    """Train every recipe on every board, measure, and draw what came of it; what is trained already is not again."""
+    alone("experiment")
+    folder = Path(settings.run)
+    runs = [(recipe, cells) for recipe in RECIPES for cells in settings.cells]
+    print(f"{len(RECIPES)} recipes on {len(settings.cells)} boards: {len(runs)} runs into {folder}")
+    rows = []
+    for number, (recipe, cells) in enumerate(runs, 1):
+        config = plan(settings, recipe, cells)
+        row = {"recipe": recipe.name, "cells": cells, **_measure(config)}
+        rows.append(row)
+        print(
+            f"run {number:>2} of {len(runs)}  {recipe.name:<25} {cells:>2} x {cells:<2}  {100 * row['off']:5.1f} % off  "
+            f"{row['flops']:.2e} FLOP  {row['seconds']:.0f} s",
+            flush=True,
+        )
+    write_text(folder / "frequency.json", json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "frequency.md", _table(rows, settings))
+    _draw(settings, rows, folder)
+    for name in ("frequency.md", "frequency.png", "boards.png"):
+        print(folder / name)
+    return {"run": settings.run, "runs": rows}
+
+
+def plan(settings: Experiment, recipe: Recipe, cells: int) -> Config:
+    """The run of a recipe on a board: as many steps as its compute allows."""
+    data = PointData(cells=cells)
+    config = Config(data=data, field=recipe.field, times=UniformTimes(shift=recipe.shift))
+    plain = Config(data=data, field=PLAIN)
+    steps = round(settings.steps * recipe.compute * flops(plain, 1) / flops(config, 1))
+    train = Train(
+        steps=steps, batch_size=BATCH, log_every=max(steps // 50, 1), sample_every=steps, checkpoint_every=steps
+    )
+    return config.model_copy(
+        update={
+            "run": f"{settings.run}/{recipe.name.replace(' ', '_').replace(',', '')}_{cells}_seed{settings.seed}",
+            "seed": settings.seed,
+            "optim": Optim(lr=5e-3, warmup=50),
+            "train": Train(steps=steps, batch_size=BATCH, **often),
+            "grid": Grid(count=2000),
+            "figures": False,
+        }
+    )
+
+
+def flops(config: Config, samples: int) -> float:
+    """Floating-point operations to train an MLP on so many samples: 6 for each weight of its matrices.
+
+    2 forward (multiply, add), 4 backward (the same for the inputs and for the weights). Source: Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1.
+    """
+    field = build_field(config, DataFacts((2,), ()))
+    return 6.0 * samples * sum(layer.weight.numel() for layer in field.modules() if isinstance(layer, nn.Linear))
+
+
+def _measure(config: Config) -> dict[str, Any]:
+    """Train where that is not done, evaluate where that is not done; the numbers."""
+    folder = RunFolder(Path(str(config.run)))
+    with _silence():
+        train(config)
+        done = [score for score in folder.evaluated() if score["step"] == config.train.steps]
+        scores = done[-1] if done else evaluate(Evaluate(run=str(config.run)))
+    records = [record for record in folder.records() if "samples_per_second" in record]
+    before = [0, *(record["samples"] for record in records)]
+    seconds = sum((r["samples"] - b) / r["samples_per_second"] for r, b in zip(records, before, strict=False))
+    samples = config.train.steps * BATCH
+    return {
+        **{name: scores[name] for name in ("off", "sw2", "mass_ratio", "nfe")},
+        "steps": config.train.steps,
+        "flops": flops(config, samples),
+        "seconds": seconds,
+        "run": config.run,
+    }
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The words and bars of the single runs would bury the experiment's own."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _table(rows: list[dict[str, Any]], settings: Experiment) -> str:
+    """Share off the board as a table in Markdown."""
+    lines = [
+        "| recipe | steps | FLOP a run | seconds a run | " + " | ".join(f"{n} x {n}" for n in settings.cells) + " |",
+        "|" + "---|" * (4 + len(settings.cells)),
+    ]
+    for recipe in RECIPES:
+        mine = [row for row in rows if row["recipe"] == recipe.name]
+        seconds = sorted(row["seconds"] for row in mine)
+        shares = " | ".join(f"{100 * row['off']:.1f} %" for row in mine)
+        took = f"{seconds[0]:.0f} to {seconds[-1]:.0f}"
+        lines.append(f"| {recipe.name} | {mine[0]['steps']:,} | {mine[0]['flops']:.1e} | {took} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(settings: Experiment, rows: list[dict[str, Any]], folder: Path) -> None:
+    lines = [
+        Line(recipe.name, recipe.compute, [row["off"] for row in rows if row["recipe"] == recipe.name])
+        for recipe in RECIPES
+    ]
+    frequency_figure(lines, settings.cells, folder / "frequency.png")
+    boards: dict[str, list[Any]] = {"data": [], RECIPES[0].name: [], RECIPES[-1].name: []}
+    extent = 1.0
+    for cells in settings.cells:
+        toy = build_toy(Config(data=PointData(cells=cells)))
+        extent = toy.extent
+        truth = toy.sample(torch.rand(POINTS, 3, generator=generator("figure")))
+        boards["data"].append((truth, toy.part(truth) < 0))
+        for recipe in (RECIPES[0], RECIPES[-1]):
+            run = open_run(str(plan(settings, recipe, cells).run), "ema", None, torch.device("cpu"))
+            drawn = follow(run, Evaluate(run=""), range(POINTS), [0.0, 1.0])[-1]
+            boards[recipe.name].append((drawn, toy.part(drawn) < 0))
+    boards_figure(boards, settings.cells, extent, folder / "boards.png")
