@@ -60,11 +60,8 @@ def experiment(settings: Experiment) -> dict[str, Any]:
         config = plan(settings, recipe, cells)
         row = {"recipe": recipe.name, "cells": cells, **_measure(config)}
         rows.append(row)
-        print(
-            f"run {number:>2} of {len(runs)}  {recipe.name:<25} {cells:>2} x {cells:<2}  {100 * row['off']:5.1f} % off  "
-            f"{row['flops']:.2e} FLOP  {row['seconds']:.0f} s",
-            flush=True,
-        )
+        what = f"run {number:>2} of {len(runs)}  {recipe.name:<25} {cells:>2} x {cells:<2}"
+        print(f"{what}  {100 * row['off']:5.1f} % off  {row['flops']:.1e} FLOP  {row['seconds']:.0f} s", flush=True)
     write_text(folder / "frequency.json", json.dumps(rows, indent=1) + "\n")
     write_text(folder / "frequency.md", _table(rows, settings))
     _draw(settings, rows, folder)
@@ -79,9 +76,7 @@ def plan(settings: Experiment, recipe: Recipe, cells: int) -> Config:
     config = Config(data=data, field=recipe.field, times=UniformTimes(shift=recipe.shift))
     plain = Config(data=data, field=PLAIN)
     steps = round(settings.steps * recipe.compute * flops(plain, 1) / flops(config, 1))
-    train = Train(
-        steps=steps, batch_size=BATCH, log_every=max(steps // 50, 1), sample_every=steps, checkpoint_every=steps
-    )
+    often = {"log_every": max(steps // 50, 1), "sample_every": steps, "checkpoint_every": steps}
     return config.model_copy(
         update={
             "run": f"{settings.run}/{recipe.name.replace(' ', '_').replace(',', '')}_{cells}_seed{settings.seed}",
