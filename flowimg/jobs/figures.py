@@ -334,18 +334,24 @@ def follow(run: Trained, how: Solving, seeds: Sequence[int], times: Sequence[flo
 def carry(run: Trained, how: Solving, x_0: Tensor, times: Sequence[float], labels: Tensor | None) -> Tensor:
     """The states on the way from noise at these times, the first 0 and the last 1, on the CPU.
 
-    The solver visits these times besides its own.
+    Between two times of the solver on the straight line, as Euler goes; dopri5 visits these times besides its own.
     """
     device = next(run.field.parameters()).device
-    velocity = guided(run.field, how.guidance, how.guidance_interval)
-    visited = sorted({round(t, 6) for t in [*build_times(how).tolist(), *times]})
-    wanted = [visited.index(round(t, 6)) for t in times]
+    velocity, solver = guided(run.field, how.guidance, how.guidance_interval), build_solver(how)
+    visited = torch.tensor(times) if solver.adaptive else build_times(how)
     states = []
     for rows in torch.arange(len(x_0)).split(BATCH[run.config.data.kind]):
         cond = None if labels is None else labels[rows].to(device)
-        flow = integrate(
-            velocity, x_0[rows].to(device), torch.tensor(visited), build_solver(how), cond, trajectory=True
-        )
+        flow = integrate(velocity, x_0[rows].to(device), visited, solver, cond, trajectory=True)
         assert flow.trajectory is not None
-        states.append(flow.trajectory[wanted].float().cpu())
+        states.append(between_steps(flow.trajectory.float(), visited, times).cpu())
     return torch.cat(states, dim=1)
+
+
+def between_steps(states: Tensor, visited: Tensor, times: Sequence[float]) -> Tensor:
+    """States at these times, from those at the times visited, (T, B, *D), by straight lines between them."""
+    grid = visited.double()
+    wanted = torch.tensor(times, dtype=torch.float64).clamp(float(grid[0]), float(grid[-1]))
+    right = torch.searchsorted(grid, wanted).clamp(1, len(grid) - 1)
+    part = ((wanted - grid[right - 1]) / (grid[right] - grid[right - 1])).to(states)
+    return torch.lerp(states[right - 1], states[right], part.reshape(-1, *[1] * (states.ndim - 1)))

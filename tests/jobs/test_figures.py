@@ -58,10 +58,17 @@ def test_the_states_on_the_way_are_the_solvers_own(tiny):
     run = open_run(str(tiny.points), "ema", None, CPU)
     how = Figures(run="r", num_steps=4)
     got = follow(run, how, range(5, 12), [0.0, 0.25, 0.3, 1.0])
-    visited = torch.tensor([0.0, 0.25, 0.3, 0.5, 0.75, 1.0])
-    whole = integrate(run.field, noise(range(5, 12), (2,)), visited, EULER, trajectory=True).trajectory
-    assert torch.allclose(got, whole[[0, 1, 2, 5]], atol=1e-6)
+    own = integrate(run.field, noise(range(5, 12), (2,)), torch.linspace(0, 1, 5), EULER, trajectory=True).trajectory
+    assert torch.allclose(got, torch.stack([own[0], own[1], 0.8 * own[1] + 0.2 * own[2], own[4]]), atol=1e-6)
     assert torch.equal(got[0], noise(range(5, 12), (2,)))
+
+
+def test_an_adaptive_solver_is_asked_at_the_times_themselves(tiny):
+    run = open_run(str(tiny.points), "ema", None, CPU)
+    how = Figures(run="r", solver="dopri5", tolerance=1e-6)
+    got = follow(run, how, range(3), [0.0, 0.37, 1.0])
+    fine = follow(run, Figures(run="r", solver="rk4", num_steps=100), range(3), [0.0, 0.37, 1.0])
+    assert torch.allclose(got, fine, atol=1e-4)
 
 
 def test_the_last_state_is_the_sample_of_the_seed(tiny, tmp_path):
