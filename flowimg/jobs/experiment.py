@@ -35,16 +35,17 @@ class Recipe(NamedTuple):
 
 
 PLAIN = MLP(width=128, depth=4, t_frequencies=4)
-WAVES = MLP(width=128, depth=4, t_frequencies=4, x_frequencies=32)
 WIDE = MLP(width=256, depth=4, t_frequencies=4)
+WAVES = MLP(width=128, depth=4, t_frequencies=4, x_frequencies=20)
+WIDE_WAVES = MLP(width=256, depth=4, t_frequencies=4, x_frequencies=20)
 RECIPES = (
     Recipe("plain", PLAIN, 1.0, 1),
-    Recipe("times near the data", PLAIN, 0.25, 1),
+    Recipe("times near the data", PLAIN, 0.15, 1),
     Recipe("twice as wide", WIDE, 1.0, 4),
     Recipe("four times as long", PLAIN, 1.0, 4),
     Recipe("Fourier features", WAVES, 1.0, 1),
-    Recipe("Fourier and times", WAVES, 0.25, 1),
-    Recipe("both, four times as long", WAVES, 0.25, 4),
+    Recipe("Fourier and times", WAVES, 0.15, 1),
+    Recipe("Fourier, times, width", WIDE_WAVES, 0.15, 4),
 )
 """From the plain network to the best repair."""
 
@@ -76,13 +77,15 @@ def plan(settings: Experiment, recipe: Recipe, cells: int) -> Config:
     config = Config(data=data, field=recipe.field, times=UniformTimes(shift=recipe.shift))
     plain = Config(data=data, field=PLAIN)
     steps = round(settings.steps * recipe.compute * flops(plain, 1) / flops(config, 1))
-    often = {"log_every": max(steps // 50, 1), "sample_every": steps, "checkpoint_every": steps}
+    train = Train(
+        steps=steps, batch_size=BATCH, log_every=max(steps // 50, 1), sample_every=steps, checkpoint_every=steps
+    )
     return config.model_copy(
         update={
             "run": f"{settings.run}/{recipe.name.replace(' ', '_').replace(',', '')}_{cells}_seed{settings.seed}",
             "seed": settings.seed,
             "optim": Optim(lr=5e-3, warmup=50),
-            "train": Train(steps=steps, batch_size=BATCH, **often),
+            "train": train,
             "grid": Grid(count=2000),
             "figures": False,
         }
