@@ -23,6 +23,7 @@ from flowimg.config import (
     Interpolate,
     Invert,
     Model,
+    Play,
     Report,
     Sample,
     SettingsError,
@@ -94,6 +95,14 @@ def report(args: Sequence[str]) -> Result:
     return report(settings)
 
 
+def play(args: Sequence[str]) -> Result:
+    """RUN [--KEY VALUE ...]      a page in the browser to play with a run"""
+    settings = _verb_settings("play", Play, args)
+    from flowimg.jobs.play import play
+
+    return play(settings)
+
+
 def evaluate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
@@ -131,6 +140,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "evaluate": evaluate,
     "figures": figures,
     "report": report,
+    "play": play,
     "experiment": experiment,
     "config": config,
 }

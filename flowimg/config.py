@@ -369,6 +369,25 @@ class Report(Settings):
     """A new file; by default RUN/report.html, or RUN/comparison.html for several runs."""
 
 
+class Play(Settings):
+    """Open a page in the browser to play with a run."""
+
+    run: str
+    """The run's folder."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, or the weights as they are."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """The checkpoint of this step instead of the newest."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """The address that the page is served at; this one is seen from this machine alone."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Its port; 0 for any free one, by default the first free one from 7860."""
+    open: bool = False
+    """Open it in the browser."""
+
+
 class Interpolate(Drawing):
     """Draw the pictures between the noises of seeds."""
 
