@@ -127,8 +127,10 @@ def images_page(run: Trained, precision: str) -> gr.Blocks:
 
 
 def _shown(label: str, name: str, height: int | None = None) -> Any:
+    options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
+    # on a low strip the label would lie over the first pictures
     return gr.Image(
-        label=label, elem_id=name, elem_classes="pixels", interactive=False, height=height, format="png", buttons=[]
+        label=label, show_label=height is None, elem_id=name, elem_classes="pixels", height=height, **options
     )
 
 
