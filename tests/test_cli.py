@@ -1,5 +1,6 @@
 """The verbs as a user meets them: exit status, one message that helps, and never a stack trace."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,23 @@ import yaml
 
 from flowimg import __version__
 from flowimg.cli import VERBS, main
-from flowimg.config import Config, Evaluate, Export, Interpolate, Invert, Sample, flatten, load
+from flowimg.config import (
+    Config,
+    Evaluate,
+    Experiment,
+    Export,
+    Figures,
+    Interpolate,
+    Invert,
+    Play,
+    Report,
+    Sample,
+    flatten,
+    load,
+)
 
 ROOT = Path(__file__).parents[1]
-KNOWN = "train, sample, interpolate, invert, export, evaluate, config"
+KNOWN = "train, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, config"
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
 
@@ -195,6 +209,21 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         (["interpolate", "r", "--frames", "1"], "command line: frames is 1, but should be greater than or equal to 2"),
         (["interpolate", "r", "--seeds", "3", "4", "4"], "command line: seeds [3, 4, 4] has 4 twice in a row"),
         (["invert", "r"], "flowimg invert needs pictures: flowimg invert RUN PICTURE ..."),
+        (["figures", "r", "--sede", "3"], "unknown setting --sede: did you mean seed?"),
+        (["report", "r", "--ouf", "a"], "unknown setting --ouf: did you mean out?"),
+        (["play", "r", "--port", "70000"], "command line: port is 70000, but should be less than or equal to 65535"),
+        (
+            ["experiment"],
+            "flowimg experiment needs a name: the one there is is called frequency (flowimg experiment frequency)",
+        ),
+        (
+            ["experiment", "freqency"],
+            "there is no experiment freqency: the one there is is called frequency (flowimg experiment frequency)",
+        ),
+        (
+            ["experiment", "frequency", "--cells", "1"],
+            "command line: cells[0] is 1, but should be greater than or equal to 2",
+        ),
         (["export", "r"], "flowimg export needs a folder to write to: flowimg export RUN FOLDER"),
         (["export", "r", "--guidance", "2"], f"unknown setting --guidance: known are {', '.join(Export.model_fields)}"),
         (["evaluate", "r", "--label", "3"], f"unknown setting --label: known are {', '.join(Evaluate.model_fields)}"),
@@ -334,6 +363,10 @@ def test_options_of_evaluate_reach_the_job(monkeypatch):
     [
         (["interpolate", "r", "--seeds", "3", "4", "9"], "between", Interpolate(run="r", seeds=(3, 4, 9))),
         (["invert", "r", "a.png", "7", "--label", "1"], "between", Invert(run="r", pictures=("a.png", "7"), label="1")),
+        (["figures", "r", "--seed", "4"], "figures", Figures(run="r", seed=4)),
+        (["report", "r", "s", "t", "--out", "a.html"], "report", Report(run="r", others=("s", "t"), out="a.html")),
+        (["report", "r"], "report", Report(run="r")),
+        (["play", "r", "--port", "0", "--open", "true"], "play", Play(run="r", port=0, open=True)),
         (["invert", "r", "--pictures", "a.png"], "between", Invert(run="r", pictures=("a.png",))),
         (["export", "r", "d", "--num-steps", "9"], "export", Export(run="r", out="d", num_steps=9)),
         (["export", "r", "--out", "d", "--private", "false"], "export", Export(run="r", out="d", private=False)),
@@ -345,6 +378,75 @@ def test_words_after_the_run_and_options_reach_the_job(args, job, settings, monk
     monkeypatch.setattr(f"flowimg.jobs.{job}.{args[0]}", seen.append)
     main(args)
     assert seen == [settings]
+
+
+def test_experiment_settings_reach_the_job(monkeypatch):
+    import flowimg.jobs.experiment
+
+    seen = []
+    monkeypatch.setattr(flowimg.jobs.experiment, "experiment", seen.append)
+    main(["experiment", "frequency", "--cells", "2", "4", "--steps=3"])
+    assert seen == [Experiment(cells=(2, 4), steps=3)]
+
+
+# --- what a script reads ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speaking(monkeypatch):
+    """`evaluate` that says something, draws a bar and has a result."""
+    from tqdm import tqdm
+
+    def speaking(args):
+        print("some words", args)
+        for _ in tqdm(range(2), disable=False if args == ["bar"] else None):
+            pass
+        if args == ["fail"]:
+            raise GateError("too bad")
+        return {"off": 0.5}
+
+    from flowimg.jobs.evaluate import GateError
+
+    monkeypatch.setitem(VERBS, "evaluate", speaking)
+
+
+@pytest.mark.parametrize(
+    ("flags", "out", "words"),
+    [
+        ([], "some words []\n", ""),
+        (["--json"], '{"off": 0.5}\n', "some words []\n"),
+        (["--quiet"], "", ""),
+        (["--quiet", "--json"], '{"off": 0.5}\n', ""),
+    ],
+    ids=["plain", "json", "quiet", "quiet json"],
+)
+def test_words_and_result_go_where_they_are_asked(flags, out, words, speaking, capsys):
+    main(["evaluate", *flags])
+    assert tuple(capsys.readouterr()) == (out, words)
+
+
+def test_quiet_silences_bars_but_no_errors(speaking, capsys):
+    main(["evaluate", "bar", "--quiet"])
+    assert tuple(capsys.readouterr()) == ("", "")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "fail", "--quiet", "--json"])
+    assert stop.value.code == 1
+    assert tuple(capsys.readouterr()) == ("", "flowimg: too bad\n")
+
+
+def test_config_as_json_is_its_yaml(capsys):
+    main(["config", DIGITS, "--json", "--quiet"])
+    told = json.loads(capsys.readouterr().out)
+    main(["config", DIGITS])
+    assert yaml.safe_load(capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", DIGITS, "--help"], ["sample", "--help"], ["trian"], ["config", BOARD]]
+)
+def test_nothing_is_coloured_where_no_terminal_is(args):
+    done = subprocess.run([sys.executable, "-m", "flowimg", *args], capture_output=True, timeout=60)
+    assert b"\x1b" not in done.stdout + done.stderr
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -380,8 +482,28 @@ def test_the_version_is_said(capsys):
         (["interpolate"], Interpolate(run="r")),
         (["invert", "r", "a.png"], Invert(run="r")),
         (["export"], Export(run="r")),
+        (["figures"], Figures(run="r")),
+        (["report", "r", "s"], Report(run="r")),
+        (["play"], Play(run="r")),
+        (["experiment"], Experiment()),
+        (["experiment", "frequency"], Experiment()),
     ],
-    ids=["train", "config", "train CONFIG", "sample", "sample RUN", "evaluate", "interpolate", "invert", "export"],
+    ids=[
+        "train",
+        "config",
+        "train CONFIG",
+        "sample",
+        "sample RUN",
+        "evaluate",
+        "interpolate",
+        "invert",
+        "export",
+        "figures",
+        "report",
+        "play",
+        "experiment",
+        "experiment frequency",
+    ],
 )
 @pytest.mark.parametrize("help", ["-h", "--help"])
 def test_help_of_a_verb_names_every_setting(args, model, help, capsys):
