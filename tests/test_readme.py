@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ SHORT = {
     "sample": ["--num-steps", "1"],
     "evaluate": ["--num-steps", "1", "--count", "30"],
     "interpolate": ["--num-steps", "1"],
+    "figures": ["--num-steps", "1"],
+    "experiment": ["--cells", "2", "--steps", "1"],
     "invert": ["--solver", "euler", "--num-steps", "1"],
 }
 SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")
@@ -75,7 +78,10 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_flowimg_commands_run_in_order(desk):
+def test_flowimg_commands_run_in_order(desk, monkeypatch):
+    for name, value in {"FLOOR_DRAWS": 128, "FLOOR_DATA": 32_768, "CROWD": 500, "FRAMES": 4, "PARTICLES": 50}.items():
+        monkeypatch.setattr(f"flowimg.jobs.figures.{name}", value)
+    monkeypatch.setattr("flowimg.jobs.play.threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=int)))
     ran = [line.removeprefix("flowimg ") for line in commands() if line.startswith("flowimg ")]
     assert {line.split()[0] for line in ran} == set(VERBS)
     for line in ran:

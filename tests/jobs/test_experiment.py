@@ -1,0 +1,81 @@
+"""`flowimg experiment frequency`: equal compute means equal, and what it tells is what was measured."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowimg.cli import main
+from flowimg.config import Experiment, load
+from flowimg.evaluation.points import score_points
+from flowimg.jobs import experiment
+from flowimg.jobs.build import DataFacts, build_field, build_toy
+from flowimg.jobs.draw import draw
+from flowimg.jobs.experiment import RECIPES, flops, plan
+from flowimg.jobs.folder import open_run
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two recipes are enough to see how it goes."""
+    monkeypatch.setattr(experiment, "RECIPES", (RECIPES[0], RECIPES[-1]))
+
+
+def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "frequency"
+    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "2", "--json"])
+    out, err = capsys.readouterr()
+    assert "4 runs into" in err and "run  4 of 4" in err and "training  steps" not in err
+    rows = json.loads((run / "frequency.json").read_text())
+    assert json.loads(out)["runs"] == rows
+    assert [(row["recipe"], row["cells"]) for row in rows] == [
+        (recipe.name, cells) for recipe in (RECIPES[0], RECIPES[-1]) for cells in (2, 4)
+    ]
+    for row in rows:  # measured again, apart from the verb that evaluates
+        trained = open_run(row["run"], "ema", None, torch.device("cpu"))
+        toy = build_toy(trained.config)
+        how = trained.config.grid.model_copy(update={"num_steps": 100})
+        samples = draw(trained.field, trained.config, trained.facts, how, range(20_000)).x_1
+        scores = score_points(samples, samples, toy.part(samples), toy.parts)
+        assert row["off"] == pytest.approx(scores.off, abs=1e-3) and row["nfe"] == 100
+        assert toy.cells == row["cells"]
+    table = (run / "frequency.md").read_text()
+    assert f"{100 * rows[0]['off']:.1f} %" in table and RECIPES[-1].name in table
+    for name in ("frequency.png", "boards.png"):
+        assert Image.open(run / name).width > 500
+
+    monkeypatch.setattr("flowimg.jobs.train.run_loop", None)  # what is trained is not trained again
+    monkeypatch.setattr(experiment, "evaluate", None)
+    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "2"])
+    assert json.loads((run / "frequency.json").read_text()) == rows
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_equal_compute_is_equal(recipe, tmp_path):
+    settings = Experiment(run=str(tmp_path / "r"), steps=8000)
+    plain = plan(settings, RECIPES[0], 8)
+    config = plan(settings, recipe, 8)
+    spent = flops(config, config.train.steps * 512)
+    assert spent == pytest.approx(recipe.compute * flops(plain, 8000 * 512), rel=1e-3)
+    assert plain.train.steps == 8000 and config.data.cells == 8 and not config.figures
+    assert config.run != plan(settings, recipe, 4).run
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_flops_are_those_that_torch_counts(recipe):
+    config = plan(Experiment(), recipe, 4)
+    field = build_field(config, DataFacts((2,), ()))
+    x = torch.randn(32, 2, requires_grad=True)  # as if something lay before the first layer
+    with FlopCounterMode(display=False) as counter:
+        field(x, torch.rand(32)).square().sum().backward()
+    assert flops(config, 32) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_runs_are_runs_like_others(few, tmp_path):
+    run = tmp_path / "f"
+    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "--steps", "1"])
+    (plain,) = run.glob("plain_2_seed0")
+    assert load(str(plain / "config.yaml")).data.cells == 2
+    main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
