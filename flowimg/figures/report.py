@@ -95,3 +95,8 @@ def _page(name: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return pages.get_template(name).render(**values)
+
+
+def plane_script() -> str:
+    """The script of the plane on which particles are dropped; `flowimg play` sends it to the browser."""
+    return (Path(__file__).parent / "pages" / "plane.js").read_text()

@@ -3,12 +3,12 @@
 import json
 import math
 import time
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
 import torch
 
+from flowimg.figures.report import plane_script
 from flowimg.figures.style import DATA, FLOW, NOISE
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_toy
@@ -98,7 +98,7 @@ def points_page(run: Trained, precision: str) -> gr.Blocks:
         "data_colour": DATA,
         "flow_colour": FLOW,
     }
-    script = f"const setup = {json.dumps(setup)};\n" + files("flowimg.figures").joinpath("pages/plane.js").read_text()
+    script = f"const setup = {json.dumps(setup)};\n" + plane_script()
     with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
         gr.Markdown(
             f"# {name}\nPress on the plane to drop particles, or draw with them; then let them flow. Blue is the data "
