@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from flowimg.figures.style import DATA, FLOW, INK, NOISE, OTHER, drawing, plane
@@ -28,7 +29,7 @@ def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) ->
     best, plain = lines[-1], lines[0]
     with drawing(path, 8, 5) as (figure, axes):
         axes.axhline(CHANCE, color=INK, lw=0.8, ls=":")
-        axes.text(cells[0], CHANCE - 1, "blind to the squares", va="top", fontsize=9)
+        axes.text(cells[0], CHANCE + 0.7, "knows nothing of the squares", fontsize=9)
         ends = _apart([100 * line.off[-1] for line in lines], 2.9)
         for place, line in enumerate(lines):
             colour = COLOURS[-1] if line is best else COLOURS[place % (len(COLOURS) - 1)]
@@ -39,16 +40,17 @@ def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) ->
             )  # fmt: skip
             said = f"{line.name}, {line.compute:.2g}x compute"
             axes.annotate(
-                said, (cells[-1], 100 * line.off[-1]), (cells[-1] * 1.1, ends[place]), fontsize=9, va="center",
+                said, (cells[-1], 100 * line.off[-1]), (cells[-1] * 1.22, ends[place]), fontsize=9, va="center",
                 color=INK, fontweight="bold" if first else "normal",
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 2, "shrinkB": 4},
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 1.2, "shrinkA": 1, "shrinkB": 4,
+                            "relpos": (0, 0.5)},
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xlim(cells[0] * 0.93, cells[-1] * 1.06)
         axes.set_xticks(cells, [f"{n} x {n}" for n in cells])
         axes.minorticks_off()
         axes.set(xlabel="squares of the board, on the same area", ylabel="points that land off the board, %")
-        axes.set_ylim(0, 55)
+        axes.set_ylim(0, 58)
         axes.grid(axis="y")
         lost, kept = 100 * plain.off[-1], 100 * best.off[-1]
         figure.suptitle(
@@ -76,8 +78,8 @@ def boards_figure(
             for column, (points, off) in enumerate(boards):
                 axes = panels[row, column]
                 plane(axes, 1.12 * extent, f"{cells[column]} x {cells[column]}" if row == 0 else "", labels=False)
-                axes.scatter(*points[~off].T, s=2.2, c=DATA if row == 0 else FLOW, linewidths=0, rasterized=True)
-                axes.scatter(*points[off].T, s=4, c="black", linewidths=0, rasterized=True)
+                axes.scatter(*points[~off].T, s=1.8, c=DATA if row == 0 else FLOW, linewidths=0, rasterized=True)
+                axes.scatter(*points[off].T, s=1.8, c="black", linewidths=0, rasterized=True)
                 if row:
                     axes.set_xlabel(f"{100 * float(off.float().mean()):.0f} % off", fontsize=9)
             panels[row, 0].set_ylabel(name)
@@ -85,10 +87,9 @@ def boards_figure(
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved so far that labels `gap` apart do not overlap, in the same order."""
+    """The heights moved as little as goes (least squares) so that labels `gap` apart do not overlap, in their order."""
     order = np.argsort(heights)
-    placed = [0.0] * len(heights)
-    last = -np.inf
-    for place in order:
-        last = placed[place] = max(heights[place], last + gap)
-    return placed
+    steps = gap * np.arange(len(heights))
+    placed = np.empty(len(heights))
+    placed[order] = isotonic_regression(np.asarray(heights, float)[order] - steps).x + steps
+    return placed.tolist()

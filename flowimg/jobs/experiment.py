@@ -21,7 +21,7 @@ from flowimg.jobs.machine import alone
 from flowimg.jobs.train import train
 
 BATCH = 512
-POINTS = 4000
+POINTS = 5000
 """Points on each board of the picture."""
 
 
