@@ -38,8 +38,8 @@ SHOWN, SEEDS = 12, 8
 """Classes and seeds in a table at most."""
 FLOOR_DRAWS, FLOOR_DATA = 4096, 262_144
 """Points: x_t that the floor of the loss is a mean over, and data that may have made them."""
-FLOOR_PICTURES, FLOOR_MOST = 256, 60_000
-"""The same for pictures."""
+FLOOR_PICTURES, FLOOR_MOST, FLOOR_NUMBERS = 256, 60_000, 2**28
+"""The same for pictures; and the numbers that those may have in all, for memory's sake."""
 FLOOR_OF = {"points": "what no field can learn", "images": "what no field can learn, even by heart"}
 
 
@@ -87,8 +87,8 @@ def draw_figures(run: Trained, how: Solving, seed: int, batches: Batches | None)
     return drawn
 
 
-def draw_curves(folder: RunFolder, config: Config, batches: Batches) -> None:
-    """Draw what needs no field, while a run goes on."""
+def draw_curves(folder: RunFolder, config: Config, batches: Batches | None) -> None:
+    """Draw what needs no field, and note it beside the figures that are there."""
     drawn = []
     for figure, job in curve_figures(folder, find_floor(folder, config, batches)):
         job(folder.figures / figure.file)
@@ -194,9 +194,9 @@ def estimate_floor(config: Config, batches: Batches) -> Floor:
             part = Draw(*(None if value is None else value[some] for value in draw))  # type: ignore[arg-type]
             floors[some] = loss_floor(objective.path, part, data, labels, fresh=True)
     else:
-        order = replace(batches, batch_size=FLOOR_PICTURES)
-        draw = replace(objective, batch_size=FLOOR_PICTURES).draw(order, 0, range(FLOOR_PICTURES))
-        floors = loss_floor(objective.path, draw, *_population(batches)).cpu()
+        few = _some(batches)
+        draw = replace(objective, batch_size=FLOOR_PICTURES).draw(few, 0, range(FLOOR_PICTURES))
+        floors = loss_floor(objective.path, draw, *_population(few)).cpu()
     tenth = (draw.t.cpu() * BINS).long().clamp(max=BINS - 1)
     by_t = [float(floors[tenth == place].nanmean()) for place in range(BINS)]
     known = [((tenth == place).double().mean(), floor) for place, floor in enumerate(by_t) if floor == floor]
@@ -215,11 +215,19 @@ def _spread(objective: Objective, batches: PointBatches) -> Draw:
     return Draw(x_0, x_1, t, cond)
 
 
+def _some(batches: ImageBatches) -> ImageBatches:
+    """The pictures that the floor is of: all of them, or as many of the first as memory and time allow."""
+    pixels = batches.images.pixels
+    count = min(len(pixels), FLOOR_MOST, max(1, FLOOR_NUMBERS // pixels[0].numel()))
+    images = batches.images.take(torch.arange(count, device=pixels.device))
+    if pixels.device.type == "mps":  # it has no float64
+        images = images.to(torch.device("cpu"))
+    return replace(batches, images=images, batch_size=FLOOR_PICTURES)
+
+
 def _population(batches: ImageBatches) -> tuple[Tensor, Tensor | None]:
     """All pictures that a step may see, mirrored ones included."""
     pixels, labels, _ = batches.images
-    pixels = pixels[:FLOOR_MOST]
-    labels = None if labels is None else labels[:FLOOR_MOST]
     if batches.flip:
         pixels = torch.cat([pixels, pixels.flip(-1)])
         labels = None if labels is None else torch.cat([labels, labels])
@@ -276,25 +284,23 @@ def _image_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figu
     made = f"step {run.step:,}, {describe(how)}"
     classes = run.facts.classes
 
+    def named(seeds: object, label: int | None) -> str:
+        return f"seed {seeds}" if label is None else f"{classes[label]}, seed {seeds}"
+
     def strips(path: Path) -> None:
         times = [place / 10 for place in range(11)]
         states = follow(run, how, range(seed, seed + SEEDS), times)
-        rows = [
-            f"seed {seed + row}" + (f", {classes[(seed + row) % len(classes)]}" if classes else "")
-            for row in range(SEEDS)
-        ]
-        names = ["noise", *(f"{t:.1f}" for t in times[1:-1]), "picture"]
-        picture_table(to_uint8(states).transpose(0, 1), rows, names, path, f"From noise to picture over t ({made})")
+        rows = [named(seed + row, (seed + row) % len(classes) if classes else None) for row in range(SEEDS)]
+        names = [f"{t:.1f}" for t in times]
+        title = f"From noise (t = 0) to picture (t = 1) ({made})"
+        picture_table(to_uint8(states).transpose(0, 1), rows, names, path, title)
 
     def ways(path: Path) -> None:
         ends = noise(range(seed, seed + 5), run.facts.shape)
         x_0 = torch.cat([between(a, b, 9) for a, b in pairwise(ends)])
         labels = torch.arange(4).repeat_interleave(9) % len(classes) if classes else None
         x_1 = carry(run, how, x_0, [0.0, 1.0], labels)[-1]
-        rows = [
-            f"seed {seed + row} to {seed + row + 1}" + (f", {classes[row % len(classes)]}" if classes else "")
-            for row in range(4)
-        ]
+        rows = [named(f"{seed + row} to {seed + row + 1}", row % len(classes) if classes else None) for row in range(4)]
         columns = [f"{place}/8" for place in range(9)]
         picture_table(to_uint8(x_1).unflatten(0, (4, 9)), rows, columns, path, f"Between noises ({made})")
 
@@ -302,9 +308,9 @@ def _image_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figu
         shown = list(range(min(len(classes), SHOWN)))
         x_0 = noise(range(seed, seed + SEEDS), run.facts.shape).repeat(len(shown), 1, 1, 1)
         x_1 = carry(run, how, x_0, [0.0, 1.0], torch.tensor(shown).repeat_interleave(SEEDS))[-1]
-        columns = [f"seed {seed + column}" for column in range(SEEDS)]
+        columns = [str(seed + column) for column in range(SEEDS)]
         rows = [classes[c] for c in shown]
-        title = f"Each class from the same {SEEDS} noises ({made})"
+        title = f"Each class from the same noises, a column a seed ({made})"
         picture_table(to_uint8(x_1).unflatten(0, (len(shown), SEEDS)), rows, columns, path, title)
 
     yield Figure("strips.png", "From noise to picture", "A row a seed; the flow time t runs to the right."), strips

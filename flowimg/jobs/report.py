@@ -8,7 +8,7 @@ from typing import Any
 from flowimg.config import Config, Report, SettingsError, dump, flatten, load
 from flowimg.figures.curves import compare_figure
 from flowimg.figures.report import Scores, Shot, Told, compare_page, report_page, shot
-from flowimg.jobs.figures import curve_figures, find_floor, kept_figures
+from flowimg.jobs.figures import draw_curves, kept_figures
 from flowimg.jobs.folder import RunFolder, find_run, write_text
 from flowimg.jobs.machine import alone
 
@@ -25,9 +25,7 @@ def report(settings: Report) -> dict[str, Any]:
     if settings.out and Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     for folder in folders:
-        config = load(str(folder.config))
-        for figure, draw in curve_figures(folder, find_floor(folder, config, None)):
-            draw(folder.figures / figure.file)
+        draw_curves(folder, load(str(folder.config)), None)
     told = [tell(folder) for folder in folders]
     if len(folders) == 1:
         path = Path(settings.out) if settings.out else folders[0].report

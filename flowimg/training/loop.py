@@ -207,8 +207,8 @@ def rehearse(state: Training) -> float:
     state.wrapped.train()
     taken: list[float] = []
     alone = state.accelerator.num_processes == 1  # together, all must go through as many
-    # the first pass is slow; on a small network one more tells little
-    while len(taken) < 2 or (alone and sum(taken) < REHEARSAL and len(taken) < 20):
+    # the first passes are slow, in bf16 on a CPU the second too; on a small network one more tells little
+    while len(taken) < 3 or (alone and sum(taken) < REHEARSAL and len(taken) < 20):
         began = time.perf_counter()
         for places in state.micro_batches():
             draw = state.objective.draw(state.data, state.step, places)
