@@ -49,11 +49,20 @@ def moving():
     return torch.stack([start * (1 + t) for t in times]), times
 
 
-def test_the_animation_has_a_frame_a_time_and_particles_that_move(moving, tmp_path):
+@pytest.mark.parametrize("chosen", [0, 40], ids=["particles", "trails"])
+def test_the_animation_has_a_frame_a_time_and_all_that_moves_moves(chosen, moving, tmp_path):
     states, times = moving
     done = []
     flow_animation(
-        states, times, lambda x, t: x, states[-1], 2.0, tmp_path / "flow.webp", "outwards", 5, lambda: done.append(1)
+        states,
+        times,
+        lambda x, t: x,
+        states[-1],
+        2.0,
+        tmp_path / "flow.webp",
+        "outwards",
+        chosen,
+        lambda: done.append(1),
     )
     with Image.open(tmp_path / "flow.webp") as film:
         assert film.n_frames == len(times) == len(done)

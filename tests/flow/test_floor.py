@@ -99,6 +99,22 @@ def test_how_the_work_is_cut_does_not_matter(monkeypatch):
     assert torch.allclose(loss_floor(Linear(), draw, data), whole)
 
 
+def test_a_few_fresh_data_are_right_in_the_mean():
+    generator = torch.Generator().manual_seed(0)
+    t, found = torch.tensor([0.02]), []
+    for _ in range(1500):  # at the start x_t says next to nothing: Var[x_1 | x_t] is that of the data, 1
+        x_0, x_1, data = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (1, 1, 25))
+        found.append(loss_floor(Linear(), Draw(x_0, x_1, t, None), data, fresh=True) * (1 - t) ** 2)
+    # a plain weighted variance would be 4 % too small
+    assert float(torch.cat(found).mean()) == pytest.approx(1, rel=0.015)
+
+
 def test_too_few_data_near_x_t_are_no_answer():
     draw = Draw(spread(3, 2), spread(4, 2)[:3], torch.tensor([0.1, 0.5, 0.999]), None)
     assert loss_floor(Linear(), draw, spread(200, 2), fresh=True).isnan().tolist() == [False, False, True]
+    # three at one place and the others out of reach: too few to tell a spread
+    x_1 = torch.zeros(1, 2)
+    draw = Draw(torch.zeros(1, 2), x_1, torch.tensor([0.9]), None)
+    three = torch.cat([1e-3 * spread(3, 2), 50 + spread(9, 2)])
+    assert loss_floor(Linear(), draw, three, fresh=True).isnan().all()
+    assert not loss_floor(Linear(), draw, torch.cat([three, 1e-3 * spread(20, 2)]), fresh=True).isnan().any()
