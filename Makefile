@@ -1,5 +1,6 @@
 # make train    .venv, install, train CONFIG (default: digits) and name the grid of pictures
 # make smoke    train the checkerboard and hold the result to its limits
+# make article  after make smoke: the flow in motion, densities, the loss and its floor, and the finer board that fails
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
 PYTHON ?= python3
@@ -7,7 +8,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
 
-.PHONY: train smoke test lint slow clean
+.PHONY: train smoke article test lint slow clean
 
 train: .venv/installed
 	$(BIN)/flowimg train $(CONFIG)
@@ -16,6 +17,10 @@ smoke: .venv/installed
 	rm -rf $(SMOKE)
 	$(BIN)/flowimg train configs/checkerboard.yaml --run $(SMOKE)
 	$(BIN)/flowimg evaluate $(SMOKE) --max-off 0.07 --max-sw2 0.06 --max-mass-ratio 1.2
+
+article: .venv/installed
+	$(BIN)/flowimg figures $(SMOKE)
+	$(BIN)/flowimg experiment frequency --run runs/article --cells 4 8 --plain-only true
 
 test: lint
 	$(BIN)/pytest -m "not slow and not gpu" -n 2

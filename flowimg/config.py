@@ -465,6 +465,8 @@ class Experiment(Settings):
     """Cells a side of each board."""
     steps: Positive = 8000
     """Steps of the plain network; the others get as many as their compute allows."""
+    plain_only: bool = False
+    """Train the plain network alone: that fine boards fail, and not what repairs it."""
     seed: Seed = 0
     """Seed of every run."""
 

@@ -53,10 +53,10 @@ def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) ->
         axes.set_ylim(0, 58)
         axes.grid(axis="y")
         lost, kept = 100 * plain.off[-1], 100 * best.off[-1]
+        repaired = "" if best is plain else f", {kept:.0f} % once repaired"
         figure.suptitle(
-            f"The finer the board, the more lands off it: {lost:.0f} % of the finest, {kept:.0f} % once repaired",
-            x=0.02, ha="left",
-        )  # fmt: skip
+            f"The finer the board, the more lands off it: {lost:.0f} % of the finest{repaired}", x=0.02, ha="left"
+        )
 
 
 def boards_figure(

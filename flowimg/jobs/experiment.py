@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +54,11 @@ def experiment(settings: Experiment) -> dict[str, Any]:
     """Train every recipe on every board, measure, and draw what came of it; what is trained already is not again."""
     alone("experiment")
     folder = Path(settings.run)
-    runs = [(recipe, cells) for recipe in RECIPES for cells in settings.cells]
-    print(f"{len(RECIPES)} recipes on {len(settings.cells)} boards: {len(runs)} runs into {folder}")
+    recipes = RECIPES[:1] if settings.plain_only else RECIPES
+    runs = [(recipe, cells) for recipe in recipes for cells in settings.cells]
+    print(
+        f"{len(recipes)} recipe{'s' if len(recipes) > 1 else ''} on {len(settings.cells)} boards: {len(runs)} runs into {folder}"
+    )
     rows = []
     for number, (recipe, cells) in enumerate(runs, 1):
         config = plan(settings, recipe, cells)
@@ -64,8 +67,8 @@ def experiment(settings: Experiment) -> dict[str, Any]:
         what = f"run {number:>2} of {len(runs)}  {recipe.name:<25} {cells:>2} x {cells:<2}"
         print(f"{what}  {100 * row['off']:5.1f} % off  {row['flops']:.1e} FLOP  {row['seconds']:.0f} s", flush=True)
     write_text(folder / "frequency.json", json.dumps(rows, indent=1) + "\n")
-    write_text(folder / "frequency.md", _table(rows, settings))
-    _draw(settings, rows, folder)
+    write_text(folder / "frequency.md", _table(rows, recipes, settings))
+    _draw(settings, rows, recipes, folder)
     for name in ("frequency.md", "frequency.png", "boards.png"):
         print(folder / name)
     return {"run": settings.run, "runs": rows}
@@ -129,13 +132,13 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _table(rows: list[dict[str, Any]], settings: Experiment) -> str:
+def _table(rows: list[dict[str, Any]], recipes: Sequence[Recipe], settings: Experiment) -> str:
     """Share off the board as a table in Markdown."""
     lines = [
         "| recipe | steps | FLOP a run | seconds a run | " + " | ".join(f"{n} x {n}" for n in settings.cells) + " |",
         "|" + "---|" * (4 + len(settings.cells)),
     ]
-    for recipe in RECIPES:
+    for recipe in recipes:
         mine = [row for row in rows if row["recipe"] == recipe.name]
         seconds = sorted(row["seconds"] for row in mine)
         shares = " | ".join(f"{100 * row['off']:.1f} %" for row in mine)
@@ -144,21 +147,20 @@ def _table(rows: list[dict[str, Any]], settings: Experiment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _draw(settings: Experiment, rows: list[dict[str, Any]], folder: Path) -> None:
+def _draw(settings: Experiment, rows: list[dict[str, Any]], recipes: Sequence[Recipe], folder: Path) -> None:
     lines = [
         Line(recipe.name, recipe.compute, [row["off"] for row in rows if row["recipe"] == recipe.name])
-        for recipe in RECIPES
+        for recipe in recipes
     ]
     frequency_figure(lines, settings.cells, folder / "frequency.png")
-    boards: dict[str, list[Any]] = {"data": [], RECIPES[0].name: [], RECIPES[-1].name: []}
-    extent = 1.0
+    shown = {recipe.name: recipe for recipe in (recipes[0], recipes[-1])}
+    boards: dict[str, list[Any]] = {"data": [], **{name: [] for name in shown}}
     for cells in settings.cells:
         toy = build_toy(Config(data=PointData(cells=cells)))
-        extent = toy.extent
         truth = toy.sample(torch.rand(POINTS, 3, generator=generator("figure")))
         boards["data"].append((truth, toy.part(truth) < 0))
-        for recipe in (RECIPES[0], RECIPES[-1]):
+        for name, recipe in shown.items():
             run = open_run(str(plan(settings, recipe, cells).run), "ema", None, torch.device("cpu"))
             drawn = follow(run, Evaluate(run=""), range(POINTS), [0.0, 1.0])[-1]
-            boards[recipe.name].append((drawn, toy.part(drawn) < 0))
-    boards_figure(boards, settings.cells, extent, folder / "boards.png")
+            boards[name].append((drawn, toy.part(drawn) < 0))
+    boards_figure(boards, settings.cells, toy.extent, folder / "boards.png")

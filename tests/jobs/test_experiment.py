@@ -79,3 +79,11 @@ def test_the_runs_are_runs_like_others(few, tmp_path):
     (plain,) = run.glob("plain_2_seed0")
     assert load(str(plain / "config.yaml")).data.cells == 2
     main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
+
+
+def test_the_plain_network_alone(tmp_path):
+    run = tmp_path / "f"
+    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
+    rows = json.loads((run / "frequency.json").read_text())
+    assert [(row["recipe"], row["cells"]) for row in rows] == [("plain", 2), ("plain", 4)]
+    assert Image.open(run / "boards.png").height < 900  # data, plain
