@@ -56,9 +56,7 @@ def experiment(settings: Experiment) -> dict[str, Any]:
     folder = Path(settings.run)
     recipes = RECIPES[:1] if settings.plain_only else RECIPES
     runs = [(recipe, cells) for recipe in recipes for cells in settings.cells]
-    print(
-        f"{len(recipes)} recipe{'s' if len(recipes) > 1 else ''} on {len(settings.cells)} boards: {len(runs)} runs into {folder}"
-    )
+    print(f"{len(recipes)} recipes on {len(settings.cells)} boards: {len(runs)} runs into {folder}")
     rows = []
     for number, (recipe, cells) in enumerate(runs, 1):
         config = plan(settings, recipe, cells)

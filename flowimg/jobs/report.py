@@ -26,7 +26,7 @@ def report(settings: Report) -> dict[str, Any]:
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     for folder in folders:
         draw_curves(folder, load(str(folder.config)), None)
-    told = [tell(folder) for folder in folders]
+    told = [tell(folder, moving=len(folders) == 1) for folder in folders]  # many animations are too heavy to send
     if len(folders) == 1:
         path = Path(settings.out) if settings.out else folders[0].report
         page = report_page(told[0], None)
@@ -44,15 +44,15 @@ def write_report(folder: RunFolder, running: bool) -> None:
     write_text(folder.report, report_page(tell(folder, running), REFRESH if running else None))
 
 
-def tell(folder: RunFolder, running: bool = False) -> Told:
-    """Everything a page says about a run, from its folder alone."""
+def tell(folder: RunFolder, running: bool = False, moving: bool = True) -> Told:
+    """Everything a page says about a run, from its folder alone; its animations as well, or stills alone."""
     config = load(str(folder.config))
     machine = _json(folder.environment)
     records = folder.records()
     step = max((record["step"] for record in records), default=0)
     done = step >= config.train.steps
     state = f"{'trained' if done else 'training' if running else 'stopped'}: step {step:,} of {config.train.steps:,}"
-    pictures, curves = _shots(folder, config)
+    pictures, curves = _shots(folder, config, moving)
     environment = [(name, str(value)) for name, value in machine.items() if value is not None]
     return Told(
         name=folder.path.name or str(folder.path),
@@ -83,7 +83,7 @@ def _story(config: Config, machine: dict[str, Any]) -> str:
     )
 
 
-def _shots(folder: RunFolder, config: Config) -> tuple[list[Shot], list[Shot]]:
+def _shots(folder: RunFolder, config: Config, moving: bool) -> tuple[list[Shot], list[Shot]]:
     """The newest grid and the figures that are there; the curves apart."""
     points = config.data.kind == "points"
     pictures: list[Shot] = []
@@ -94,6 +94,7 @@ def _shots(folder: RunFolder, config: Config) -> tuple[list[Shot], list[Shot]]:
         pictures.append(shot(grid, "Samples", how, "drawing" if points else "pictures"))
     for figure in kept_figures(folder):
         path = folder.figures / figure.file
+        path = path if moving else path.with_suffix(".png")  # the last frame, where one is kept
         if path.exists():
             drawn = points or figure.curve
             (curves if figure.curve else pictures).append(
