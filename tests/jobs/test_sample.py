@@ -111,7 +111,7 @@ def test_evaluate_scores_points_and_gates_them(runs, capsys):
 
 def test_evaluate_scores_labelled_images(runs, capsys):
     main(["evaluate", str(runs / "digits"), "--count", "40", "--num-steps", "1"])
-    scores = json.loads((runs / "digits" / "evaluation.json").read_text())
+    scores = json.loads((runs / "digits" / "evaluations.jsonl").read_text().splitlines()[-1])
     assert 0 <= scores["agreement"] < 0.9 and scores["nearest"] > 0
 
 
