@@ -27,6 +27,7 @@ from flowimg.config import (
     Report,
     Sample,
     SettingsError,
+    Start,
     dump,
     flatten,
     load,
@@ -34,6 +35,7 @@ from flowimg.config import (
     parse_yaml,
     validate,
 )
+from flowimg.jobs.signals import Stopped
 
 Result = dict[str, Any] | None
 """What a verb tells a script: plain values, or nothing on a process that is not the first."""
@@ -41,10 +43,11 @@ Result = dict[str, Any] | None
 
 def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
+    how, args = _start(args)
     config = _run_settings("train", args)
     from flowimg.jobs.train import train
 
-    return train(config)
+    return train(config, how)
 
 
 def sample(args: Sequence[str]) -> Result:
@@ -169,6 +172,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         goes_on = {"train": " from the last checkpoint", "sample": " where it stopped"}.get(args[0] if args else "")
         _fail(f"stopped; the same command goes on{goes_on}" if goes_on else "stopped", 130)
+    except Stopped as stopped:
+        _fail(stopped.message, stopped.exit_status)
     except BrokenPipeError:  # `flowimg config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)
@@ -232,6 +237,46 @@ def _run_settings(verb: str, args: Sequence[str]) -> Config:
     return settings if settings.run else settings.model_copy(update={"run": file.run})
 
 
+def _started(verb: str) -> str:
+    """What the help of `train` says beside the settings."""
+    told = [
+        ("--resume [STEP]", str(Start.model_fields["resume"].description)),
+        ("--allow KEY ...", str(Start.model_fields["allow"].description)),
+        ("--dry-run", str(Start.model_fields["dry_run"].description)),
+    ]
+    lines = "\n".join(f"  {option:<16} {text}" for option, text in told)
+    return f"how it is started:\n{lines}\n\n" if verb == "train" else ""
+
+
+def _start(args: Sequence[str]) -> tuple[Start, list[str]]:
+    """`--resume [STEP]`, `--allow KEY ...` and `--dry-run`, and the other words."""
+    names = {f"--{name.replace('_', '-')}": name for name in Start.model_fields}
+    given: dict[str, Any] = {}
+    rest: list[str] = []
+    name = ""
+    for arg in args:
+        option, _, value = arg.partition("=")
+        option = option.replace("_", "-")
+        if arg.startswith("--"):
+            name = names.get(option, "")
+            if name:
+                given[name] = [value] if value else []
+                continue
+        if not name or (given[name] and name != "allow"):
+            rest.append(arg)
+        else:
+            given[name].append(arg)
+    if "allow" in given and not given["allow"]:
+        raise SettingsError("--allow needs the names of settings that may differ, for example --allow optim.lr")
+    values = {
+        key: [word.removeprefix("--").replace("-", "_") for word in words]
+        if key == "allow"
+        else (parse_yaml(words[0], f"--{key}") if words else True)
+        for key, words in given.items()
+    }
+    return validate(Start, values, "command line"), rest
+
+
 def _verb_settings(verb: str, model: type[Model], args: Sequence[str], second: str | None = None) -> Model:
     """The settings of a verb that takes RUN first; `second` is the setting that words after RUN stand for."""
     if any(arg in ("-h", "--help") for arg in args):
@@ -256,6 +301,7 @@ def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
         if name.endswith(".kind") and arg.startswith("--"):
             raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
     if any(arg in ("-h", "--help") for arg in args):
+        print(_started(verb.split()[0]), end="")
         tyro.cli(
             type(defaults),
             prog=f"flowimg {verb}",

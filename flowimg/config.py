@@ -237,12 +237,23 @@ class Train(Settings):
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2)] = 3
-    """Checkpoints kept."""
+    """The newest checkpoints, so many, are kept."""
+    keep_every: Positive | None = None
+    """Those at a multiple of so many steps are kept as well."""
+    keep_best: Literal["loss", "held_out_loss", "held_out_loss_ema"] | None = None
+    """The checkpoint with the lowest of this metric is kept as well."""
+    max_skips: Positive = 10
+    """Steps in a row whose loss or gradient is not finite that end the run; fewer are skipped and counted."""
 
     @model_validator(mode="after")
     def _cut(self) -> "Train":
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+        if self.keep_best and self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"keep_best needs metrics at every checkpoint: checkpoint_every {self.checkpoint_every} is no "
+                f"multiple of log_every {self.log_every}"
+            )
         return self
 
 
@@ -319,6 +330,17 @@ class Config(Settings):
                 f"use field.kind {' or '.join(fit)}"
             )
         return self
+
+
+class Start(Settings):
+    """How a run is started; not kept, so that the same settings may be started in another way."""
+
+    resume: bool | Annotated[int, Field(ge=0)] = False
+    """Go on, or fail where there is nothing to go on from; with a number, from the checkpoint of that step."""
+    allow: tuple[str, ...] = ()
+    """Settings that may differ from those of the run that is continued, by name; "data" for the data themselves."""
+    dry_run: bool = False
+    """Two real steps, saved, continued, sampled and evaluated in a temporary folder, and what the run will cost."""
 
 
 class Drawing(Solving):

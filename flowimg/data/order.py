@@ -1,6 +1,6 @@
 """Which sample comes when: a keyed permutation of the data set for each epoch, computed per index, never stored.
 
-    epoch = p // n,   index = permute(p mod n, n, key(seed, "order", epoch)),   p = step * batch_size + place
+    epoch = p // n,   index = permute(p mod n, n, key(seed, "order", epoch)),   p = step * batch_size + offset + place
 
 The permutation is a Feistel network on the smallest even number of bits that holds n, walked until it lands below n
 (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its memory does not grow with n; a resumed run
@@ -48,7 +48,7 @@ def permute(index: NDArray[np.uint64], n: int, keyed: int) -> NDArray[np.uint64]
     return x
 
 
-def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int) -> Tensor:
+def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int, offset: int = 0) -> Tensor:
     """The samples of the data set that a step sees at these places of its batch.
 
     Batches run on across the end of an epoch; a set smaller than the batch wraps round.
@@ -59,10 +59,11 @@ def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int)
         places: Places in the global batch.
         batch_size: Size of the global batch.
         n: Samples in the data set.
+        offset: Samples seen other than step * batch_size, where the batch was another one before.
     Returns:
         Indices in [0, n), shape (len(places),), int64; every epoch visits each sample once.
     """
-    position = np.arange(places.start, places.stop, dtype=np.uint64) + np.uint64(step * batch_size)
+    position = np.arange(places.start, places.stop, dtype=np.uint64) + np.uint64(step * batch_size + offset)
     epoch, within = np.divmod(position, np.uint64(n))
     index = np.empty_like(within)
     for e in np.unique(epoch):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flowimg.config import MLP, Config, ImageData, PointData, Solving, UNet
 from flowimg.data import toys
 from flowimg.data.batches import ImageBatches, PointBatches
-from flowimg.data.store import hold_out
+from flowimg.data.store import fingerprint, hold_out
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
@@ -110,9 +110,10 @@ def _images(config: Config) -> Source:
         )
 
     def load(device: torch.device) -> ImageBatches:
-        images = decode(found, data.resize, data.background, bar=True).to(device)
-        learn, kept_apart = hold_out(images, data.held_out)
-        return ImageBatches(learn, kept_apart, data.flip, config.seed, config.train.batch_size)
+        images = decode(found, data.resize, data.background, bar=True)
+        name = fingerprint(images)
+        learn, kept_apart, rows = hold_out(images.to(device), data.held_out)
+        return ImageBatches(learn, kept_apart, data.flip, config.seed, config.train.batch_size, rows, 0, name)
 
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
     return Source(DataFacts(found.shape, found.classes), size, story, load)

@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; half a line, from a run that was killed, is passed over."""
-    kept = []
+    kept: list[dict[str, Any]] = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
@@ -66,6 +66,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a line, every `train.log_every` steps."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """How the run is: running, done, preempted or failed, and why."""
+        return self.path / "status.json"
 
     @property
     def evaluations(self) -> Path:
@@ -111,18 +116,37 @@ class RunFolder:
         return [(int(path.stem[5:]), path) for path in sorted(self.samples.glob("step_*[0-9].png"))]
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics that are whole, in order."""
-        return _lines(self.metrics)
+        """The lines of metrics that are whole, in order; no events."""
+        return [line for line in _lines(self.metrics) if "event" not in line]
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the run, in order: each start of it."""
+        return [line for line in _lines(self.metrics) if "event" in line]
 
     def evaluated(self) -> list[dict[str, Any]]:
         """All evaluations, in order."""
         return _lines(self.evaluations)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop metrics past a step, which a continued run will write again."""
+        """Drop metrics past a step, which a continued run will write again; what happened stays."""
         if self.metrics.exists():
-            kept = [json.dumps(record, allow_nan=False) + "\n" for record in self.records() if record["step"] <= step]
-            write_text(self.metrics, "".join(kept))
+            lines = [line for line in _lines(self.metrics) if "event" in line or line["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def check_links(folder: RunFolder) -> None:
+    """Refuse a run folder with links that lead out of it: what is written through them would be written elsewhere.
+
+    Raises:
+        SettingsError: With the first of them.
+    """
+    inside = folder.path.resolve()
+    for path in [*folder.path.glob("*"), *folder.path.glob("*/*")]:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise SettingsError(
+                f"{path} is a link out of the run's folder, and nothing is written through it: to keep a run on "
+                f"another disk, make {folder.path} itself the link"
+            )
 
 
 @dataclass(frozen=True)

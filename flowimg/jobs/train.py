@@ -2,9 +2,11 @@
 
 import json
 import os
-import re
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from flowimg.config import Config, SettingsError, UNet, dump, flatten, load
+from flowimg import __version__
+from flowimg.config import Config, SettingsError, Start, UNet, dump
+from flowimg.data.batches import ImageBatches
 from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.figures import Batches, draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.report import write_report
+from flowimg.jobs.resume import Change, check_data, check_folder, find_checkpoint, table
+from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
+from flowimg.jobs.status import Status, hold
 from flowimg.jobs.track import check_tracker, start_tracker
-from flowimg.jobs.watch import callbacks, keep_model, span
-from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, read_checkpoint, step_folder
-from flowimg.training.loop import Recipe, Training, rehearse, restore, start
+from flowimg.jobs.watch import append, callbacks, keep_model, span
+from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
+from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
 from flowimg.training.loop import train as run_loop
 
-FREE = ("run", "grid.", "figures", "track", "train.steps", "train.stop_at", "train.accumulation", "train.keep")
-FREE_ENDINGS = ("_every",)
-"""Settings that may change when a run is continued; the others would make it another run."""
 STRATEGIES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -36,17 +40,69 @@ STRATEGIES = {
 """What a launcher may ask for, by its variable, that this loop does not do."""
 
 
-def train(config: Config) -> dict[str, Any] | None:
-    """Train, or continue, the run that these settings describe; on the main process, tell what came of it."""
+def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
+    """Train, or continue, the run that these settings describe; on the main process, tell what came of it.
+
+    However it ends, RUN/status.json says so.
+
+    Raises:
+        Stopped: If a signal ended it; it was saved as far as there was anything to save.
+    """
     assert config.run is not None
+    how = how or Start()
     folder = RunFolder(Path(config.run))
-    _check_folder(folder, config)
+    changes = check_folder(folder, config, how)
+    wishes = Wishes()
+    status = Status(folder, config.train.steps, wishes)
+    first = status.process == 0
+    with _held(folder, first), wishes.listen(), status.alive():
+        wishes.leave = status.leave
+        try:
+            result = _train(config, how, folder, changes, wishes, status)
+        except BaseException as error:
+            raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
+        early = status.step < config.train.steps
+        status.end("done", f"ended at step {status.step} as train.stop_at asks" if early else None, 0)
+        return result
+
+
+def _held(folder: RunFolder, first: bool) -> Any:
+    """The run's folder, for one run at a time; the first process holds it for all."""
+    if first:
+        return hold(folder)
+    while not folder.path.exists():  # on another machine it may be seen a little later
+        time.sleep(0.1)
+    return nullcontext()
+
+
+def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseException:
+    """Tell in status.json how a run ended; the error to end with, which is another one if another process died."""
+    dead = status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0)
+    if dead:
+        error = MachineError(f"{dead}; the same command goes on from the last checkpoint")
+    if isinstance(error, KeyboardInterrupt):
+        error = Stopped(2, "stopped by Ctrl-C")
+    if isinstance(error, Stopped) and error.exit_status != 4:
+        status.end("preempted", error.message, error.exit_status)
+        return error
+    why = str(error).splitlines() or [type(error).__name__]
+    status.end("failed", why[0], getattr(error, "exit_status", 70))
+    return error
+
+
+def _train(
+    config: Config, how: Start, folder: RunFolder, changes: list[Change], wishes: Wishes, status: Status
+) -> dict[str, Any] | None:
     accelerator = _accelerator(config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
+    passed: list[str] = []
 
+    status.at("preparing data")
     with accelerator.local_main_process_first():  # one process fills datasets' cache, the others read it
         source = build_source(config)
-    checkpoint = _newest(folder, say)
+    checkpoint = find_checkpoint(folder, how, passed.append, accelerator.is_main_process)
+    for line in passed:
+        say(line)
     facts = source.facts
     if checkpoint:
         facts = facts._replace(architecture=checkpoint.state.get("architecture"))
@@ -54,64 +110,152 @@ def train(config: Config) -> dict[str, Any] | None:
         field = build_field(config, facts)
     check_guidance(config.grid.guidance, facts, config)
     batches = source.load(accelerator.device)
-    state = start(accelerator, field, build_objective(config), batches, _recipe(config))
+    offset = 0
     if checkpoint:
-        restore(state, checkpoint.state["step"], dict(checkpoint.tensors))
+        check_data(checkpoint.state, batches.fingerprint, how.allow, folder.path)
+        changes += _other_machine(checkpoint, accelerator)
+        seen = checkpoint.state["samples"]
+        offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
+    if isinstance(batches, ImageBatches):
+        batches = replace(batches, offset=offset)
+    state = start(accelerator, field, build_objective(config), batches, _recipe(config))
+    state.offset = offset
+    if checkpoint:
+        _restore(state, checkpoint, folder)
     _agree(state, folder)
-    began = state.step
+    began = status.step = state.step
+    status.saved = began if checkpoint else None
     resumed = began if checkpoint else None
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
+    if changes:
+        say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
     if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        _again(folder, say)
         write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
         machine |= {"data": source.story, "parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
+        append(folder, json.dumps(_event(config, state, machine, changes, passed)) + "\n")
     for line in _launcher_differs(config):
         say(f"warning   {line}")
+    status.at("first passes")
     seconds = rehearse(state) if began < until else 0.0
     _banner(say, config, source, state, until, seconds)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
         if accelerator.is_main_process:  # the last start may have ended between the checkpoint and this
-            keep_model(config, folder, facts, state)
+            keep_model(config, folder, facts, state.ema, state.step)
     else:
         start_tracker(accelerator, config, began)
-        run_loop(state, until, callbacks(config, folder, facts, batches, accelerator, resumed, until))
-    if config.figures and accelerator.is_main_process and state.step > began:
-        _show(folder, config, facts, batches, state)
-    _farewell(say, folder, config, state)
+        each = callbacks(config, folder, facts, batches, accelerator, resumed, until, wishes, status)
+        status.at("training")
+        with wishes.at_the_end_of_a_step():
+            try:
+                run_loop(state, until, each, wishes.wanted)
+            except NotFiniteError as error:
+                raise _not_finite(error, state, batches, folder) from None
+    status.step = state.step
     for tracker in accelerator.trackers:
         tracker.finish()
+    if state.seen.stop and state.step < until:
+        _leave(state, config, folder, wishes, status)
+    status.at("drawing figures")
+    if config.figures and accelerator.is_main_process and (state.step > began or not folder.report.exists()):
+        _show(folder, config, facts, batches, state)
+    _farewell(say, folder, config, state)
     leave_together()
     return _result(folder, config, state) if accelerator.is_main_process else None
+
+
+def _leave(state: Training, config: Config, folder: RunFolder, wishes: Wishes, status: Status) -> None:
+    """End before the end, as all processes agreed: saved.
+
+    Raises:
+        Stopped: Always; or MachineError, where it was given up.
+    """
+    if dead := status.dead(patience=1.0):  # the launcher ends the others of its own accord
+        raise MachineError(dead)
+    leave_together()
+    by = f"stopped by {wishes.by}" if wishes.wish else "stopped, as another process was asked to"
+    if state.seen.stop == GIVEN_UP:
+        raise MachineError(f"{by}; the last one, of step {state.step}, was: make room, and the same command goes on")
+    raise Stopped(state.seen.stop, f"{by} after step {state.step}, which is saved; the same command goes on from there")
+
+
+def _not_finite(
+    error: NotFiniteError, state: Training, batches: Batches, folder: RunFolder
+) -> NotFiniteError | CheckpointError:
+    """What stopped the run, with all that helps to find out why; the whole of it in RUN/not_finite.json."""
+    rows = batches.rows(error.step, range(state.objective.batch_size))
+    rate = state.optimizer.param_groups[0]["lr"]
+    whole, _ = newest_whole(folder.checkpoints)
+    if state.accelerator.is_main_process:
+        story = {"step": error.step, "learning_rate": rate, "samples": rows, "skipped": state.seen.skipped}
+        write_text(folder.path / "not_finite.json", json.dumps(story) + "\n")
+    saw = "points drawn afresh"
+    if rows is not None:
+        more = f", ... {len(rows)} in all in {folder.path / 'not_finite.json'}" if len(rows) > 8 else ""
+        saw = f"rows {', '.join(map(str, rows[:8]))}{more} of the data"
+    return CheckpointError(
+        f"{error} (learning rate {rate:.3g}, {saw}); the last good checkpoint is {whole}: look at these samples, or go "
+        "on with a lower learning rate (--optim.lr ... --allow optim.lr) or in fp32"
+    )
+
+
+def _again(folder: RunFolder, say: Callable[[str], None]) -> None:
+    """A run that ended for want of finite numbers is not taken up in silence."""
+    try:
+        before = json.loads((folder.path / "not_finite.json").read_text())
+        say(
+            f"warning   an earlier start ended at step {before['step']}, not finite at a learning rate of "
+            f"{before['learning_rate']:.3g}: with the same settings this one will come to the same"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
 
 
-def _check_folder(folder: RunFolder, config: Config) -> None:
-    """Refuse a folder that holds another run, or something that is no run at all."""
-    standing = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
-    if not os.access(standing, os.W_OK):
-        raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
-    if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
-        return
-    if not folder.config.exists():
-        raise SettingsError(f"--run {folder.path} exists and holds no run of flowimg: name a new folder")
-    before, now = flatten(load(str(folder.config))), flatten(config)
-    changed = [
-        f"{key}: {before.get(key, 'not there')} before, {now.get(key, 'not there')} now"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(FREE_ENDINGS)
-    ]
-    if changed:
-        raise SettingsError(
-            f"{folder.path} holds another run: {'; '.join(changed)}. Name another folder with --run, "
-            "or give the settings it was started with to continue it"
-        )
+def _other_machine(checkpoint: Checkpoint, accelerator: Accelerator) -> list[Change]:
+    """Whether as many processes go on as there were."""
+    before, now = checkpoint.state["processes"], accelerator.num_processes
+    return [] if before in (None, now) else [Change("processes", before, now, "same samples, rounded otherwise")]
+
+
+def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
+    """Set the run to its checkpoint.
+
+    Raises:
+        CheckpointError: If its tensors are not those of this network.
+    """
+    try:
+        restore(state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["skipped"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint in {folder.path} does not fit the network of these settings: {said}"
+        ) from None
+
+
+def _event(
+    config: Config, state: Training, machine: dict[str, Any], changes: list[Change], passed: list[str]
+) -> dict[str, Any]:
+    """A line of metrics.jsonl about this start."""
+    return {
+        "event": "start",
+        "step": state.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "flowimg": __version__,
+        "torch": machine["torch"],
+        "device": machine["device"],
+        "processes": machine["processes"],
+        "threads": machine["threads"],
+        "changed": {change.key: [change.then, change.now] for change in changes},
+        "passed_over": passed,
+    }
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -185,24 +329,8 @@ def _recipe(config: Config) -> Recipe:
         schedule=config.optim.schedule,
         clip=config.optim.clip,
         ema=config.optim.ema,
+        max_skips=config.train.max_skips,
     )
-
-
-def _newest(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint to continue from; None for a new run.
-
-    Raises:
-        CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
-    """
-    path, passed = newest_whole(folder.checkpoints)
-    for line in passed:
-        say(line)
-    if path is None and (passed or _last_step(folder) > 0):
-        raise CheckpointError(
-            f"{folder.path} was trained to step {_last_step(folder)} but has no whole checkpoint to go on from: "
-            "name another folder with --run, or delete this one to start over"
-        )
-    return None if path is None else read_checkpoint(path)
 
 
 def _agree(state: Training, folder: RunFolder) -> None:
@@ -214,12 +342,6 @@ def _agree(state: Training, folder: RunFolder) -> None:
     found = state.accelerator.gather(torch.tensor([state.step], device=state.accelerator.device))
     if len(found.unique()) > 1:
         raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")
-
-
-def _last_step(folder: RunFolder) -> int:
-    """The last step that a run wrote metrics of; 0 if there is none."""
-    text = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""
-    return max((int(step) for step in re.findall(r'"step": (\d+)', text)), default=0)
 
 
 def _banner(

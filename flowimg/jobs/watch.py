@@ -1,9 +1,12 @@
 """What happens every N steps of a run: metrics, pictures, checkpoints, progress. The loop only calls back."""
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,15 +25,20 @@ from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.machine import MachineError
 from flowimg.jobs.report import write_report
+from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
+from flowimg.jobs.status import Status
 from flowimg.jobs.track import track_numbers, track_picture
-from flowimg.training.checkpoint import Checkpoint, write_checkpoint
+from flowimg.training.checkpoint import Checkpoint, CheckpointError, Keep, write_checkpoint
 from flowimg.training.loop import Callback, Training, Window, state_tensors
 
 REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
+MISSES = 3
+"""Checkpoints in a row that could not be saved, which end the run."""
 
 
 def callbacks(
@@ -41,19 +49,31 @@ def callbacks(
     accelerator: Accelerator,
     began: int | None,
     until: int,
+    wishes: Wishes,
+    status: Status,
 ) -> list[Callback]:
     """Everything a run does between its steps, from the step it goes on from (None: new) to its last."""
+    last: dict[str, Any] = {}  # the newest line of metrics
+
+    def tell(state: Training) -> None:
+        status.step = state.step
+
     return [
-        _metrics(config, folder, batches, began, until, _progress(accelerator, began, until)),
-        _grids(config, folder, facts, began, until),
-        _checkpoints(config, folder, facts, began, until),
+        tell,
+        _metrics(config, folder, batches, began, until, last, _progress(accelerator, began, until)),
+        _grids(config, folder, facts, began, until, wishes, status),
+        _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status),
         *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
     ]
 
 
 def _due(state: Training, every: int, began: int | None, until: int) -> bool:
-    """Every N steps, at step 0 and at the end; not again at the step that a run goes on from."""
-    return (state.step % every == 0 or state.step == until) and state.step != began
+    """Every N steps, at step 0 and at the end, also an early one; not again at the step that a run goes on from."""
+    return (state.step % every == 0 or _is_last(state, until)) and state.step != began
+
+
+def _is_last(state: Training, until: int) -> bool:
+    return state.step == until or bool(state.seen.stop)
 
 
 def _metrics(
@@ -62,10 +82,12 @@ def _metrics(
     batches: PointBatches | ImageBatches,
     began: int | None,
     until: int,
+    last: dict[str, Any],
     progress: Callable[[Training, dict[str, Any] | None], None],
 ) -> Callback:
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
     held_out = _held_out_draw(config, batches)
+    waiting: list[str] = []
 
     def callback(state: Training) -> None:
         record = None
@@ -73,12 +95,34 @@ def _metrics(
             record = _record(state, held_out)
             state.window = Window()
             if state.accelerator.is_main_process:
-                with folder.metrics.open("a") as file:
-                    file.write(json.dumps(record, allow_nan=False) + "\n")
+                last.clear()
+                last.update(record)
+                waiting.append(json.dumps(record, allow_nan=False) + "\n")
+                try:
+                    append(folder, "".join(waiting))
+                    waiting.clear()
+                except OSError as error:  # they are written when there is room again
+                    print(f"warning   no metrics at step {state.step} for now ({error})")
                 track_numbers(state.accelerator, record)
         progress(state, record)
 
     return callback
+
+
+def append(folder: RunFolder, lines: str) -> None:
+    """Add lines to metrics.jsonl, all of them or none.
+
+    Raises:
+        OSError: If the disk is full or cannot be written.
+    """
+    size = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+    try:
+        with folder.metrics.open("a") as file:
+            file.write(lines)
+    except OSError:
+        with folder.metrics.open("r+") as file:
+            file.truncate(size)
+        raise
 
 
 def _held_out_draw(config: Config, batches: PointBatches | ImageBatches) -> Draw:
@@ -106,7 +150,7 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
 def _record(state: Training, held_out: Draw) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, accelerator = state.window, state.accelerator
-    record: dict[str, Any] = {"step": state.step, "samples": state.step * state.objective.batch_size}
+    record: dict[str, Any] = {"step": state.step, "samples": state.samples}
     if accelerator.device.type == "cuda":  # the steps are queued: their time is up when the device is done
         began = time.perf_counter()
         torch.cuda.synchronize(accelerator.device)
@@ -116,11 +160,14 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
         times: Tensor = accelerator.gather(torch.cat(window.times))
         losses: Tensor = accelerator.gather(torch.cat(window.losses))
         bins = (times * BINS).long().clamp(max=BINS - 1)
-        by_t = [losses[bins == b].mean().item() for b in range(BINS)]
+        norms = torch.stack(window.grad_norms)
+        good = torch.isfinite(losses)  # of a skipped step, which is counted, some are not
+        by_t = [losses[good & (bins == b)].mean().item() for b in range(BINS)]
         record |= {
-            "loss": _finite(losses.mean().item()),
+            "loss": _finite(losses[good].mean().item()),
             "loss_by_t": [_finite(loss) for loss in by_t],
-            "grad_norm": _finite(torch.stack(window.grad_norms).mean().item()),
+            "grad_norm": _finite(norms[torch.isfinite(norms)].mean().item()),
+            "skipped": int(state.verdict.counts[1].item()),
             "lr": state.optimizer.param_groups[0]["lr"],
             "samples_per_second": window.steps * state.objective.batch_size / window.seconds,
             "data_wait": window.data_seconds / window.seconds,
@@ -135,68 +182,181 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _grids(config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int) -> Callback:
+def _grids(
+    config: Config,
+    folder: RunFolder,
+    facts: DataFacts,
+    began: int | None,
+    until: int,
+    wishes: Wishes,
+    status: Status,
+) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     seeds = range(config.grid.count)
     labels = turns(seeds, facts.classes)
 
     def callback(state: Training) -> None:
-        if not _due(state, config.train.sample_every, began, until):
+        # a run that was asked to end draws no more
+        if state.seen.stop or not _due(state, config.train.sample_every, began, until):
             return
         accelerator = state.accelerator
+        status.at("drawing samples")
         training = state.field.training
         state.field.eval()
         for weights, field in (("ema", state.ema), ("raw", state.field)):
             with accelerator.autocast():
-                x_1 = _draw_together(accelerator, field, config, facts, seeds, labels)
-            if accelerator.is_main_process:
+                x_1 = _draw_together(accelerator, field, config, facts, seeds, labels, wishes)
+            if accelerator.is_main_process and x_1 is not None:
                 path = folder.grid(state.step, weights)
-                show(x_1, labels, config, path, f"{weights} at step {state.step}")
-                track_picture(accelerator, f"samples/{weights}", path, state.step)
+                try:
+                    show(x_1, labels, config, path, f"{weights} at step {state.step}")
+                    track_picture(accelerator, f"samples/{weights}", path, state.step)
+                except OSError as error:
+                    print(f"warning   no grid at step {state.step} ({error})")
         state.field.train(training)
         accelerator.wait_for_everyone()
+        status.at("training")
 
     return callback
 
 
 def _draw_together(
-    accelerator: Accelerator, field: nn.Module, config: Config, facts: DataFacts, seeds: range, labels: Tensor | None
-) -> Tensor:
-    """Samples of these seeds, each process drawing its share."""
+    accelerator: Accelerator,
+    field: nn.Module,
+    config: Config,
+    facts: DataFacts,
+    seeds: range,
+    labels: Tensor | None,
+    wishes: Wishes,
+) -> Tensor | None:
+    """Samples of these seeds, each process drawing its share; None if one of them was asked to end meanwhile."""
     each = math.ceil(len(seeds) / accelerator.num_processes)
     # equal shares, which is what can be gathered: the last sample again where there are too few
     mine = [min(accelerator.process_index * each + row, len(seeds) - 1) for row in range(each)]
     wanted = None if labels is None else labels[mine]
-    drawn = draw(field, config, facts, config.grid, [seeds[row] for row in mine], wanted)
+    drawn = None
+    with _interruptible(field, wishes):
+        drawn = draw(field, config, facts, config.grid, [seeds[row] for row in mine], wanted)
+    whole: Tensor = accelerator.gather(torch.tensor([drawn is not None], device=accelerator.device))
+    if drawn is None or not bool(whole.all()):
+        return None
     gathered: Tensor = accelerator.gather(drawn.x_1.to(accelerator.device))
     return gathered[: len(seeds)].cpu()
 
 
-def _checkpoints(config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int) -> Callback:
-    """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end."""
+@contextmanager
+def _interruptible(field: nn.Module, wishes: Wishes) -> Iterator[None]:
+    """Give up what is inside at the next evaluation of the field, once this process is asked to end."""
+    hook = field.register_forward_pre_hook(lambda *_: wishes.check())
+    try:
+        yield
+    except Stopped:  # the loop ends the run, with a checkpoint
+        pass
+    finally:
+        hook.remove()
+
+
+def _checkpoints(
+    config: Config,
+    folder: RunFolder,
+    facts: DataFacts,
+    fingerprint: str | None,
+    began: int | None,
+    until: int,
+    last: dict[str, Any],
+    wishes: Wishes,
+    status: Status,
+) -> Callback:
+    """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end.
+
+    A thread writes a copy of the state while the next steps are done; the first and the last are waited for. One that
+    cannot be written is missed, and the run goes on, until MISSES in a row are.
+    """
+    keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
+    thread = ThreadPoolExecutor(1, "checkpoint")
+    writing: Future[int] | None = None
+    average: nn.Module | None = None
+    misses = 0
+
+    def write(step: int, checkpoint: Checkpoint) -> int:
+        write_checkpoint(folder.checkpoints, step, checkpoint, keep)
+        if average is not None:
+            average.load_state_dict(checkpoint.tensors["ema"])
+            try:
+                keep_model(config, folder, facts, average, step)
+            except OSError as error:
+                print(f"warning   {folder.model} is not of step {step} ({error})", flush=True)
+        return step
+
+    def settle(must: bool) -> None:
+        """Wait for what is being written; what fails is a miss, or the end if it must not fail."""
+        nonlocal writing, misses
+        if writing is None:
+            return
+        try:
+            status.saved = writing.result()
+            misses = 0
+        except (OSError, CheckpointError) as error:
+            misses += 1
+            saved = f"the last whole one is of step {status.saved}" if status.saved is not None else "there is none"
+            if must:
+                raise MachineError(f"the checkpoint of step {status.step} cannot be saved ({error}); {saved}") from None
+            print(f"warning   a checkpoint was not saved ({error}); {saved}; miss {misses} of {MISSES}", flush=True)
+            if misses == MISSES:
+                wishes.ask(GIVEN_UP, f"{MISSES} checkpoints in a row that could not be saved ({error})")
+        finally:
+            writing = None
 
     def callback(state: Training) -> None:
+        nonlocal writing, average
+        if writing is not None and writing.done():
+            settle(must=False)
         if not _due(state, config.train.checkpoint_every, began, until):
             return
+        end = _is_last(state, until)
         if state.accelerator.is_main_process:
-            about = {
-                "shape": facts.shape,
-                "classes": facts.classes,
-                "seed": config.seed,
-                "architecture": architecture_of(config, state.field),
-            }
-            checkpoint = Checkpoint(state_tensors(state), about)
-            write_checkpoint(folder.checkpoints, state.step, checkpoint, config.train.keep)
-            keep_model(config, folder, facts, state)
-        state.accelerator.wait_for_everyone()
+            settle(must=False)
+            if average is None and config.field.kind == "unet":
+                average = copy.deepcopy(state.ema).cpu()
+            status.at("saving")
+            writing = thread.submit(write, state.step, _snapshot(state, config, facts, fingerprint, last))
+            if end or state.step == 0:
+                settle(must=True)
+            status.at("training")
+        if end:
+            thread.shutdown()
+            state.accelerator.wait_for_everyone()
 
     return callback
 
 
-def keep_model(config: Config, folder: RunFolder, facts: DataFacts, state: Training) -> None:
+def _snapshot(
+    state: Training, config: Config, facts: DataFacts, fingerprint: str | None, last: dict[str, Any]
+) -> Checkpoint:
+    """A copy of the state as it is now, in memory."""
+    about = {
+        "shape": facts.shape,
+        "classes": facts.classes,
+        "seed": config.seed,
+        "architecture": architecture_of(config, state.field),
+        "data": fingerprint,
+        "batch_size": state.objective.batch_size,
+        "samples": state.samples,
+        "processes": state.accelerator.num_processes,
+        "skipped": int(state.verdict.counts[1].item()),
+        "metrics": last.copy() if last.get("step") == state.step else {},
+    }
+    tensors = {
+        file: {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
+        for file, held in state_tensors(state).items()
+    }
+    return Checkpoint(tensors, about)
+
+
+def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:
     """Write RUN/model, the averaged field for diffusers, where the field is a U-Net."""
     if config.field.kind == "unet":
-        write_model(folder.model, state.ema, config, facts, state.step, grid_for(folder, state.step))
+        write_model(folder.model, ema, config, facts, step, grid_for(folder, step))
 
 
 def _report(config: Config, folder: RunFolder, batches: PointBatches | ImageBatches, until: int) -> Callback:
@@ -206,7 +366,7 @@ def _report(config: Config, folder: RunFolder, batches: PointBatches | ImageBatc
     def callback(state: Training) -> None:
         nonlocal last
         now = time.monotonic()
-        if state.step == until or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
+        if _is_last(state, until) or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
             return
         try:
             if last > -math.inf:  # at its start a run has no curves
@@ -236,11 +396,11 @@ def _progress(
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()
-            if plain and (now - last >= QUIET_SECONDS or state.step == until or last == started):
+            if plain and (now - last >= QUIET_SECONDS or _is_last(state, until) or last == started):
                 left = (now - started) / (state.step - first) * (until - state.step)
                 print(f"step {state.step}/{until}  loss {loss}  {speed}  {span(left)} left", flush=True)
                 last = now
-        if state.step == until:
+        if _is_last(state, until):
             bar.close()
 
     return update

@@ -1,5 +1,6 @@
 """Checkpoints: a folder a step that exists whole or not at all.
 
+    latest                      the name of the newest one, for people and scripts
     step_00000020/
         weights.safetensors     the field
         ema.safetensors         its moving average
@@ -7,9 +8,12 @@
         state.json              the step, what the data looked like, the format
         manifest.json           size and SHA-256 of every file above, written last
 
-A folder is written aside under a name that starts with a dot, each file and the folder synced, then renamed, and its
-parent synced; only then is the oldest one dropped. Nothing is pickled. A folder that does not agree with its manifest
-is not a checkpoint.
+A folder is written aside under a name that starts with a dot, each file synced, the manifest last, then the folder
+renamed, its parent synced, `latest` renamed into place; only then are old ones dropped. Nothing is pickled. A folder
+that does not agree with its manifest is not a checkpoint.
+
+A checkpoint may come from a stranger: names that leave the folder, links, and sizes that no run has are refused
+before they are followed or read.
 """
 
 import hashlib
@@ -20,13 +24,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = 1
-"""Version of the layout above."""
+FORMAT = 2
+"""Version of the layout above. 1: no account of data, batch and processes in the state; it is read."""
 FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
 """What a whole checkpoint holds at least."""
+MOST_JSON = 64 * 2**20
+"""Bytes of state.json or manifest.json at most: a longer one is none of ours."""
 
 Tensors = dict[str, Tensor]
 
@@ -44,64 +52,108 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+class Keep(NamedTuple):
+    """Which checkpoints stay: the last ones, those at every so many steps, and the best by a metric."""
+
+    last: int
+    every: int | None = None
+    best: str | None = None
+
+
 def step_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step_{step:08d}"
 
 
-def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint whole, then drop the oldest ones.
+def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep) -> Path:
+    """Write a checkpoint whole, then drop the old ones.
 
     Args:
         folder: The folder of all checkpoints of a run.
         step: Steps done; names the checkpoint.
         checkpoint: What to save; "format" and "step" are added to its state.
-        keep: How many checkpoints may stay, 2 or more.
+        keep: Which checkpoints may stay; the last 2 at least.
     Returns:
         The checkpoint's folder.
+    Raises:
+        CheckpointError: If a tensor holds a NaN or an infinity: nothing on disk ever does.
+        OSError: If the disk is full or cannot be written; what was there is whole.
     """
+    for name, tensors in checkpoint.tensors.items():
+        for key, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise CheckpointError(f"{name}.safetensors would hold a value that is not finite in {key}")
     final = step_folder(folder, step)
     aside = folder / f".{final.name}.{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step_*"):  # of a process that died while it wrote
         shutil.rmtree(leftover)
-    aside.mkdir(parents=True)
-    for name, tensors in checkpoint.tensors.items():
-        save_file({key: value.contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
-    _write_json(aside / "state.json", {"format": FORMAT, "step": step, **checkpoint.state})
-    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(aside.iterdir())}
-    _write_json(aside / "manifest.json", manifest)
-    for path in [*aside.iterdir(), aside]:
-        _sync(path)
-    if final.exists():  # only the same step, saved again
-        shutil.rmtree(final)
+    try:
+        aside.mkdir()
+        manifest = {}
+        for name, tensors in checkpoint.tensors.items():
+            file = aside / f"{name}.safetensors"
+            save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+            manifest[file.name] = _account(file)
+        state = aside / "state.json"
+        _write_json(state, {"format": FORMAT, "step": step, **checkpoint.state})
+        manifest[state.name] = _account(state)
+        _write_json(aside / "manifest.json", manifest)
+        _sync(aside / "manifest.json")
+        _sync(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
+        raise
+    if final.exists():  # the same step saved again, or a broken one that a continued run comes by once more
+        final.rename(folder / f".{final.name}.before")
     aside.rename(final)
     _sync(folder)
-    # never the one just written; steps past it belong to a future that a continued run has left
-    others = [path for path in step_folders(folder) if path != final]
-    for path in [path for path in others if path > final] + [path for path in others if path < final][: 1 - keep]:
+    _point(folder, final.name)
+    for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
     return final
 
 
 def step_folders(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit())
 
 
-def problem(path: Path) -> str | None:
-    """Why the folder is not a whole checkpoint; None if it is."""
+def leave_behind(folder: Path, step: int) -> list[Path]:
+    """Move checkpoints past a step, of a future that a run leaves, to `left/`: none is dropped, none is in the way."""
+    moved = []
+    for path in step_folders(folder):
+        if int(path.name[5:]) > step:
+            (folder / "left").mkdir(exist_ok=True)
+            to, number = folder / "left" / path.name, 1
+            while to.exists():
+                to, number = folder / "left" / f"{path.name}.{number}", number + 1
+            path.rename(to)
+            moved.append(to)
+    return moved
+
+
+def problem(path: Path, thorough: bool = True) -> str | None:
+    """Why the folder is not a whole checkpoint; None if it is. Not thorough: by names and sizes alone."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = _read_json(path / "manifest.json")
+        for name in manifest:
+            if not name or name != Path(name).name or name == "..":
+                return f"manifest.json names {name!r}, which is no file of this folder"
         if missing := FILES - set(manifest):
             return f"manifest.json does not name {', '.join(sorted(missing))}"
         for name, entry in manifest.items():
             file = path / name
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                return f"{name} is a link or no file"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}"
-            if _sha256(file) != entry["sha256"]:
+            if thorough and _sha256(file) != entry["sha256"]:
                 return f"{name} was altered: its SHA-256 is not the manifest's"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return str(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json is not a manifest"
     return None
@@ -129,15 +181,83 @@ def read_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> Checkpo
     """
     if why := problem(path):
         raise CheckpointError(f"{path} is not a whole checkpoint: {why}")
-    state = json.loads((path / "state.json").read_text())
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {state['format']}, this flowimg reads format {FORMAT}")
-    files = [file for file in path.glob("*.safetensors") if names is None or file.stem in names]
-    return Checkpoint({file.stem: load_file(file) for file in files}, state)
+    state = read_state(path)
+    files = [path / name for name in _read_json(path / "manifest.json") if name.endswith(".safetensors")]
+    try:
+        tensors = {file.stem: load_file(file) for file in files if names is None or file.stem in names}
+    except SafetensorError as error:  # another kind of file, or a header that lies about its tensors
+        raise CheckpointError(f"{path} holds what is not safetensors, and nothing else is opened: {error}") from None
+    return Checkpoint(tensors, state)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, as this version of the format has it.
+
+    Raises:
+        CheckpointError: If it is not a state, or of a format that this version does not know.
+    """
+    try:
+        state = _read_json(path / "state.json")
+        form, step = state["format"], state["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path / 'state.json'} is not the state of a run") from None
+    if form not in (1, FORMAT):
+        raise CheckpointError(f"{path} has format {form}, this flowimg reads formats 1 and {FORMAT}: update flowimg")
+    if type(step) is not int or not 0 <= step < 2**62 or step_folder(path.parent, step) != path:
+        raise CheckpointError(f"{path} says that it is of step {step}")
+    new: dict[str, Any] = {
+        "skipped": 0,
+        "data": None,
+        "batch_size": None,
+        "samples": None,
+        "processes": None,
+        "metrics": {},
+    }
+    return {**new, **state}
+
+
+def _too_many(folder: Path, newest: Path, keep: Keep) -> list[Path]:
+    """The checkpoints to drop: neither the newest, nor among the last, nor at a kept step, nor the best.
+
+    Only whole ones are counted as kept, and by their sizes: to hash them all at every save would be slow.
+    """
+    others = [path for path in step_folders(folder) if path != newest]
+    whole = [path for path in others if problem(path, thorough=False) is None]
+    stay = set(whole[-(keep.last - 1) :])
+    if keep.every:
+        stay |= {path for path in whole if int(path.name[5:]) % keep.every == 0}
+    if keep.best:
+        scores = {path: read_state(path)["metrics"].get(keep.best) for path in [*whole, newest]}
+        stay |= set(sorted((path for path in scores if scores[path] is not None), key=lambda path: scores[path])[:1])
+    return [path for path in others if path not in stay]
+
+
+def _point(folder: Path, name: str) -> None:
+    """Let `latest` say a name, as it was before or as it is now, never half of it."""
+    aside = folder / ".latest"
+    aside.write_text(name + "\n")
+    _sync(aside)
+    aside.replace(folder / "latest")
+    _sync(folder)
+
+
+def _account(file: Path) -> dict[str, Any]:
+    """Sync a file; its size and its SHA-256."""
+    _sync(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.is_symlink() or path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path} is a link, or longer than any of ours")
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no object")
+    return value
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,11 @@ def make_ema(field: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> None:
-    """Average <- decay average + (1 - decay) parameters, all in one fused call. Our fields keep no state in buffers."""
-    torch._foreach_lerp_(ema, parameters, 1 - decay)
+def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: Tensor) -> None:
+    """Average <- average + (1 - decay)(parameters - average), or nothing where `hold` is 1.
+
+    All in three fused calls, and nobody waits to know what `hold` is. Our fields keep no state in buffers.
+    """
+    moves = torch._foreach_sub(parameters, ema)
+    torch._foreach_mul_(moves, (1 - decay) * (1 - hold))
+    torch._foreach_add_(ema, moves)

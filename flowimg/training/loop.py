@@ -3,7 +3,10 @@
 A step, on every process:
 
     draw (x_0, x_1, t, labels) of my places -> loss -> backward, a micro-batch at a time
-    -> clip -> AdamW at learning_rate(step) -> EMA at ema_decay(step)
+    -> clip -> finite on all processes? -> AdamW at learning_rate(step) -> EMA at ema_decay(step)
+
+A step that is not finite moves neither weights nor optimiser nor average, and counts: data, learning rate and step go
+on. So many of them in a row end the run.
 
 The loop knows neither grids nor files: whoever starts it hands it callables over the state, called at the start of a
 run and after every step. Progress is the step, and nothing else: all randomness, the learning rate, the EMA's decay
@@ -11,7 +14,7 @@ and the place in the data follow from it.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -23,9 +26,22 @@ from flowimg.flow.objective import Data, Objective, flow_matching_loss
 from flowimg.flow.randomness import key
 from flowimg.training.ema import make_ema, update_ema
 from flowimg.training.schedule import ema_decay, learning_rate
+from flowimg.training.verdict import Reading, Verdict
 
 REHEARSAL = 0.2
 """Seconds that a rehearsal of a small network takes; of a large one, two steps."""
+SEARCH = 24
+"""Steps more that fp16 may skip in a row, while it halves its scale from 2^16 to what fits."""
+
+
+class NotFiniteError(Exception):
+    """So many steps in a row were not finite; `step` is the last of them."""
+
+    exit_status = 3
+
+    def __init__(self, step: int, in_row: int) -> None:
+        super().__init__(f"loss or gradient was not finite at {in_row} steps in a row, the last of them step {step}")
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Recipe:
     schedule: str = "constant"
     clip: float | None = 1.0
     ema: float = 0.999
+    max_skips: int = 10
 
 
 @dataclass
@@ -57,7 +74,11 @@ class Window:
 
 @dataclass
 class Training:
-    """The state of a run: the field, its average, the optimiser, and the steps done."""
+    """The state of a run: the field, its average, the optimiser, and the steps done.
+
+    `offset` is what samples seen differ from step times batch by, in a run whose batch was changed on the way; `seen`
+    is what the processes last agreed on.
+    """
 
     accelerator: Accelerator
     field: nn.Module
@@ -68,12 +89,20 @@ class Training:
     data: Data
     recipe: Recipe
     step: int = 0
+    offset: int = 0
     window: Window = field(default_factory=Window)
+    seen: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
         # walking the modules for these at every step would cost a small network more than its arithmetic
         self.parameters: list[Tensor] = list(self.field.parameters())
         self.ema_parameters: list[Tensor] = list(self.ema.parameters())
+        self.verdict = Verdict(self.accelerator)
+
+    @property
+    def samples(self) -> int:
+        """Samples seen."""
+        return self.step * self.objective.batch_size + self.offset
 
     def micro_batches(self) -> list[range]:
         """This process's places of the global batch, a range for each micro-batch."""
@@ -111,9 +140,11 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
     return {"weights": state.field.state_dict(), "ema": state.ema.state_dict(), "optimizer": optimizer}
 
 
-def restore(state: Training, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+def restore(state: Training, step: int, tensors: Mapping[str, dict[str, Tensor]], skipped: int = 0) -> None:
     """Set a fresh run to where `state_tensors` left one."""
     state.step = step
+    state.verdict.start_at(skipped)
+    state.seen = Reading(skipped=skipped)
     state.field.load_state_dict(tensors["weights"])
     state.ema.load_state_dict(tensors["ema"])
     names = {name: index for index, (name, _) in enumerate(state.field.named_parameters())}
@@ -130,29 +161,34 @@ def restore(state: Training, step: int, tensors: dict[str, dict[str, Tensor]]) -
         state.accelerator.scaler.load_state_dict(scaler)
 
 
-def train(state: Training, until: int, callbacks: Iterable[Callback]) -> None:
-    """Train to step `until`; on several processes, after `rehearse`.
+def train(state: Training, until: int, callbacks: Iterable[Callback], wanted: Callable[[], int] = lambda: 0) -> None:
+    """Train to step `until`, or to where all processes agree to stop; on several processes, after `rehearse`.
 
     Args:
         state: The run; its step rises.
         until: Steps done when this returns.
-        callbacks: Called in order before the first step and after every step; each decides whether it is due.
+        callbacks: Called in order before the first step and after every step; each decides whether it is due, and may
+            see in `state.seen.stop` that this step is the last.
+        wanted: What this process is asked for, looked at in every step: above 0, all of them stop soon.
+    Raises:
+        NotFiniteError: If `recipe.max_skips` steps in a row were not finite.
     """
     callbacks = list(callbacks)
     state.wrapped.train()
     for callback in callbacks:
         callback(state)
-    while state.step < until:
+    while state.step < until and not state.seen.stop:
         began = time.perf_counter()
-        train_step(state)
+        train_step(state, wanted())
         state.window.seconds += time.perf_counter() - began
         for callback in callbacks:
             callback(state)
 
 
-def train_step(state: Training) -> None:
-    """One optimiser step over the global batch; reads nothing back from the device."""
+def train_step(state: Training, wanted: int = 0) -> None:
+    """One optimiser step over the global batch; waits for nothing that the device still computes."""
     recipe, window, scaler = state.recipe, state.window, state.accelerator.scaler
+    total: Tensor | float = 0.0
     places = state.micro_batches()
     for number, mine in enumerate(places):
         began = time.perf_counter()
@@ -167,6 +203,7 @@ def train_step(state: Training) -> None:
             (loss if scaler is None else scaler.scale(loss)).backward()
         window.times.append(draw.t)
         window.losses.append(losses.detach())
+        total = total + loss.detach()
 
     rate = learning_rate(state.step, recipe.lr, recipe.steps, recipe.warmup, recipe.schedule)
     for group in state.optimizer.param_groups:
@@ -174,16 +211,21 @@ def train_step(state: Training) -> None:
     if scaler is not None:
         scaler.unscale_(state.optimizer)
     limit = float("inf") if recipe.clip is None else recipe.clip
-    window.grad_norms.append(nn.utils.clip_grad_norm_(state.parameters, limit, foreach=True))
-    if scaler is None:
-        state.optimizer.step()
-    else:  # fp16: a step whose gradients overflowed moves nothing, but counts
-        scaler.step(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.parameters, limit, foreach=True)
+    window.grad_norms.append(norm)
+    hold = state.verdict.share(~torch.isfinite(total + norm), wanted)
+    # the fused step looks at this on the device; `scaler.step`, which would, knows gradients alone
+    state.optimizer.found_inf = hold  # type: ignore[attr-defined]
+    state.optimizer.step()
+    if scaler is not None:
         scaler.update()
     state.optimizer.zero_grad()
-    update_ema(state.ema_parameters, state.parameters, ema_decay(state.step, recipe.ema))
+    update_ema(state.ema_parameters, state.parameters, ema_decay(state.step, recipe.ema), hold)
     state.step += 1
     window.steps += 1
+    state.seen = state.verdict.read()
+    if state.seen.in_row >= recipe.max_skips + (0 if scaler is None else SEARCH):
+        raise NotFiniteError(state.step - 1, state.seen.in_row)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

@@ -23,7 +23,7 @@ def pictures(n=120, size=4):
 
 
 def image_batches(flip=False, batch_size=50, seed=0, images=None):
-    return ImageBatches(*hold_out(images or pictures(), 20), flip, seed, batch_size)
+    return ImageBatches(*hold_out(images or pictures(), 20)[:2], flip, seed, batch_size)
 
 
 def point_batches(name="checkerboard", labels=True, seed=0):

@@ -40,7 +40,8 @@ def test_values_outside_are_clipped_and_values_between_rounded():
 @given(n=st.integers(2, 600), share=st.floats(0, 0.99))
 def test_held_out_and_the_rest_are_disjoint_and_complete(n, share):
     count = int(share * n)
-    learn, kept = hold_out(numbered(n), count)
+    learn, kept, rows = hold_out(numbered(n), count)
+    assert rows.tolist() == names(learn)
     assert len(kept.pixels) == count
     assert sorted(names(learn) + names(kept)) == list(range(n))
     assert names(learn) == learn.labels.tolist() and names(kept) == kept.labels.tolist()
@@ -59,7 +60,7 @@ def test_held_out_come_from_all_over_the_set():
 
 
 def test_pictures_without_labels_are_held_out_without_labels():
-    learn, kept = hold_out(numbered(10, labels=False), 3)
+    learn, kept, _ = hold_out(numbered(10, labels=False), 3)
     assert learn.labels is None and kept.labels is None
 
 

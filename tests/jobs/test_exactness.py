@@ -1,6 +1,5 @@
 """The two promises of the loop: a continued run is the run, and a cut batch is the batch."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from flowimg.jobs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -60,8 +61,8 @@ def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
     assert one.keys() == two.keys()
     different = [name for name in one if not torch.equal(one[name], two[name])]
     assert different == []
-    first = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
-    second = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    first, second = (RunFolder(run).records() for run in (straight, cut))
+    assert [event["step"] for event in RunFolder(cut).events()] == [0, 10]
     assert [r["step"] for r in first] == [r["step"] for r in second] == list(range(17))
     assert [r.get("loss") for r in first] == [r.get("loss") for r in second]
 
@@ -129,8 +130,7 @@ def test_a_gradient_scaled_wrongly_would_be_seen(cut_runs):
 @pytest.mark.parametrize("name", ["accumulated", "two"])
 def test_however_cut_the_losses_agree(cut_runs, name):
     def losses(which):
-        lines = (cut_runs / which / "metrics.jsonl").read_text().splitlines()
-        return torch.tensor([json.loads(line)["loss"] for line in lines[1:]])
+        return torch.tensor([record["loss"] for record in RunFolder(cut_runs / which).records()[1:]])
 
     one, other = losses("one"), losses(name)
     assert len(one) == len(other) == 20

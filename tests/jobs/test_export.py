@@ -259,7 +259,7 @@ def test_an_upload_is_of_the_folder_and_private_unless_said(tiny, tmp_path, monk
 
 
 @pytest.mark.parametrize("at", ["save_pipeline", "_card"])
-def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatch, refused):
+def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatch, capsys):
     from flowimg.jobs import export
     from flowimg.sampling import pipeline
 
@@ -276,8 +276,8 @@ def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr({"save_pipeline": pipeline, "_card": export}[at], at, failing)
-        status, said = refused("train", config, "--run", run)
-    assert status == 4 and "No space left" in said
+        main(["train", str(config), "--run", str(run)])  # trained and saved: a folder for diffusers less is no failure
+    assert "is not of step 4 ([Errno 28] No space left" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (run / "model").rglob("*") if path.is_file()} == before
     main(["train", str(config), "--run", str(run)])
     # though the checkpoint is there and nothing is left to train

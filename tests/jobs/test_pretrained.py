@@ -163,7 +163,7 @@ def test_a_folder_without_a_whole_network_is_one_sentence(spoil, words, tmp_path
     status, said = refused("train", settings(tmp_path / "a.yaml", tmp_path / "net"), "--run", tmp_path / "run")
     assert status == 3 and str(tmp_path / "net") in said
     assert all(word in said for word in words), said
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,4 +187,4 @@ def test_a_network_that_does_not_fit_is_one_sentence(network, words, tmp_path, r
     status, said = refused("train", settings(tmp_path / "a.yaml", tmp_path / "net"), "--run", tmp_path / "run")
     assert status == 3
     assert all(word in said for word in words), said
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()

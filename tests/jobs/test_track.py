@@ -65,7 +65,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything(settings, tmp_p
         monkeypatch.setitem(track.THERE, name, lambda: False)
         status, said = refused("train", settings, "--run", tmp_path / "run", "--track", name)
         assert (status, said) == (4, f"track {name} needs a package that is not here: pip install {name}")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 # --- the launcher ----------------------------------------------------------------------------------------------------
@@ -117,4 +117,4 @@ def test_ways_of_training_that_the_loop_does_not_know_are_refused(variable, name
     monkeypatch.setenv(variable, "true")
     status, said = refused("train", write_settings(tmp_path / "a.yaml"), "--run", tmp_path / "run")
     assert status == 4 and f"the launcher asks for {name}" in said and "--multi_gpu" in said
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -25,8 +25,16 @@ def refused(capsys, status, *args, **kwargs):
     return error
 
 
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def steps(run):
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines(run) if "event" not in line]
+
+
+def status(run):
+    return json.loads((run / "status.json").read_text())
 
 
 def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
@@ -34,12 +42,12 @@ def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
     train(run)
     said = capsys.readouterr().out
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "environment.json", "metrics.jsonl", "samples", "checkpoints"
+        "config.yaml", "environment.json", "metrics.jsonl", "status.json", "samples", "checkpoints", ".lock"
     }  # fmt: skip
     names = [f"step_{step:08d}{raw}.png" for step in (0, 3, 6) for raw in ("", "_raw")]
     assert sorted(p.name for p in (run / "samples").iterdir()) == sorted(names)
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert kept == ["step_00000002", "step_00000004", "step_00000006"]
+    assert kept == ["latest", "step_00000002", "step_00000004", "step_00000006"]
     assert str(run / "samples" / "step_00000006.png") in said
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["batch_size"] == 32
     assert json.loads((run / "environment.json").read_text())["processes"] == 1
@@ -47,11 +55,12 @@ def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
     train(tmp_path / "run")
-    first, *_, last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    event, first, *_, last = lines(tmp_path / "run")
+    assert event["event"] == "start" and event["step"] == 0 and event["processes"] == 1
     assert first["step"] == 0 and "loss" not in first and first["held_out_loss"] > 0
     assert set(last) == {
         "step", "samples", "loss", "loss_by_t", "held_out_loss", "held_out_loss_ema", "grad_norm", "lr",
-        "samples_per_second", "data_wait",
+        "samples_per_second", "data_wait", "skipped",
     }  # fmt: skip
     assert last["step"] == 6 and last["samples"] == 6 * 32
     assert len(last["loss_by_t"]) == 10 and all(loss is None or loss > 0 for loss in last["loss_by_t"])
@@ -102,7 +111,7 @@ def test_a_run_killed_before_its_second_checkpoint_starts_again_without_saying_a
     run = tmp_path / "run"
     train(run, "--train.stop-at", "1")
     shutil.rmtree(run / "checkpoints" / "step_00000001")
-    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[0] + "\n\xff\n")
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[1] + "\n\xff\n")
     train(run)
     assert steps(run) == [0, 2, 4, 6]
 
@@ -111,7 +120,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_started_over(tmp_path, capsys):
     run = tmp_path / "run"
     train(run, "--train.stop-at", "4")
     before = (run / "metrics.jsonl").read_bytes()
-    for checkpoint in (run / "checkpoints").iterdir():
+    for checkpoint in (run / "checkpoints").glob("step_*"):
         (checkpoint / "ema.safetensors").unlink()
     assert "no whole checkpoint" in refused(capsys, 3, run)
     shutil.rmtree(run / "checkpoints")
@@ -152,7 +161,9 @@ def test_what_does_not_fit_the_network_is_said_before_training(tmp_path, capsys)
         capsys, 3, run, "--field.channels", "32", "64", "64", "64", "64", config="configs/digits.yaml"
     )  # fmt: skip
     assert "8 pixels do not halve 4 times" in error
-    assert not run.exists()
+    assert {path.name for path in run.iterdir()} == {"status.json", ".lock"}  # for who cannot see the exit status
+    assert status(run)["state"] == "failed" and "do not halve" in status(run)["why"] and status(run)["exit"] == 3
+    train(run)  # the folder is free for the next try
 
 
 def test_a_name_that_is_no_collection_is_a_fault_of_the_data(tmp_path, capsys):

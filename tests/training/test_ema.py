@@ -12,7 +12,7 @@ def test_average_follows_the_closed_form():
         with torch.no_grad():
             for p in field.parameters():
                 p.copy_(torch.randn_like(p))
-        update_ema(list(ema.parameters()), list(field.parameters()), decay)
+        update_ema(list(ema.parameters()), list(field.parameters()), decay, torch.tensor(0.0))
         expected = [decay * e + (1 - decay) * p.double() for e, p in zip(expected, field.parameters(), strict=True)]
     for average, truth in zip(ema.parameters(), expected, strict=True):
         torch.testing.assert_close(average.double(), truth, rtol=1e-6, atol=1e-6)
@@ -25,6 +25,6 @@ def test_average_is_apart_from_the_field_and_never_trains():
     assert field.training and not ema.training
     assert not any(p.requires_grad for p in ema.parameters())
     before = [p.clone() for p in field.parameters()]
-    update_ema(list(ema.parameters()), list(field.parameters()), 0.0)
+    update_ema(list(ema.parameters()), list(field.parameters()), 0.0, torch.tensor(0.0))
     assert all(torch.equal(a, b) for a, b in zip(before, field.parameters(), strict=True))
     assert {p.data_ptr() for p in ema.parameters()}.isdisjoint({p.data_ptr() for p in field.parameters()})

@@ -1,0 +1,76 @@
+"""What all processes agree on at every step: was it finite, and does anybody want to stop. No host waits for it.
+
+    bad     = the largest over the processes of (loss or gradient norm is not finite)
+    in_row  = bad (in_row + 1),    skipped = skipped + bad
+    stop    = the largest over the processes of what each was asked for (0: nothing)
+
+All of it stays on the device, where it holds the optimiser and the average back. The host reads the numbers of this
+step where memory is shared with the device, and on a GPU those of the step before, which is done by then: every
+process reads the same.
+"""
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Reading(NamedTuple):
+    """What the host knows: skipped steps in a row and in all, and the largest wish to stop."""
+
+    in_row: int = 0
+    skipped: int = 0
+    stop: int = 0
+
+
+class Verdict:
+    """The flags of a run's steps, shared by its processes."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        device = accelerator.device
+        self.many = accelerator.num_processes > 1
+        self.shared = torch.zeros(2, device=device)
+        self.counts = torch.zeros(2, device=device)
+        self.late = device.type == "cuda"
+        self.copies = [torch.zeros(3, pin_memory=self.late) for _ in range(2)]
+        self.events = [torch.cuda.Event() for _ in range(2)] if self.late else []
+        self.steps = 0
+
+    def start_at(self, skipped: int) -> None:
+        """Go on counting where a checkpoint left off."""
+        self.counts[1] = skipped
+
+    @torch.no_grad()
+    def share(self, bad: Tensor, stop: int) -> Tensor:
+        """Agree on a step.
+
+        Args:
+            bad: Whether this process found the step not finite; a bool, shape ().
+            stop: What this process was asked for; 0 for nothing.
+        Returns:
+            1.0 if the step must move nothing, on any process, else 0.0; shape (), on the device.
+        """
+        self.shared[0].copy_(bad)
+        self.shared[1].fill_(stop)
+        if self.many:
+            torch.distributed.all_reduce(self.shared, torch.distributed.ReduceOp.MAX)
+        hold = self.shared[0]
+        self.counts.add_(hold)
+        self.counts[0].mul_(hold)
+        copy = self.copies[self.steps % 2]
+        copy[:2].copy_(self.counts, non_blocking=True)
+        copy[2:].copy_(self.shared[1:], non_blocking=True)
+        if self.late:
+            self.events[self.steps % 2].record()
+        self.steps += 1
+        return hold
+
+    def read(self) -> Reading:
+        """The numbers of the last step that the host can have without waiting for the newest; the same everywhere."""
+        if self.steps == 0 or (self.late and self.steps == 1):
+            return Reading()
+        which = (self.steps - 1 - self.late) % 2
+        if self.late:
+            self.events[which].synchronize()
+        return Reading(*(int(value) for value in self.copies[which].numpy()))
