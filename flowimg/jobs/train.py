@@ -232,7 +232,9 @@ def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None
         CheckpointError: If its tensors are not those of this network.
     """
     try:
-        restore(state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["skipped"])
+        restore(
+            state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["in_row"], checkpoint.state["skipped"]
+        )
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
         raise CheckpointError(

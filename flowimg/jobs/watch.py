@@ -167,7 +167,7 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
             "loss": _finite(losses[good].mean().item()),
             "loss_by_t": [_finite(loss) for loss in by_t],
             "grad_norm": _finite(norms[torch.isfinite(norms)].mean().item()),
-            "skipped": int(state.verdict.counts[1].item()),
+            "skipped": state.verdict.counted()["skipped"],
             "lr": state.optimizer.param_groups[0]["lr"],
             "samples_per_second": window.steps * state.objective.batch_size / window.seconds,
             "data_wait": window.data_seconds / window.seconds,
@@ -343,7 +343,8 @@ def _snapshot(
         "batch_size": state.objective.batch_size,
         "samples": state.samples,
         "processes": state.accelerator.num_processes,
-        "skipped": int(state.verdict.counts[1].item()),
+        # a start from here must not forget how long nothing was finite, or starts would creep through it
+        **state.verdict.counted(),
         "metrics": last.copy() if last.get("step") == state.step else {},
     }
     tensors = {

@@ -140,11 +140,13 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
     return {"weights": state.field.state_dict(), "ema": state.ema.state_dict(), "optimizer": optimizer}
 
 
-def restore(state: Training, step: int, tensors: Mapping[str, dict[str, Tensor]], skipped: int = 0) -> None:
-    """Set a fresh run to where `state_tensors` left one."""
+def restore(
+    state: Training, step: int, tensors: Mapping[str, dict[str, Tensor]], in_row: int = 0, skipped: int = 0
+) -> None:
+    """Set a fresh run to where `state_tensors` left one, after so many skipped steps in a row and in all."""
     state.step = step
-    state.verdict.start_at(skipped)
-    state.seen = Reading(skipped=skipped)
+    state.verdict.start_at(in_row, skipped)
+    state.seen = Reading(in_row, skipped)
     state.field.load_state_dict(tensors["weights"])
     state.ema.load_state_dict(tensors["ema"])
     names = {name: index for index, (name, _) in enumerate(state.field.named_parameters())}

@@ -37,9 +37,14 @@ class Verdict:
         self.events = [torch.cuda.Event() for _ in range(2)] if self.late else []
         self.steps = 0
 
-    def start_at(self, skipped: int) -> None:
+    def start_at(self, in_row: int, skipped: int) -> None:
         """Go on counting where a checkpoint left off."""
-        self.counts[1] = skipped
+        self.counts[0], self.counts[1] = in_row, skipped
+
+    def counted(self) -> dict[str, int]:
+        """Skipped steps in a row and in all up to this one; waits for the device."""
+        in_row, skipped = (int(count) for count in self.counts.tolist())
+        return {"in_row": in_row, "skipped": skipped}
 
     @torch.no_grad()
     def share(self, bad: Tensor, stop: int) -> Tensor:

@@ -1,0 +1,74 @@
+"""Starting, killing and comparing runs in processes of their own, for the tests of survival and the soak."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+CRASH, SLOWLY = Path(__file__).with_name("crash.py"), Path(__file__).with_name("slowly.py")
+POISON = Path(__file__).with_name("poison.py")
+TINY = """--train.steps 8 --train.batch-size 48 --train.log-every 2 --train.sample-every 100 --train.checkpoint-every 2
+--train.keep 2 --grid.count 4 --grid.num-steps 1 --figures false --field.width 8 --field.depth 1 --data.held-out 16"""
+
+
+def launch(processes, mixed_precision="no"):
+    """The words before a script: the interpreter, or a launcher on CPUs."""
+    if not processes:
+        return [sys.executable]
+    many = ["--multi_gpu"] if processes > 1 else []
+    return [
+        BIN / "accelerate", "launch", *many, "--num_processes", processes, "--num_machines", 1,
+        "--mixed_precision", mixed_precision, "--dynamo_backend", "no", "--main_process_port", 0,
+    ]  # fmt: skip
+
+
+def words(run, *more, config="configs/checkerboard.yaml"):
+    return ["train", config, "--run", run, *TINY.split(), *more]
+
+
+def begin(*command, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, **more,
+    )  # fmt: skip
+
+
+def finish(process, limit=120):
+    """Exit status, and all that was said."""
+    try:
+        said = "".join(process.communicate(timeout=limit))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    return process.returncode, said
+
+
+def go(*command):
+    status, said = finish(begin(*command))
+    assert status == 0, said
+    return said
+
+
+def status(run):
+    try:
+        return json.loads((run / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def wait_for(what, limit=60):
+    until = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def last_checkpoint(run, step=8):
+    """The bytes of everything that a run ended with."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
