@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -149,13 +150,14 @@ def _train(
             keep_model(config, folder, facts, state.ema, state.step)
     else:
         start_tracker(accelerator, config, began)
-        each = callbacks(config, folder, facts, batches, accelerator, resumed, until, wishes, status)
         status.at("training")
-        with wishes.at_the_end_of_a_step():
-            try:
+        try:
+            # left after what is being written is written
+            with ThreadPoolExecutor(1, "checkpoint") as thread, wishes.at_the_end_of_a_step():
+                each = callbacks(config, folder, facts, batches, accelerator, resumed, until, wishes, status, thread)
                 run_loop(state, until, each, wishes.wanted)
-            except NotFiniteError as error:
-                raise _not_finite(error, state, batches, folder) from None
+        except NotFiniteError as error:
+            raise _not_finite(error, state, batches, folder) from None
     status.step = state.step
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,8 +51,12 @@ def callbacks(
     until: int,
     wishes: Wishes,
     status: Status,
+    thread: Executor,
 ) -> list[Callback]:
-    """Everything a run does between its steps, from the step it goes on from (None: new) to its last."""
+    """Everything a run does between its steps, from the step it goes on from (None: new) to its last.
+
+    `thread` is one beside the loop, which writes checkpoints.
+    """
     last: dict[str, Any] = {}  # the newest line of metrics
 
     def tell(state: Training) -> None:
@@ -62,7 +66,7 @@ def callbacks(
         tell,
         _metrics(config, folder, batches, began, until, last, _progress(accelerator, began, until)),
         _grids(config, folder, facts, began, until, wishes, status),
-        _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status),
+        _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status, thread),
         *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
     ]
 
@@ -266,6 +270,7 @@ def _checkpoints(
     last: dict[str, Any],
     wishes: Wishes,
     status: Status,
+    thread: Executor,
 ) -> Callback:
     """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end.
 
@@ -273,7 +278,6 @@ def _checkpoints(
     cannot be written is missed, and the run goes on, until MISSES in a row are.
     """
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
-    thread = ThreadPoolExecutor(1, "checkpoint")
     writing: Future[int] | None = None
     average: nn.Module | None = None
     misses = 0
@@ -324,7 +328,6 @@ def _checkpoints(
                 settle(must=True)
             status.at("training")
         if end:
-            thread.shutdown()
             state.accelerator.wait_for_everyone()
 
     return callback
