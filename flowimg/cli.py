@@ -16,6 +16,7 @@ import tyro
 
 from flowimg.config import (
     Config,
+    Doctor,
     Evaluate,
     Experiment,
     Export,
@@ -45,9 +46,29 @@ def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
     how, args = _start(args)
     config = _run_settings("train", args)
+    if how.dry_run:
+        from flowimg.jobs.estimate import dry_run
+
+        return dry_run(config)
     from flowimg.jobs.train import train
 
     return train(config, how)
+
+
+def estimate(args: Sequence[str]) -> Result:
+    """CONFIG [--KEY VALUE ...]   measure a step, a checkpoint, a grid: memory, disk and hours of the run"""
+    settings = _run_settings("estimate", args)
+    from flowimg.jobs.estimate import estimate
+
+    return estimate(settings)
+
+
+def doctor(args: Sequence[str]) -> Result:
+    """[--KEY VALUE ...]          look whether this machine can be trusted with a long run"""
+    settings = _parse("doctor", Doctor(), args)
+    from flowimg.jobs.doctor import doctor
+
+    return doctor(settings)
 
 
 def sample(args: Sequence[str]) -> Result:
@@ -136,6 +157,7 @@ def config(args: Sequence[str]) -> Result:
 
 VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "train": train,
+    "estimate": estimate,
     "sample": sample,
     "interpolate": interpolate,
     "invert": invert,
@@ -146,6 +168,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "play": play,
     "experiment": experiment,
     "config": config,
+    "doctor": doctor,
 }
 
 

@@ -226,6 +226,8 @@ class Train(Settings):
     """Samples an optimiser step, over all processes and micro-batches."""
     accumulation: Positive = 1
     """Micro-batches a step on each process."""
+    micro_batch: Positive | Literal["auto"] | None = None
+    """Or: samples of a micro-batch; auto takes the most that fit the memory. The batch stays, the rest accumulates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network; weights, loss and averages stay fp32. fp16 needs a GPU."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -249,6 +251,8 @@ class Train(Settings):
     def _cut(self) -> "Train":
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+        if self.micro_batch is not None and self.accumulation != 1:
+            raise ValueError(f"micro_batch {self.micro_batch} and accumulation {self.accumulation}: give one of them")
         if self.keep_best and self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"keep_best needs metrics at every checkpoint: checkpoint_every {self.checkpoint_every} is no "
@@ -408,6 +412,13 @@ class Play(Settings):
     """Its port; 0 for any free one, by default the first free one from 7860."""
     open: bool = False
     """Open it in the browser."""
+
+
+class Doctor(Settings):
+    """Look whether this machine, and a folder, can be trusted with a long run."""
+
+    run: Annotated[str, Field(min_length=1)] = "runs"
+    """Where runs are to lie."""
 
 
 class Interpolate(Drawing):

@@ -99,6 +99,7 @@ def arm(point, step):
 
 if __name__ == "__main__":
     process, _, name = sys.argv[1].rpartition(":")
+    last = int(sys.argv[2])
     if not process or process == os.environ.get("RANK", "0"):
         if name == "step":  # not in a save: when this step begins
             from flowimg.training import loop
@@ -106,13 +107,13 @@ if __name__ == "__main__":
             train_step = loop.train_step
 
             def dying(state, *args):
-                if state.step == int(sys.argv[2]):
+                if state.step == last:
                     die()
                 train_step(state, *args)
 
             loop.train_step = dying
         else:
-            arm(name, int(sys.argv[2]))
+            arm(name, last)
     sys.argv = ["flowimg", *sys.argv[3:]]
     from flowimg.cli import main
 

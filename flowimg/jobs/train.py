@@ -15,14 +15,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
 
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump
 from flowimg.data.batches import ImageBatches
+from flowimg.flow.objective import Objective
 from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.figures import Batches, draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
+from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_data, check_folder, find_checkpoint, table
 from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
@@ -78,6 +81,11 @@ def _held(folder: RunFolder, first: bool) -> Any:
 
 def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseException:
     """Tell in status.json how a run ended; the error to end with, which is another one if another process died."""
+    if is_out_of_memory(error):
+        error = MachineError(
+            f"out of memory at step {status.step} while {status.stage} ({str(error).splitlines()[0][:120]}): give "
+            "--train.micro-batch auto, or a smaller one than now; the batch and the run stay the same"
+        )
     dead = status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0)
     if dead:
         error = MachineError(f"{dead}; the same command goes on from the last checkpoint")
@@ -94,7 +102,7 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
 def _train(
     config: Config, how: Start, folder: RunFolder, changes: list[Change], wishes: Wishes, status: Status
 ) -> dict[str, Any] | None:
-    accelerator = _accelerator(config)
+    accelerator = open_accelerator(config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -119,7 +127,9 @@ def _train(
         offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
     if isinstance(batches, ImageBatches):
         batches = replace(batches, offset=offset)
-    state = start(accelerator, field, build_objective(config), batches, _recipe(config))
+    objective = build_objective(config)
+    _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation))
     state.offset = offset
     if checkpoint:
         _restore(state, checkpoint, folder)
@@ -262,7 +272,7 @@ def _event(
     }
 
 
-def _accelerator(config: Config) -> Accelerator:
+def open_accelerator(config: Config) -> Accelerator:
     """The processes and their devices, checked against the launch and the settings."""
     if config.train.precision == "fp16" and pick_device().type != "cuda":
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
@@ -290,10 +300,17 @@ def _accelerator(config: Config) -> Accelerator:
     processes = accelerator.num_processes
     check_launch(processes, "train")
     share = processes * config.train.accumulation
+    if type(config.train.micro_batch) is int:
+        share = processes * config.train.micro_batch
     if config.train.batch_size % share:
         raise SettingsError(
             f"train.batch_size {config.train.batch_size} does not divide over {processes} processes times "
-            f"{config.train.accumulation} micro-batches: use a multiple of {share}"
+            + (
+                f"{config.train.accumulation} micro-batches"
+                if share == processes * config.train.accumulation
+                else f"micro-batches of {config.train.micro_batch}"
+            )
+            + f": use a multiple of {share}"
         )
     return accelerator
 
@@ -309,7 +326,7 @@ def _launcher_differs(config: Config) -> list[str]:
         "gradient accumulation": (
             os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
             "train.accumulation",
-            str(config.train.accumulation),
+            str(config.train.accumulation if config.train.micro_batch is None else "by micro_batch"),
         ),
         "torch.compile by": (os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
     }
@@ -322,10 +339,25 @@ def _launcher_differs(config: Config) -> list[str]:
     ]
 
 
-def _recipe(config: Config) -> Recipe:
+def cut(
+    config: Config, accelerator: Accelerator, field: nn.Module, objective: Objective, data: Batches
+) -> tuple[int, int]:
+    """How each process cuts its share of the batch: the size of a micro-batch, and how many there are."""
+    share = config.train.batch_size // accelerator.num_processes
+    if config.train.micro_batch is None:
+        return share // config.train.accumulation, config.train.accumulation
+    if config.train.micro_batch == "auto":
+        size = find_micro_batch(accelerator, field, objective, data, share)
+    else:
+        size = config.train.micro_batch
+    return size, share // size
+
+
+def recipe_of(config: Config, accumulation: int) -> Recipe:
+    """How the optimiser moves, by the settings."""
     return Recipe(
         steps=config.train.steps,
-        accumulation=config.train.accumulation,
+        accumulation=accumulation,
         lr=config.optim.lr,
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
@@ -372,7 +404,8 @@ def _banner(
     say(f"flow      {config.path.kind} path, {config.coupling.kind} coupling, {config.times.kind} times")
     say(
         f"training  steps {state.step} to {until} of {train.steps}, batch {train.batch_size}"
-        f" = {processes} x {train.accumulation} micro-batches of {micro}; {seen_as}"
+        f" = {processes} x {state.recipe.accumulation} micro-batches of {micro}"
+        f"{' (what fits)' if train.micro_batch == 'auto' else ''}; {seen_as}"
     )
     if seconds:
         expected = span((until - state.step) * seconds)

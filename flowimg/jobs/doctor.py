@@ -1,0 +1,164 @@
+"""`flowimg doctor`: is this machine, and this folder, one that a long run can trust?"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowimg.config import Doctor
+from flowimg.jobs.machine import MachineError, pick_device
+
+PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "datasets", "safetensors", "numpy", "pydantic")
+ALL_REDUCE = """
+import torch, torch.distributed as dist
+dist.init_process_group("{backend}")
+rank = dist.get_rank()
+device = torch.device("cuda", rank) if "{backend}" == "nccl" else torch.device("cpu")
+x = torch.full((1024,), rank + 1.0, device=device)
+dist.all_reduce(x)
+assert bool((x == 3).all()), x
+dist.destroy_process_group()
+"""
+PATIENCE = 90
+"""Seconds that two processes may take to find each other and add."""
+
+Finding = tuple[str, str]
+"""ok, note or bad; and a sentence."""
+
+
+def doctor(settings: Doctor) -> dict[str, Any]:
+    """Look at everything, say it, and fail if something is bad.
+
+    Raises:
+        MachineError: With what is bad.
+    """
+    checks: dict[str, Callable[[], Finding]] = {
+        "versions": _versions,
+        "device": _device,
+        "precision": _precision,
+        "memory": _shared_memory,
+        "processes": _processes,
+        "folder": lambda: _folder(Path(settings.run)),
+    }
+    found: dict[str, Finding] = {}
+    for name, check in checks.items():
+        try:
+            found[name] = check()
+        except Exception as error:  # whatever is wrong with a machine, the other checks are of use
+            found[name] = ("bad", f"{type(error).__name__}: {error}")
+        print(f"{found[name][0]:<5} {name:<10} {found[name][1]}", flush=True)
+    bad = [f"{name}: {sentence}" for name, (verdict, sentence) in found.items() if verdict == "bad"]
+    if bad:
+        raise MachineError("\n".join(bad))
+    return {name: {"verdict": verdict, "says": sentence} for name, (verdict, sentence) in found.items()}
+
+
+def _versions() -> Finding:
+    import torchvision  # noqa: F401  a pair that does not fit torch fails here
+
+    told = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return "ok", f"Python {platform.python_version()}, {told}"
+
+
+def _device() -> Finding:
+    device = pick_device()
+    if device.type == "cuda":
+        gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+        torch.ones(8, device=device).sum().item()
+        return "ok", "; ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
+    note = (
+        "no GPU that torch sees" if shutil.which("nvidia-smi") is None else "nvidia-smi is here, and torch sees no GPU"
+    )
+    return "note" if shutil.which("nvidia-smi") else "ok", f"{device}, {torch.get_num_threads()} threads; {note}"
+
+
+def _precision() -> Finding:
+    """Matrix products in fp32 and bf16, the best of a few, on this device."""
+    device, size = pick_device(), 1024
+    speed = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(size, size, device=device).to(dtype)
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            (a @ a).float().sum().item()
+            taken.append(time.perf_counter() - began)
+        speed[dtype] = 2 * size**3 / min(taken)
+    times = speed[torch.bfloat16] / speed[torch.float32]
+    advice = "use train.precision bf16" if times > 1.2 else "train.precision fp32 is as fast"
+    return "ok", f"bf16 is {times:.1f} times as fast as fp32 in matrix products: {advice}"
+
+
+def _shared_memory() -> Finding:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return "ok", "no /dev/shm on this system"
+    free = shutil.disk_usage(shm).free / 2**20
+    if free < 64:
+        return "note", f"/dev/shm has {free:.0f} MiB: in a container give more, --shm-size=1g"
+    return "ok", f"/dev/shm has {free:,.0f} MiB free"
+
+
+def _processes() -> Finding:
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "all_reduce.py")
+        script.write_text(ALL_REDUCE.format(backend=backend))
+        began = time.perf_counter()
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+        try:
+            done = subprocess.run(launch, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return "bad", f"two processes did not add by {backend} within {PATIENCE} s: see NCCL_DEBUG=INFO, firewalls"
+    if done.returncode:
+        last = next(reversed([line for line in done.stderr.splitlines() if "Error" in line]), "no reason given")
+        return "bad", f"two processes could not add by {backend}: {last.strip()}"
+    return "ok", f"two processes add by {backend}, {time.perf_counter() - began:.0f} s with their start"
+
+
+def _folder(run: Path) -> Finding:
+    """Write, sync, rename, lock, as a run does."""
+    standing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    free = shutil.disk_usage(standing).free / 2**30
+    try:
+        with tempfile.TemporaryDirectory(dir=standing, prefix=".flowimg-doctor-") as folder:
+            file = Path(folder, "a")
+            began = time.perf_counter()
+            with file.open("wb") as stream:
+                stream.write(os.urandom(2**22))
+                stream.flush()
+                os.fsync(stream.fileno())
+            seconds = time.perf_counter() - began
+            Path(folder, "step").mkdir()
+            Path(folder, "step").rename(Path(folder, "renamed"))
+            locks = _locks(file)
+    except OSError as error:
+        return "bad", f"{standing} cannot hold a run: {error}"
+    told = f"{standing}: {free:,.1f} GiB free, 4 MiB synced in {1000 * seconds:.0f} ms, folders are renamed"
+    if not locks:
+        return "note", f"{told}; it has no locks: two runs in one folder would not see each other"
+    return "ok", f"{told}, locks hold"
+
+
+def _locks(file: Path) -> bool:
+    try:
+        import fcntl
+
+        with file.open() as one, file.open() as two:
+            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except (ImportError, OSError):
+        pass
+    return False

@@ -1,0 +1,122 @@
+"""How much memory a pass takes, and the largest micro-batch that fits.
+
+    fixed       weights, gradients, AdamW's two averages, the moving average: known from the parameters
+    per sample  what the backward pass keeps of the forward pass, measured at two sizes
+
+The global batch stays as it is: what does not fit at once is accumulated.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flowimg.flow.objective import Data, Objective, flow_matching_loss
+from flowimg.jobs.machine import MachineError
+
+SLACK = 1.4
+"""What a pass takes over what it keeps: gradients of activations and workspaces come and go."""
+SHARE = 0.85
+"""Share of the free memory that training may take."""
+TRIED = 4
+"""Samples in the smaller of the two passes that are measured."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at an end, on a GPU or on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def fixed_bytes(field: nn.Module) -> dict[str, int]:
+    """Bytes of everything that does not grow with the batch."""
+    weights = sum(p.numel() * p.element_size() for p in field.parameters())
+    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": weights}
+
+
+def kept_bytes(field: nn.Module, objective: Objective, data: Data, size: int, accelerator: Accelerator) -> int:
+    """Bytes that a forward pass over `size` samples keeps for its backward pass, each memory once."""
+    own = {p.untyped_storage().data_ptr() for p in field.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    draw = objective.draw(data, 0, range(size))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), accelerator.autocast():
+        loss = flow_matching_loss(field, objective.path, draw).mean()
+    del loss
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device, or of the machine within what its container allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):
+        most, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, most - now)
+    return free
+
+
+def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
+    """The largest divisor of a process's share of the batch that fits.
+
+    Raises:
+        MachineError: If not even one sample does.
+    """
+    for size in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
+        if fixed + size * per_sample * SLACK <= free * SHARE:
+            return size
+    need = (fixed + per_sample * SLACK) / 2**30
+    raise MachineError(
+        f"not even a micro-batch of 1 fits: about {need:.1f} GiB are needed, {free * SHARE / 2**30:.1f} GiB may be "
+        "taken; take a smaller field or data.size, or field.gradient_checkpointing"
+    )
+
+
+def find_micro_batch(accelerator: Accelerator, field: nn.Module, objective: Objective, data: Data, share: int) -> int:
+    """The largest micro-batch that fits, the same on all processes.
+
+    Args:
+        accelerator: The processes; each looks at its own device.
+        field: On its device, not wrapped yet.
+        objective: Gives the draws.
+        data: Gives the data.
+        share: Samples of the global batch that each process has.
+    Raises:
+        MachineError: If not even one sample fits.
+    """
+    training = field.training
+    field.train()
+    small = min(TRIED, share)
+    first = kept_bytes(field, objective, data, small, accelerator)
+    more = min(2 * small, share)
+    per_sample = first / small
+    if more > small:
+        per_sample = max(kept_bytes(field, objective, data, more, accelerator) - first, 0) / (more - small)
+    fixed = sum(fixed_bytes(field).values()) - fixed_bytes(field)["weights"]  # those are there already
+    size = largest(share, per_sample, fixed, free_bytes(accelerator.device))
+    while accelerator.device.type == "cuda" and size > 1:  # the true answer, with what else is in the memory
+        try:
+            with accelerator.autocast():
+                flow_matching_loss(field, objective.path, objective.draw(data, 0, range(size))).mean().backward()
+            break
+        except torch.OutOfMemoryError:
+            size = max(n for n in range(1, size) if share % n == 0)
+        finally:
+            field.zero_grad()
+            torch.cuda.empty_cache()
+    field.zero_grad()
+    field.train(training)
+    sizes: Tensor = accelerator.gather(torch.tensor([size], device=accelerator.device))
+    return int(sizes.min())
