@@ -507,8 +507,17 @@ class Experiment(Settings):
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
 
+MOST_YAML = 2**20
+"""Characters of a settings file at most."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `2e-4` is a number, a key given twice is an error."""
+    """YAML as people write it: `2e-4` is a number, a key given twice is an error; no tags of objects, no aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # ten lines of them can stand for gigabytes
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
@@ -547,6 +556,8 @@ def load(file: str) -> Config:
     """
     path = Path(file)
     try:
+        if path.stat().st_size > MOST_YAML:
+            raise SettingsError(f"{file} is longer than any settings: {path.stat().st_size:,} bytes")
         text = path.read_text()
     except FileNotFoundError:
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)

@@ -26,7 +26,7 @@ from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
 from flowimg.training.loop import rehearse, start, state_tensors, train_step
 
 FEW = 8
-"""Samples of a grid that are drawn to know what all of them take."""
+"""Pictures of a grid that are drawn to know what all of them take."""
 
 
 def estimate(config: Config) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def estimate(config: Config) -> dict[str, Any]:
         taken.append(time.perf_counter() - began)
     second = min(taken)
 
-    few = range(min(FEW, config.grid.count))
+    few = range(config.grid.count if config.data.kind == "points" else min(FEW, config.grid.count))
     began = time.perf_counter()
     with accelerator.autocast():
         draw(state.ema, config, source.facts, config.grid, few, turns(few, source.facts.classes))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowimg.config import Config, SettingsError, load
 from flowimg.jobs.build import DataFacts, build_field
@@ -202,13 +202,44 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
             raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
     name = "ema" if weights == "ema" else "weights"
     checkpoint = read_checkpoint(path, (name,))
-    state = checkpoint.state
-    facts = DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
+    facts = facts_of(checkpoint.state, path)
+    check_network(config, facts, checkpoint.tensors[name], path)
     field = build_field(config, facts)
     field.load_state_dict(checkpoint.tensors[name])
     field = field.to(device).eval().requires_grad_(False)
     sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
     return Trained(folder, config, facts, field, checkpoint.state["step"], sha256)
+
+
+def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
+    """What the data of a checkpoint looked like; the state may come from a stranger.
+
+    Raises:
+        CheckpointError: If no data look like that.
+    """
+    shape, classes = state.get("shape"), state.get("classes")
+    right = isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= 4096 for n in shape)
+    right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not right:
+        raise CheckpointError(f"{path} was trained on data that cannot be: shape {str(shape)[:60]}")
+    return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
+
+
+def check_network(config: Config, facts: DataFacts, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a network of the settings that is not the one of the weights, before memory is taken for it.
+
+    Raises:
+        CheckpointError: If so.
+    """
+    with torch.device("meta"):
+        described = build_field(config, facts).state_dict()
+    wrong = [
+        name
+        for name in sorted({*described, *tensors})
+        if name not in described or name not in tensors or described[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} does not hold the network of its settings: {len(wrong)} weights, as {wrong[0]}")
 
 
 def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:

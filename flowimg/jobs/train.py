@@ -23,7 +23,7 @@ from flowimg.data.batches import ImageBatches
 from flowimg.flow.objective import Objective
 from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.figures import Batches, draw_figures
-from flowimg.jobs.folder import RunFolder, Trained, check_guidance, write_text
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_network, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
@@ -115,6 +115,7 @@ def _train(
     facts = source.facts
     if checkpoint:
         facts = facts._replace(architecture=checkpoint.state.get("architecture"))
+        check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
     with accelerator.local_main_process_first():
         field = build_field(config, facts)
     check_guidance(config.grid.guidance, facts, config)
