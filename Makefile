@@ -3,12 +3,13 @@
 # make article  after make smoke: the flow in motion, densities, the loss and its floor, and the finer board that fails
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
+# make soak     a run killed at 30 random times, about 4 minutes
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
 
-.PHONY: train smoke article test lint slow clean
+.PHONY: train smoke article test lint slow soak clean
 
 train: .venv/installed
 	$(BIN)/flowimg train $(CONFIG)
@@ -32,6 +33,9 @@ lint: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/pytest -m "slow and not gpu" --durations=0
+
+soak: .venv/installed
+	$(BIN)/python tests/soak.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowimg needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

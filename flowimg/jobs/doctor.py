@@ -120,8 +120,8 @@ def _processes() -> Finding:
         except subprocess.TimeoutExpired:
             return "bad", f"two processes did not add by {backend} within {PATIENCE} s: see NCCL_DEBUG=INFO, firewalls"
     if done.returncode:
-        last = next(reversed([line for line in done.stderr.splitlines() if "Error" in line]), "no reason given")
-        return "bad", f"two processes could not add by {backend}: {last.strip()}"
+        why = next((line for line in done.stderr.splitlines() if "Error:" in line), "no reason given")
+        return "bad", f"two processes could not add by {backend}: {why.strip()}"
     return "ok", f"two processes add by {backend}, {time.perf_counter() - began:.0f} s with their start"
 
 

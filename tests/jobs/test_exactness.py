@@ -1,6 +1,7 @@
 """The two promises of the loop: a continued run is the run, and a cut batch is the batch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from survival import launch
 
 from flowimg.jobs.folder import RunFolder
 
@@ -135,3 +137,54 @@ def test_however_cut_the_losses_agree(cut_runs, name):
     one, other = losses("one"), losses(name)
     assert len(one) == len(other) == 20
     assert float(((one - other) / one).abs().max()) < 1e-4
+
+
+LAYOUTS = [(processes, precision) for processes in (1, 2, 3) for precision in ("fp32", "bf16")]
+
+
+def start_on(processes, config, folder, *more):
+    many = [*launch(processes)] if processes > 1 else [sys.executable]
+    return run(*many, ROOT / "scripts" / "train.py", config, "--run", folder, *more, ACCELERATE_USE_CPU="true")
+
+
+def epochs(path, precision):
+    """96 digits in batches of 24: an epoch is 4 steps."""
+    return settings(
+        path,
+        data={"first": 104},
+        field={"dropout": 0.1},
+        coupling={"block": 8},
+        train={"steps": 9, "batch_size": 24, "precision": precision, "checkpoint_every": 100},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "precision"), LAYOUTS)
+def test_resumed_twice_in_an_epoch_and_at_its_very_end_it_is_the_run_bit_for_bit(processes, precision, tmp_path):
+    config = epochs(tmp_path / "c.yaml", precision)
+    start_on(processes, config, tmp_path / "straight")
+    for stop in (1, 2, 4, 9):
+        start_on(processes, config, tmp_path / "cut", "--train.stop-at", stop)
+    one, two = tensors(tmp_path / "straight", 9), tensors(tmp_path / "cut", 9)
+    assert [event["step"] for event in RunFolder(tmp_path / "cut").events()] == [0, 1, 2, 4]
+    assert one.keys() == two.keys() and [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_on_another_number_of_processes_it_is_the_run_but_for_rounding(before, after, tmp_path):
+    config = settings(
+        tmp_path / "c.yaml",
+        data={"first": 104},
+        coupling={"block": 8},
+        train={"steps": 8, "batch_size": 24, "checkpoint_every": 100},
+    )
+    start_on(before, config, tmp_path / "straight")
+    start_on(before, config, tmp_path / "cut", "--train.stop-at", "4")
+    said = start_on(after, config, tmp_path / "cut")
+    assert re.search(rf"processes\s+{before}\s+{after}\s+same samples, rounded otherwise", said)
+    one, two = ([r["loss"] for r in RunFolder(tmp_path / name).records()[1:]] for name in ("straight", "cut"))
+    assert one[:4] == two[:4] and one == pytest.approx(two, rel=1e-4)
+    weights = [tensors(tmp_path / name, 8) for name in ("straight", "cut")]
+    gaps = [float((weights[0][key] - weights[1][key]).norm() / (weights[0][key].norm() + 1e-3)) for key in weights[0]]
+    assert max(gap for key, gap in zip(weights[0], gaps, strict=True) if key.startswith("weights/")) < 1e-2

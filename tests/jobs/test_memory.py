@@ -68,8 +68,11 @@ def test_micro_batch_and_accumulation_are_one_thing(tmp_path, capsys):
     assert stop.value.code == 2 and "give one of them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 GB")])  # fmt: skip
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+CPU_IS_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 GB")
+
+
+@pytest.mark.parametrize("error", [GPU_IS_FULL, CPU_IS_FULL])
 def test_out_of_memory_in_mid_run_names_the_setting(error, tmp_path, monkeypatch, capsys):
     from flowimg.training import loop
 

@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from survival import status, words
 from flowimg.cli import main
 from flowimg.jobs.folder import RunFolder
 from flowimg.training import checkpoint
-from flowimg.training.checkpoint import newest_whole, problem
+from flowimg.training.checkpoint import problem
 
 
 def train(run, *more, config="configs/checkerboard.yaml"):
@@ -94,7 +95,7 @@ def test_another_run_is_refused_with_a_table(run, fails, key, value, tmp_path):
     before = (run / "config.yaml").read_bytes()
     if key == "path.kind":
         copy = tmp_path / "c.yaml"
-        copy.write_text(open("configs/checkerboard.yaml").read() + "\npath: {kind: cosine}\n")
+        copy.write_text(Path("configs/checkerboard.yaml").read_text() + "\npath: {kind: cosine}\n")
         with pytest.raises(SystemExit) as stop:
             train(run, config=copy)
         assert stop.value.code == 2
@@ -147,7 +148,7 @@ def test_data_that_changed_are_refused_unless_allowed(tmp_path, capsys):
     config = tmp_path / "c.yaml"
     config.write_text(
         f"data: {{kind: images, source: {photos}, held_out: 2}}\n"
-        "field: {kind: unet, channels: [32], layers: 1}\ntrain: {steps: 4, batch_size: 4, sample_every: 100}\n"
+        "field: {kind: unet, channels: [32, 64], layers: 1}\ntrain: {steps: 4, batch_size: 4, sample_every: 100}\n"
         "grid: {count: 2, num_steps: 1}\nfigures: false\n"
     )
     main(["train", str(config), "--run", str(tmp_path / "run"), "--train.stop-at", "2"])
@@ -180,7 +181,7 @@ def test_a_run_that_is_itself_a_link_is_a_run(run, tmp_path, capsys):
 
 
 def forge(run, **state):
-    path, _ = newest_whole(run / "checkpoints")
+    path = run / "checkpoints" / "step_00000004"
     told = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**told, **state}))
     files = [file for file in path.iterdir() if file.name != "manifest.json"]
@@ -204,8 +205,7 @@ def test_forged_settings_of_a_giant_network_take_no_memory(run, capsys):
 
 
 def test_an_optimiser_of_other_names_is_refused(run, fails):
-    path, _ = newest_whole(run / "checkpoints")
-    save_file({"exp_avg.nobody": torch.ones(1)}, path / "optimizer.safetensors")
+    save_file({"exp_avg.nobody": torch.ones(1)}, run / "checkpoints" / "step_00000004" / "optimizer.safetensors")
     forge(run)
     code, error = fails(run)
     assert code == 3 and "does not fit" in error

@@ -1,0 +1,65 @@
+"""What saving costs `configs/fashion_mnist.yaml`: steps with and without a checkpoint written beside them, interleaved.
+
+python benchmarks/saving.py SOURCE [PAIRS]      SOURCE: a folder with the parquet files of Fashion-MNIST
+
+Prints the time of a block of steps after which a checkpoint begins, over that of a block with none, and what that is
+at the cadence of the config.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flowimg.config import load, validate
+from flowimg.jobs.build import build_field, build_objective, build_source
+from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.signals import Wishes
+from flowimg.jobs.status import Status
+from flowimg.jobs.train import cut, open_accelerator, recipe_of
+from flowimg.jobs.watch import _checkpoints
+from flowimg.training.loop import rehearse, start, train_step
+
+BLOCK = 4
+"""Steps of a block: a save is over within them."""
+
+config = load("configs/fashion_mnist.yaml")
+values = config.model_dump(mode="json")
+values["data"]["source"] = sys.argv[1]
+with tempfile.TemporaryDirectory() as folder:
+    config = validate(type(config), {**values, "run": folder}, "benchmark")
+    accelerator = open_accelerator(config)
+    source = build_source(config)
+    data = source.load(accelerator.device)
+    objective, field = build_objective(config), build_field(config, source.facts)
+    _, accumulation = cut(config, accelerator, field, objective, data)
+    state = start(accelerator, field, objective, data, recipe_of(config, accumulation))
+    run = RunFolder(Path(folder))
+    wishes = Wishes()
+    every = config.train.checkpoint_every
+    with ThreadPoolExecutor(1) as thread:
+        save = _checkpoints(
+            config, run, source.facts, data.fingerprint, 1, 10**9, {}, wishes, Status(run, 1, wishes), thread
+        )
+        state.wrapped.train()
+        rehearse(state)
+        taken = {True: [], False: []}
+        for _pair in range(int(sys.argv[2]) if len(sys.argv) > 2 else 7):
+            for saving in (True, False):
+                began = time.perf_counter()
+                if saving:
+                    step, state.step = state.step, every * (state.step // every + 1)  # as if it were due
+                    save(state)
+                    state.step = step
+                for _ in range(BLOCK):
+                    train_step(state)
+                taken[saving].append(time.perf_counter() - began)
+    with_, without = (statistics.median(taken[saving]) for saving in (True, False))
+    pairs = [a - b for a, b in zip(taken[True], taken[False], strict=True)]
+    cost = statistics.median(pairs)
+    print(f"{BLOCK} steps: {without:.3f} s without, {with_:.3f} s with a checkpoint; differences of pairs:")
+    print("  " + ", ".join(f"{1000 * pair:.0f}" for pair in pairs) + " ms")
+    print(f"a checkpoint costs {1000 * cost:.0f} ms (median), one in {every} steps of {without / BLOCK:.3f} s:")
+    print(f"  {100 * cost / (every * without / BLOCK):.3f} % of the time")
