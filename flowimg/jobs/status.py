@@ -56,6 +56,7 @@ class Status:
         self._over = threading.Event()
         self._beats: dict[int, tuple[str, float]] = {}
         self._written = -WRITE
+        self._pen = threading.RLock()  # a signal may meet its own thread writing
 
     def at(self, stage: str) -> None:
         """Say what the process does now."""
@@ -132,6 +133,12 @@ class Status:
                     os._exit(4)
 
     def _tell(self, state: str, why: str | None, exit_status: int | None) -> None:
+        with self._pen:
+            if state == "running" and self._over.is_set():  # the last word was said by the other thread
+                return
+            self._write(state, why, exit_status)
+
+    def _write(self, state: str, why: str | None, exit_status: int | None) -> None:
         self._written = time.monotonic()
         story: dict[str, Any] = {
             "state": state,
