@@ -28,7 +28,9 @@ from flowimg.config import (
 )
 
 ROOT = Path(__file__).parents[1]
-KNOWN = "train, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, config"
+KNOWN = (
+    "train, estimate, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, config, doctor"
+)
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
 
