@@ -182,7 +182,11 @@ def served(request):
 
     def served(run):
         command = [sys.executable, "-m", "flowimg", "play", str(run), "--port", "0"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # tests started in the background (`make slow &`) ignore SIGINT, and what they start would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         processes.append(process)
         said = ""
         for line in process.stdout:
