@@ -57,19 +57,21 @@ class PointData(Settings):
 
 
 class ImageData(Settings):
-    """Images, decoded once to memory."""
+    """Images, decoded once to a cache, or streamed."""
 
     kind: Literal["images"] = "images"
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """digits; a folder of pictures, parquet or arrow files; or the id of a dataset on the Hugging Face hub."""
+    """digits; a folder of pictures; parquet, arrow or tar; CIFAR10, FashionMNIST or OxfordIIITPet; or a hub id."""
+    root: str = "data"
+    """The folder that sets of torchvision lie in."""
     subset: str | None = None
     """Which configuration, of a hub dataset that has several."""
     split: str = "train"
     """Which split to train on."""
     image_column: str | None = None
-    """The column of pictures; by default the only one there is."""
+    """The column (in tar shards, the ending) of pictures; by default the only one there is."""
     label_column: str | None = None
-    """The column of labels; by default the only one there is, if any."""
+    """The column (in tar shards, the ending) of labels; by default the only one there is, if any."""
     labels: bool = True
     """Train conditional on the class, where the source has classes."""
     classes: tuple[str, ...] = ()
@@ -80,6 +82,8 @@ class ImageData(Settings):
     """Bring every picture to a square of so many pixels a side; null where they all are of one square size."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
     """How: scale and cut the middle out, scale and fill, scale both sides, or fill and cut without scaling."""
+    random_crop: Annotated[int, Field(ge=2, le=8192)] | None = None
+    """Bring them to so many pixels a side, and cut a window of data.size out at random every time."""
     channels: Literal["auto", "grey", "rgb"] = "auto"
     """Grey or RGB; auto takes grey if no picture has colour."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
@@ -88,6 +92,28 @@ class ImageData(Settings):
     """Flip left to right, half of the time."""
     held_out: Positive = 97
     """Images kept apart for the held-out loss."""
+    max_bad: Share = 0.01
+    """Share of pictures that may be broken; they are left out and listed."""
+    cache: Annotated[str, Field(min_length=1)] | None = None
+    """Folder for decoded pictures; by default $FLOWIMG_CACHE, or ~/.cache/flowimg."""
+    gpu_share: Unit = 0.25
+    """Decoded pictures go to the GPU if they take no more than this share of its memory."""
+    workers: Positive | None = None
+    """Processes that decode; by default one a core, one less while streaming."""
+    stream: bool = False
+    """Read tar shards or parquet as they come, decoded each time: for what no disk holds decoded."""
+    open_shards: Positive = 16
+    """Streaming: shards read from at a time; more mix better and take more memory."""
+
+    @model_validator(mode="after")
+    def _cut(self) -> "ImageData":
+        if self.random_crop is not None and (self.size is None or self.random_crop <= self.size):
+            raise ValueError(
+                f"random_crop {self.random_crop} cuts windows of size {self.size}: give a size, and more than it"
+            )
+        if self.stream and (self.classes or self.first):
+            raise ValueError("stream takes all pictures of a split: leave out classes and first")
+        return self
 
 
 # --- flow ------------------------------------------------------------------------------------------------------------
@@ -487,6 +513,32 @@ class Evaluate(Drawing):
     """Points: fail if the sliced Wasserstein-2 distance to fresh data is larger."""
     max_mass_ratio: float | None = None
     """Points: fail if the fullest part holds more than this many times the emptiest."""
+
+
+class Check(ImageData):
+    """Look every picture of a source over: counts, sizes, classes, what is twice, what is broken and why."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """As data.source of a run, or a settings file, whose data are meant."""
+    max_bad: Share = 0.01
+    """End with exit status 3 if a larger share is broken."""
+    list_most: Annotated[int, Field(ge=0)] = 20
+    """Files named at most for each kind of finding; --json has all."""
+
+
+class Preview(ImageData):
+    """Draw a grid of what a field will see of a source: cut, scaled, flipped, in the order of the first step."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """As data.source of a run, or a settings file, whose data are meant."""
+    out: Annotated[str, Field(min_length=1)] = "preview.png"
+    """A new file."""
+    count: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Pictures."""
+    seed: Seed = 0
+    """Seed of the run, which decides the order, windows and flips."""
+    held_out: Positive = 1
+    """Images kept apart, and not drawn."""
 
 
 class Experiment(Settings):

@@ -1,40 +1,100 @@
-"""One picture as people have it -> the uint8 tensor a field sees: turned upright, opaque, grey or RGB, a square.
+"""One picture as people have it -> the pixels a field sees: turned upright, opaque, grey or RGB, a square.
 
-Every step is torchvision's or Pillow's; this file decides only which, and in what order.
+Every step is Pillow's; this file decides only which, and in what order, and says in a sentence what is wrong with a
+file that is no picture. It needs neither torch nor torchvision, so that a process that decodes starts in no time.
 """
 
 import io
+import os
+import stat
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import NamedTuple
 
-from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# what Pillow warns of (odd EXIF notes, large pictures) is counted or refused here, and would be said once a process
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
 """Pillow's names of the pictures that have no colour."""
 RESIZES = ("crop", "pad", "stretch", "keep")
 """How a picture becomes a square; see `to_square`."""
+APART = {"HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")}
+"""Pictures that Pillow does not read, by how their files go on after four bytes."""
 
-Row = dict[str, Any]
-"""A picture as `datasets` stores it: {"bytes": the file's content or None, "path": its name or None}."""
+
+class Encoded(NamedTuple):
+    """One picture as it is stored: its bytes, or the file that holds them, or `size` bytes of one from `start`."""
+
+    content: bytes | None = None
+    path: str | None = None
+    start: int = 0
+    size: int | None = None
 
 
-def open_picture(row: Row) -> Image.Image:
+class BadPictureError(Exception):
+    """A picture that cannot be used; the message says why, in a few words."""
+
+
+def read_bytes(encoded: Encoded) -> bytes:
+    """The bytes of a picture.
+
+    Raises:
+        BadPictureError: If there are none to be had. What is no regular file (a pipe, a device) is never waited for.
+    """
+    content, path, start, size = encoded
+    if content is None:
+        if not path:
+            raise BadPictureError("the row is empty")
+        try:
+            file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            with open(file, "rb") as opened:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise BadPictureError("not a regular file")
+                opened.seek(start)
+                content = opened.read(-1 if size is None else size)
+        except OSError as error:
+            raise BadPictureError((error.strerror or "cannot be read").lower()) from None
+    if not content:
+        raise BadPictureError("the file is empty")
+    return content
+
+
+def open_picture(content: bytes) -> Image.Image:
     """Read a picture's header; its pixels are decoded when they are first asked for.
 
     Raises:
-        OSError: If it is no picture that Pillow knows.
+        BadPictureError: If it is no picture that Pillow knows, or one of more than 179 million pixels.
     """
-    if row["bytes"] is None and not row["path"]:
-        raise OSError("the row is empty")
-    return Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"])
+    try:
+        return Image.open(io.BytesIO(content))
+    except Exception as error:  # Pillow's readers raise almost anything on a broken file
+        raise BadPictureError(reason(error, content)) from None
+
+
+def reason(error: Exception, content: bytes = b"") -> str:
+    """What is wrong with a picture, in a few words."""
+    if isinstance(error, BadPictureError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {' '.join(str(error).split()[:4]).strip('(')}), taken for a decompression bomb"
+    if isinstance(error, UnidentifiedImageError):
+        apart = next((name for name, opening in APART.items() if content[4:12].startswith(opening)), None)
+        return f"{apart}, which is not read here: convert it to JPEG" if apart else "no picture of a format known here"
+    return f"broken: {next(iter(str(error).splitlines()), '') or type(error).__name__}"
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height once the picture is turned upright by its EXIF note."""
-    lying = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    try:
+        lying = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # notes that cannot be read are no reason to lose a picture
+        lying = False
     turn = lying and picture.format != "TIFF"  # the size that Pillow gives of a TIFF is turned already
     return picture.size[::-1] if turn else picture.size
 
@@ -42,6 +102,11 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 def see_through(picture: Image.Image) -> bool:
     """Whether the picture has an alpha channel or a transparent colour."""
     return picture.has_transparency_data
+
+
+def moves(picture: Image.Image) -> bool:
+    """Whether there is more than one frame or page; the first is taken. (A phone's MPO has its preview beside it.)"""
+    return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
 
 
 def opaque(picture: Image.Image, background: Sequence[int]) -> Image.Image:
@@ -53,7 +118,7 @@ def opaque(picture: Image.Image, background: Sequence[int]) -> Image.Image:
 
 
 def to_square(picture: Image.Image, size: int, resize: str, background: Sequence[int]) -> Image.Image:
-    """A grey or RGB picture as a square.
+    """A grey or RGB picture as a square, by Pillow's bicubic filter, which widens as it scales down (no aliasing).
 
     Args:
         picture: Mode L or RGB.
@@ -65,19 +130,23 @@ def to_square(picture: Image.Image, size: int, resize: str, background: Sequence
     width, height = picture.size
     if resize != "keep":
         scale = {"crop": size / min(width, height), "pad": size / max(width, height)}.get(resize)
-        new = [size, size] if scale is None else [max(round(side * scale), 1) for side in (height, width)]
-        if new != [height, width]:
-            picture = tv.resize(picture, new, InterpolationMode.BICUBIC, antialias=True)
+        new = (size, size) if scale is None else (max(round(width * scale), 1), max(round(height * scale), 1))
+        if new != picture.size:
+            picture = picture.resize(new, Image.Resampling.BICUBIC)
     width, height = picture.size
     left, top = max(size - width, 0) // 2, max(size - height, 0) // 2
     right, bottom = max(size - width - left, 0), max(size - height - top, 0)
     if left or top or right or bottom:
-        grey = Image.new("RGB", (1, 1), tuple(background)).convert(picture.mode).getpixel((0, 0))
-        picture = tv.pad(picture, [left, top, right, bottom], fill=grey)
-    return tv.center_crop(picture, [size, size])
+        fill = Image.new("RGB", (1, 1), tuple(background)).convert(picture.mode).getpixel((0, 0))
+        picture = ImageOps.expand(picture, (left, top, right, bottom), fill)  # type: ignore[arg-type]
+    width, height = picture.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return picture.crop((left, top, left + size, top + size))
 
 
-def to_pixels(picture: Image.Image, channels: int, size: int | None, resize: str, background: Sequence[int]) -> Tensor:
+def to_pixels(
+    picture: Image.Image, channels: int, size: int | None, resize: str, background: Sequence[int]
+) -> NDArray[np.uint8]:
     """Decode one picture: upright by its EXIF note, opaque, grey or RGB, a square where asked.
 
     Args:
@@ -89,14 +158,20 @@ def to_pixels(picture: Image.Image, channels: int, size: int | None, resize: str
     Returns:
         Pixels, shape (channels, H, W), uint8.
     Raises:
-        OSError: If the file is broken.
+        BadPictureError: If the file is broken.
     """
-    if picture.mode == "F":
-        raise OSError("it holds floating-point numbers, and which of them is white cannot be known")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut them off at 255
-        picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")
-    picture = opaque(picture, background).convert("L" if channels == 1 else "RGB")
-    if size is not None:
-        picture = to_square(picture, size, resize, background)
-    return tv.pil_to_tensor(picture)
+    try:
+        if picture.mode == "F":
+            raise BadPictureError("it holds floating-point numbers, and which of them is white cannot be known")
+        picture.load()
+        with suppress(Exception):  # notes that cannot be read are no reason to lose a picture
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut them off at 255
+            picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+        picture = opaque(picture, background).convert("L" if channels == 1 else "RGB")
+        if size is not None:
+            picture = to_square(picture, size, resize, background)
+    except Exception as error:  # Pillow's readers raise almost anything on a broken file
+        raise BadPictureError(reason(error)) from None
+    pixels = np.asarray(picture)
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))

@@ -1,17 +1,43 @@
-"""Images decoded once: one uint8 tensor in memory, and the labels that go with it."""
+"""Images decoded once: one uint8 array in a file of the cache, mapped into memory, and the labels that go with it.
+
+    CACHE/stores/NAME/pixels      N x C x H x W bytes
+    CACHE/stores/NAME/labels.npy  N numbers, where there are classes
+    CACHE/stores/NAME/store.json  shape, classes, fingerprint, what was left out, version
+
+NAME is made of the hashes of all files, the labels, and how pictures are brought to their shape: the same pictures are
+found again wherever they lie, and other ones never are. The file is mapped for this process alone: nothing that is
+done to the array reaches it.
+"""
 
 import hashlib
-from typing import NamedTuple
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from flowimg.data.cache import make_folder, name_of
+from flowimg.data.decode import Decoding, decode_into
+from flowimg.data.find import Bad, Found, refuse_many
+from flowimg.data.listing import DataError, chunks
 from flowimg.data.order import permute
+from flowimg.data.workers import cores, spread
 from flowimg.flow.randomness import key
+
+VERSION = 1
+"""Rises when the same settings give other pixels."""
+BLOCK = 2**24
+"""Bytes moved at a time."""
 
 
 class Images(NamedTuple):
-    """A data set in memory: pixels (N, C, H, W), uint8; labels (N,), int64, or None; the names of the classes."""
+    """A data set: pixels (N, C, H, W), uint8; labels (N,), int64, or None; the names of the classes."""
 
     pixels: Tensor
     labels: Tensor | None
@@ -27,9 +53,18 @@ class Images(NamedTuple):
         return Images(self.pixels.to(device), labels, self.classes)
 
 
+class Stored(NamedTuple):
+    """Decoded pictures, the folder they lie in, their fingerprint, and those that turned out bad."""
+
+    images: Images
+    folder: Path
+    fingerprint: str
+    bad: tuple[Bad, ...]
+
+
 def to_unit(pixels: Tensor) -> Tensor:
     """uint8 pixels to floats in [-1, 1]: 0 is -1, 255 is 1."""
-    return pixels.float() / 127.5 - 1
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def fingerprint(images: Images) -> str:
@@ -41,10 +76,130 @@ def fingerprint(images: Images) -> str:
     return found.hexdigest()[:16]
 
 
-def hold_out(images: Images, count: int) -> tuple[Images, Images, Tensor]:
-    """Images to train on, `count` others kept apart, the same whatever the seed of the run; the rows of the first."""
-    n = len(images.pixels)
-    order = permute(torch.arange(n).numpy().astype("uint64"), n, key("held out"))
-    index = torch.from_numpy(order.astype("int64"))
-    rows = index[count:].sort().values
-    return images.take(rows), images.take(index[:count].sort().values), rows
+def hold_out(n: int, count: int) -> Tensor:
+    """The rows of `count` of n pictures that are kept apart, in order; the same whatever the seed of the run."""
+    order = permute(np.arange(count, dtype=np.uint64), n, key("held out"))
+    return torch.from_numpy(np.sort(order.astype(np.int64)))
+
+
+def store(
+    found: Found,
+    cache: Path,
+    resize: str = "crop",
+    background: Sequence[int] = (255, 255, 255),
+    side: int | None = None,
+    max_bad: float = 0.01,
+    workers: int | None = None,
+    bar: bool = False,
+) -> Stored:
+    """Decode what was found, or find that it was decoded before.
+
+    Args:
+        found: What `find` found.
+        cache: The cache folder.
+        resize: How a picture becomes a square; see `pictures.to_square`.
+        background: The colour under transparent pixels and around padded pictures.
+        side: Pixels a side to keep, where more are wanted than `found.shape` has, to cut windows from.
+        max_bad: The share of pictures that may be bad, those that `find` left out among them.
+        workers: Processes to decode in; None takes all cores.
+        bar: Show progress on a terminal.
+    Raises:
+        DataError: If too many pictures are broken, or they change while they are read.
+        CacheError: If the cache cannot be written.
+        WorkerError: If a process that decodes died.
+    """
+    channels, height, width = found.shape
+    shape = (channels, side or height, side or width)
+    square = shape[1] == shape[2]
+    name = name_of(VERSION, shape, resize if square else None, tuple(background), found.hashes,
+                   "none" if found.labels is None else found.labels, found.classes)  # fmt: skip
+    folder = cache / "stores" / name
+    kept = _read(folder)
+    if kept is None:
+        how = Decoding(channels, shape[1] if square else None, resize, tuple(background), int(np.prod(shape)))
+        need = len(found.rows) * how.bytes
+        make_folder(folder, need, partial(_fill, found, shape, how, max_bad, workers or cores(), bar))
+        kept = _read(folder)
+        if kept is None:
+            raise DataError(
+                f"the decoded pictures in {folder} are gone as soon as made: is something else clearing it?"
+            )
+    refuse_many(found.where, (*found.bad, *kept.bad), len(found.rows) + len(found.bad), max_bad)
+    return kept
+
+
+def _read(folder: Path) -> Stored | None:
+    """The store in a folder, if it is there and whole; one that is not is set aside, to be made again."""
+    try:
+        told = json.loads((folder / "store.json").read_text())
+        shape = tuple(told["shape"])
+        if os.path.getsize(folder / "pixels") != int(np.prod(shape)):
+            raise ValueError("cut off")
+        mapped = np.memmap(folder / "pixels", np.uint8, "c", shape=shape)
+        labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False)) if told["labels"] else None
+        images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
+        return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        if folder.exists():
+            folder.rename(folder.with_name(f".{folder.name}.broken.{os.getpid()}"))
+        return None
+
+
+def _fill(
+    found: Found, shape: tuple[int, int, int], how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path
+) -> None:
+    """Decode everything into the files of a store."""
+    listing = found.open()
+    rows = found.rows
+    total = len(rows) + len(found.bad)
+    file = folder / "pixels"
+    file.touch()
+    places = np.arange(len(rows))
+    parts = chunks(places, None if listing.bytes is None else listing.bytes[rows])
+    bad: dict[int, Bad] = {}
+    with tqdm(total=len(rows), unit="picture", desc="decoding", leave=False, disable=None if bar else True) as progress:
+        tasks = ((int(part[0]), listing.read(rows[part])) for part in parts)
+        for part, told in zip(parts, spread(partial(decode_into, str(file), how), tasks, workers), strict=True):
+            for place, (hashed, wrong) in zip(part.tolist(), told, strict=True):
+                if wrong is not None:
+                    bad[place] = Bad(listing.name(int(rows[place])), wrong)
+                    refuse_many(found.where, [*found.bad, *bad.values()], total, max_bad)
+                elif hashed != found.hashes[place].tobytes():
+                    raise DataError(
+                        f"{listing.name(int(rows[place]))} changed while it was read: start again when nothing writes "
+                        f"to {found.where.removeprefix('data.source ')}"
+                    )
+            progress.update(len(part))
+    good = np.setdiff1d(places, list(bad))
+    _close_ranks(file, good, how.bytes)
+    labels = None if found.labels is None else found.labels[good]
+    if labels is not None:
+        np.save(folder / "labels.npy", labels, allow_pickle=False)
+    whole = (len(good), *shape)
+    pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
+    images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
+    story: dict[str, Any] = {
+        "version": VERSION,
+        "shape": whole,
+        "labels": labels is not None,
+        "classes": found.classes,
+        "fingerprint": fingerprint(images),
+        "bad": list(bad.values()),
+        "source": found.story,
+        "resize": how._asdict(),
+    }
+    (folder / "store.json").write_text(json.dumps(story, indent=1) + "\n")
+
+
+def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]
+    """Move the good pictures together over the places of the bad ones."""
+    with file.open("r+b") as opened:
+        first = int(np.argmax(good != np.arange(len(good)))) if (good != np.arange(len(good))).any() else len(good)
+        many = max(1, BLOCK // size)
+        for start in range(first, len(good), many):
+            some = good[start : start + many]
+            opened.seek(int(some[0]) * size)
+            run = np.frombuffer(opened.read(int(some[-1] - some[0] + 1) * size), np.uint8).reshape(-1, size)
+            opened.seek(start * size)
+            opened.write(run[some - some[0]].tobytes())
+        opened.truncate(len(good) * size)

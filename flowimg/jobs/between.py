@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowimg.config import Drawing, ImageData, Interpolate, Invert, SettingsError
+from flowimg.data.batches import middle
 from flowimg.fields.guidance import guided
 from flowimg.figures.images import image_grid
 from flowimg.flow.objective import NO_CLASS
@@ -49,8 +50,9 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
 
 def invert(settings: Invert) -> dict[str, Any]:
     """Carry pictures to their noise and back; write the noise, and a grid of pictures, noise and what came back."""
-    from flowimg.data.pictures import open_picture, to_pixels
-    from flowimg.data.sources import DataError
+    from flowimg.data.decode import Decoding, decode
+    from flowimg.data.listing import DataError
+    from flowimg.data.pictures import BadPictureError, Encoded
     from flowimg.data.store import to_unit
 
     alone("invert")
@@ -62,13 +64,16 @@ def invert(settings: Invert) -> dict[str, Any]:
     data = run.config.data
     assert isinstance(data, ImageData)
     channels, size, _ = run.facts.shape
+    # a window that is cut at random while training is the middle one here
+    side = data.random_crop or size
+    how = Decoding(channels, side, data.resize, data.background, channels * side * side)
     pixels = []
     for name in settings.pictures:
         try:
-            with open_picture({"bytes": None, "path": name}) as picture:
-                pixels.append(to_pixels(picture, channels, size, data.resize, data.background))
-        except Exception as error:  # Pillow's readers raise almost anything on a broken file
+            found, _ = decode(Encoded(path=name), how)
+        except BadPictureError as error:
             raise DataError(f"{name} cannot be read as a picture: {error}") from None
+        pixels.append(middle(torch.from_numpy(found), size))
     out = _new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_inverted")
     x_1 = to_unit(torch.stack(pixels))
     cond = torch.full((len(x_1),), NO_CLASS if label is None else label) if run.facts.classes else None

@@ -1,5 +1,6 @@
 """Settings to objects: one table a kind. Adding a kind is its settings in config.py and a line here."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,8 +9,13 @@ from torch import Tensor, nn
 
 from flowimg.config import MLP, Config, ImageData, PointData, Solving, UNet
 from flowimg.data import toys
-from flowimg.data.batches import ImageBatches, PointBatches
-from flowimg.data.store import fingerprint, hold_out
+from flowimg.data.batches import ImageBatches, Pictures, PointBatches
+from flowimg.data.cache import cache_folder
+from flowimg.data.decode import Decoding
+from flowimg.data.find import Found, find
+from flowimg.data.listing import DataError, listed
+from flowimg.data.store import Stored, hold_out, store
+from flowimg.data.workers import cores
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
@@ -25,6 +31,8 @@ from flowimg.flow.times import (
     uniform_grid,
 )
 
+Batches = PointBatches | Pictures
+
 
 class DataFacts(NamedTuple):
     """What a field must know of the data: the shape of a sample, and the names of the classes it is conditional on.
@@ -38,15 +46,14 @@ class DataFacts(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Data that were found: their facts, how many to train on (None: drawn afresh for ever), and a line about them.
+    """Data that were found: their facts, and a line about them.
 
     `load` makes batches of them on a device; only then are pictures decoded.
     """
 
     facts: DataFacts
-    size: int | None
     story: str
-    load: Callable[[torch.device], PointBatches | ImageBatches]
+    load: Callable[[torch.device], Batches]
 
 
 PATHS: dict[str, Callable[[Any], Path]] = {"linear": lambda s: Linear(), "cosine": lambda s: Cosine()}
@@ -91,32 +98,102 @@ def _points(config: Config) -> Source:
     toy = build_toy(config)
     classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
     story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
-    return Source(
-        DataFacts((2,), classes), None, story, lambda device: PointBatches(toy, data.labels, config.seed, device)
-    )
+    return Source(DataFacts((2,), classes), story, lambda device: PointBatches(toy, data.labels, config.seed, device))
 
 
 def _images(config: Config) -> Source:
-    from flowimg.data.sources import DataError, decode, find  # datasets and torchvision take seconds to import
-
     data = config.data
     assert isinstance(data, ImageData)
-    which = data.model_dump(exclude={"kind", "resize", "flip", "held_out"})
-    found = find(**which)
-    size = len(found.rows) - data.held_out
-    if size < 1:
+    return (_streamed if data.stream else _stored)(config, data)
+
+
+def find_images(data: ImageData) -> Found:
+    """Look the source of pictures through."""
+    asked = "source subset root split image_column label_column labels classes first size channels background max_bad"
+    return find(
+        cache=cache_folder(data.cache), workers=data.workers, bar=True, **data.model_dump(include=set(asked.split()))
+    )
+
+
+def store_images(data: ImageData, found: Found) -> Stored:
+    """Decode what was found, or find it decoded."""
+    return store(
+        found,
+        cache_folder(data.cache),
+        data.resize,
+        data.background,
+        data.random_crop,
+        data.max_bad,
+        data.workers,
+        bar=True,
+    )
+
+
+def _stored(config: Config, data: ImageData) -> Source:
+    found = find_images(data)
+    if len(found.rows) <= data.held_out:
         raise DataError(
             f"data.held_out {data.held_out} leaves nothing to train on: {data.source} has {len(found.rows)} images"
         )
 
     def load(device: torch.device) -> ImageBatches:
-        images = decode(found, data.resize, data.background, bar=True)
-        name = fingerprint(images)
-        learn, kept_apart, rows = hold_out(images.to(device), data.held_out)
-        return ImageBatches(learn, kept_apart, data.flip, config.seed, config.train.batch_size, rows, 0, name)
+        stored = store_images(data, found)
+        count = len(stored.images.pixels)
+        if count <= data.held_out:
+            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {count} images are good")
+        images = stored.images
+        if device.type != "cpu" and images.pixels.nbytes <= data.gpu_share * memory_bytes(device):
+            images = images.to(device)
+        return ImageBatches(
+            images,
+            hold_out(count, data.held_out),
+            data.flip,
+            config.seed,
+            config.train.batch_size,
+            device,
+            data.size if data.random_crop else None,
+            fingerprint=stored.fingerprint,
+        )
 
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
-    return Source(DataFacts(found.shape, found.classes), size, story, load)
+    return Source(DataFacts(found.shape, found.classes), story, load)
+
+
+def _streamed(config: Config, data: ImageData) -> Source:
+    from flowimg.data.sources.streams import open_stream
+    from flowimg.data.stream import StreamBatches, keep_apart, look_into
+
+    asked = {"source", "subset", "split", "image_column", "label_column", "labels"}
+    stream = open_stream(cache=cache_folder(data.cache), **data.model_dump(include=asked))
+    shape, seen = look_into(stream, data.size, data.channels, data.background)
+    try:
+        held = keep_apart(stream.counts, data.held_out)
+    except ValueError as error:
+        raise DataError(f"data.held_out {data.held_out} leaves too little to train on: {error}") from None
+    channels, height, width = shape
+    side = data.random_crop or height
+    whole = (channels, side, data.random_crop or width)
+    how = Decoding(channels, side if whole[1] == whole[2] else None, data.resize, data.background, math.prod(whole))
+
+    def load(device: torch.device) -> Pictures:
+        return StreamBatches(
+            stream,
+            how,
+            shape,
+            held,
+            data.flip,
+            config.seed,
+            config.train.batch_size,
+            device,
+            data.open_shards,
+            data.workers or max(1, cores() - 1),
+            data.size if data.random_crop else None,
+            data.max_bad,
+        )
+
+    kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
+    story = f"{data.source}: {stream.story}, {seen}; {kinds}; {data.held_out:,} held out"
+    return Source(DataFacts(shape, stream.classes), story, load)
 
 
 SOURCES: dict[str, Callable[[Config], Source]] = {"points": _points, "images": _images}
@@ -130,7 +207,6 @@ def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
 
 
 def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
-    from flowimg.data.sources import DataError
     from flowimg.fields.unet import (
         UNetField,
         empty_unet,
@@ -161,6 +237,13 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
 
 
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or what Apple's lets one process have."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def build_source(config: Config) -> Source:

@@ -13,7 +13,7 @@ from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 
 from flowimg.config import Config, Figures, Solving
-from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.batches import ImageBatches, Pictures, PointBatches
 from flowimg.data.store import to_unit
 from flowimg.fields.guidance import guided
 from flowimg.figures.curves import BINS, Floor, loss_by_t_figure, loss_figure, training_figure
@@ -22,13 +22,11 @@ from flowimg.flow.objective import NO_CLASS, Draw, Objective
 from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import integrate
 from flowimg.flow.times import shift_times
-from flowimg.jobs.build import build_objective, build_solver, build_source, build_times, build_toy
+from flowimg.jobs.build import Batches, build_objective, build_solver, build_source, build_times, build_toy
 from flowimg.jobs.draw import BATCH, turns
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, write_text
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.sampling.generate import between, noise, to_uint8
-
-Batches = PointBatches | ImageBatches
 
 PARTICLES, FRAMES = 1500, 91
 """Particles in the animation, and its frames."""
@@ -40,6 +38,8 @@ FLOOR_DRAWS, FLOOR_DATA = 4096, 262_144
 """Points: x_t that the floor of the loss is a mean over, and data that may have made them."""
 FLOOR_PICTURES, FLOOR_MOST, FLOOR_NUMBERS = 256, 60_000, 2**28
 """The same for pictures; and the numbers that those may have in all, for memory's sake."""
+FLOOR_STREAMED = 4096
+"""Pictures of a stream that the floor is of at most: each is to be fetched and decoded."""
 FLOOR_OF = {"points": "what no field can learn", "images": "what no field can learn, even by heart"}
 
 
@@ -215,14 +215,14 @@ def _spread(objective: Objective, batches: PointBatches) -> Draw:
     return Draw(x_0, x_1, t, cond)
 
 
-def _some(batches: ImageBatches) -> ImageBatches:
+def _some(batches: Pictures) -> ImageBatches:
     """The pictures that the floor is of: all of them, or as many of the first as memory and time allow."""
-    pixels = batches.images.pixels
-    count = min(len(pixels), FLOOR_MOST, max(1, FLOOR_NUMBERS // pixels[0].numel()))
-    images = batches.images.take(torch.arange(count, device=pixels.device))
-    if pixels.device.type == "mps":  # it has no float64
-        images = images.to(torch.device("cpu"))
-    return replace(batches, images=images, batch_size=FLOOR_PICTURES)
+    some = FLOOR_MOST if isinstance(batches, ImageBatches) else FLOOR_STREAMED
+    one = batches.held_out(1)[0]
+    images = batches.some(min(some, max(1, FLOOR_NUMBERS // one.numel())))
+    device = torch.device("cpu") if batches.device.type == "mps" else batches.device  # that one has no float64
+    none = torch.zeros(0, dtype=torch.int64)
+    return ImageBatches(images.to(device), none, batches.flip, batches.seed, FLOOR_PICTURES, device)
 
 
 def _population(batches: ImageBatches) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from torch import nn
 
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump
-from flowimg.data.batches import ImageBatches
+from flowimg.data.batches import Ahead, ImageBatches, PointBatches
+from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective
-from flowimg.jobs.build import DataFacts, Source, build_field, build_objective, build_source
-from flowimg.jobs.figures import Batches, draw_figures
+from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_objective, build_source
+from flowimg.jobs.figures import draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_network, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
@@ -59,10 +60,10 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
     wishes = Wishes()
     status = Status(folder, config.train.steps, wishes)
     first = status.process == 0
-    with _held(folder, first), wishes.listen(), status.alive():
+    with _held(folder, first), wishes.listen(), status.alive(), ExitStack() as stack:
         wishes.leave = status.leave
         try:
-            result = _train(config, how, folder, changes, wishes, status)
+            result = _train(config, how, folder, changes, wishes, status, stack)
         except BaseException as error:
             raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
         early = status.step < config.train.steps
@@ -100,14 +101,20 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
 
 
 def _train(
-    config: Config, how: Start, folder: RunFolder, changes: list[Change], wishes: Wishes, status: Status
+    config: Config,
+    how: Start,
+    folder: RunFolder,
+    changes: list[Change],
+    wishes: Wishes,
+    status: Status,
+    stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
     status.at("preparing data")
-    with accelerator.local_main_process_first():  # one process fills datasets' cache, the others read it
+    with accelerator.local_main_process_first():  # one process fills the caches, the others read them
         source = build_source(config)
     checkpoint = find_checkpoint(folder, how, passed.append, accelerator.is_main_process)
     for line in passed:
@@ -119,19 +126,21 @@ def _train(
     with accelerator.local_main_process_first():
         field = build_field(config, facts)
     check_guidance(config.grid.guidance, facts, config)
-    batches = source.load(accelerator.device)
+    with accelerator.local_main_process_first():
+        batches = source.load(accelerator.device)
     offset = 0
     if checkpoint:
         check_data(checkpoint.state, batches.fingerprint, how.allow, folder.path)
         changes += _other_machine(checkpoint, accelerator)
         seen = checkpoint.state["samples"]
         offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
-    if isinstance(batches, ImageBatches):
-        batches = replace(batches, offset=offset)
+    if not isinstance(batches, PointBatches):
+        batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
     state = start(accelerator, field, objective, batches, recipe_of(config, accumulation))
     state.offset = offset
+    _feed(state, batches, stack)
     if checkpoint:
         _restore(state, checkpoint, folder)
     _agree(state, folder)
@@ -153,7 +162,7 @@ def _train(
         say(f"warning   {line}")
     status.at("first passes")
     seconds = rehearse(state) if began < until else 0.0
-    _banner(say, config, source, state, until, seconds)
+    _banner(say, config, source, batches, state, until, seconds)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
@@ -230,6 +239,19 @@ def _again(folder: RunFolder, say: Callable[[str], None]) -> None:
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
+
+
+def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
+    """Make data ready beside the steps, where it takes more than a look into memory."""
+    if isinstance(batches, PointBatches):
+        return
+    if isinstance(batches, StreamBatches):
+        stack.callback(batches.close)
+    elif isinstance(batches, ImageBatches) and batches.images.pixels.device.type == batches.device.type:
+        return
+    ahead = Ahead(batches, state.micro_batches())
+    stack.callback(ahead.close)
+    state.data = ahead
 
 
 def _other_machine(checkpoint: Checkpoint, accelerator: Accelerator) -> list[Change]:
@@ -382,7 +404,13 @@ def _agree(state: Training, folder: RunFolder) -> None:
 
 
 def _banner(
-    say: Callable[[str], None], config: Config, source: Source, state: Training, until: int, seconds: float
+    say: Callable[[str], None],
+    config: Config,
+    source: Source,
+    batches: Batches,
+    state: Training,
+    until: int,
+    seconds: float,
 ) -> None:
     """What was found, and what it will take."""
     accelerator, train = state.accelerator, config.train
@@ -391,7 +419,8 @@ def _banner(
     seen = train.steps * train.batch_size
     processes = accelerator.num_processes
     micro = len(state.micro_batches()[0])
-    seen_as = f"{seen:,} images, {seen / source.size:.1f} epochs" if source.size else f"{seen:,} points"
+    count = None if isinstance(batches, PointBatches) else batches.size
+    seen_as = f"{seen:,} images, {seen / count:.1f} epochs" if count else f"{seen:,} points"
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
-from flowimg.data.batches import ImageBatches, PointBatches
 from flowimg.figures.curves import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
-from flowimg.jobs.build import DataFacts, architecture_of
+from flowimg.jobs.build import Batches, DataFacts, architecture_of
 from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.figures import draw_curves
@@ -45,7 +44,7 @@ def callbacks(
     config: Config,
     folder: RunFolder,
     facts: DataFacts,
-    batches: PointBatches | ImageBatches,
+    batches: Batches,
     accelerator: Accelerator,
     began: int | None,
     until: int,
@@ -83,7 +82,7 @@ def _is_last(state: Training, until: int) -> bool:
 def _metrics(
     config: Config,
     folder: RunFolder,
-    batches: PointBatches | ImageBatches,
+    batches: Batches,
     began: int | None,
     until: int,
     last: dict[str, Any],
@@ -129,7 +128,7 @@ def append(folder: RunFolder, lines: str) -> None:
         raise
 
 
-def _held_out_draw(config: Config, batches: PointBatches | ImageBatches) -> Draw:
+def _held_out_draw(config: Config, batches: Batches) -> Draw:
     """The held-out data with noise and times that never change, so that losses compare across steps and runs."""
     x_1, cond = batches.held_out(config.data.held_out)
     places = range(len(x_1))
@@ -363,7 +362,7 @@ def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Modu
         write_model(folder.model, ema, config, facts, step, grid_for(folder, step))
 
 
-def _report(config: Config, folder: RunFolder, batches: PointBatches | ImageBatches, until: int) -> Callback:
+def _report(config: Config, folder: RunFolder, batches: Batches, until: int) -> Callback:
     """Rewrite RUN/report.html with the grids of a run, but not all the time; its end writes the last one."""
     last = -math.inf
 

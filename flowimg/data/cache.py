@@ -1,0 +1,184 @@
+"""The cache folder: what was looked through and decoded before, found again by what it was made of.
+
+    CACHE/scans/NAME.npz       what a source was found to hold
+    CACHE/stores/NAME/         decoded pictures
+    CACHE/shards/NAME.npz      where the pictures of a tar file lie
+
+Everything in it is written aside, synced and renamed: it is there whole or not at all, whoever is killed and however
+many build the same at once. All of it may be deleted at any time; it is made again.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+OLD = 24 * 3600.0
+"""Seconds after which what another machine left half made is taken for dead."""
+
+
+class CacheError(Exception):
+    """The cache cannot be used; the message says which folder, and what else to name."""
+
+    exit_status = 4
+
+
+def cache_folder(asked: str | None = None) -> Path:
+    """The folder asked for, or $FLOWIMG_CACHE, or flowimg in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(asked or os.environ.get("FLOWIMG_CACHE") or Path(user, "flowimg")).expanduser()
+
+
+def name_of(*parts: Any) -> str:
+    """A name of plain values and of arrays' bytes: 32 hexadecimal digits of a BLAKE2b hash."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode(errors="surrogateescape")
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(content)
+    return found.hexdigest()
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Arrays that were kept, or None where there are none; what cannot be read is as good as none."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+    except FileNotFoundError:
+        return None
+    except Exception:  # a broken file of ours is made again
+        return None
+
+
+def keep_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays to a file, whole or not at all; a cache that cannot be written is done without.
+
+    Text is to be packed by `pack` first: nothing is pickled.
+    """
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    with suppress(OSError):
+        write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file aside, sync it, and put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(_aside(path.name))
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def pack(texts: list[str]) -> NDArray[np.uint8]:
+    """Texts as bytes, which need no pickle; names of files have no NUL in them."""
+    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def unpack(packed: NDArray[np.uint8], count: int) -> list[str]:
+    """The texts of `pack`."""
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0") if count else []
+
+
+def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
+    """Make a folder: filled aside, synced, and renamed to `target`. Nothing is done where it is there already.
+
+    One process of a machine makes it while the others wait. Where a disk of several machines knows no locks, two may
+    make it at once; the first to be done is kept. What dead ones left is swept away.
+
+    Args:
+        target: The folder to be.
+        need: Bytes that it will take.
+        fill: Writes the files into the folder it is given.
+    Raises:
+        CacheError: If it cannot be written, or the disk has no room.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_name(f"{target.name}.lock")):
+            if target.exists():
+                return
+            _sweep(target)
+            free = shutil.disk_usage(target.parent).free
+            if need > free:
+                raise CacheError(
+                    f"the cache {target.parent} needs {need / 2**30:.2f} GiB for decoded pictures, and its disk has "
+                    f"{free / 2**30:.2f} GiB free: make room, or name another folder by data.cache or $FLOWIMG_CACHE"
+                )
+            aside = target.with_name(_aside(target.name))
+            aside.mkdir()
+            try:
+                fill(aside)
+                for file in (*aside.iterdir(), aside):
+                    _sync(file)
+                try:
+                    aside.rename(target)
+                except OSError:
+                    if not target.exists():  # else another machine was first, with the same
+                        raise
+                _sync(target.parent)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise CacheError(
+            f"the cache {target.parent} cannot be written ({error.strerror or error}): make room, or name another "
+            "folder by data.cache or $FLOWIMG_CACHE"
+        ) from None
+
+
+def _aside(name: str) -> str:
+    return f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what builders left that died; whoever holds the lock is the only one on this machine."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        with suppress(OSError):
+            ours = left.name.startswith(f".{target.name}.{socket.gethostname()}.")
+            if ours or time.time() - left.stat().st_mtime > OLD:
+                shutil.rmtree(left)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems sync no folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock that the system lets go of when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting   for another process that decodes the same pictures", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield

@@ -1,0 +1,70 @@
+"""What a process that decodes does: encoded pictures to pixels, into a file or to whoever asked. Needs no torch."""
+
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowimg.data.pictures import BadPictureError, Encoded, open_picture, read_bytes, to_pixels
+from flowimg.data.scan import HASH
+
+
+class Decoding(NamedTuple):
+    """How pictures become pixels; see `pictures.to_pixels`. `bytes` is what one takes."""
+
+    channels: int
+    size: int | None
+    resize: str
+    background: tuple[int, ...]
+    bytes: int
+
+
+def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[np.uint8], bytes]:
+    """A picture's pixels, (C, H, W), and the hash of its file.
+
+    Raises:
+        BadPictureError: If it cannot be used.
+    """
+    content = read_bytes(encoded)
+    with open_picture(content) as picture:
+        pixels = to_pixels(picture, how.channels, how.size, how.resize, how.background)
+    if pixels.size != how.bytes:
+        raise BadPictureError(f"it has another size than it had, {pixels.shape[2]} x {pixels.shape[1]}")
+    return pixels, blake2b(content, digest_size=HASH).digest()
+
+
+def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> list[tuple[bytes, str | None]]:
+    """Decode some pictures to their places in a file of pixels; the hash of each, and what is wrong with it.
+
+    Args:
+        file: Rows of `how.bytes` bytes.
+        how: How to decode.
+        task: The row of the first, and the pictures.
+    """
+    start, pictures = task
+    rows = np.zeros((len(pictures), how.bytes), np.uint8)
+    told: list[tuple[bytes, str | None]] = []
+    for row, encoded in zip(rows, pictures, strict=True):
+        try:
+            pixels, hashed = decode(encoded, how)
+            row[:] = pixels.ravel()
+            told.append((hashed, None))
+        except BadPictureError as error:
+            told.append((b"", str(error)))
+    with open(file, "r+b") as opened:  # written and not mapped: a full disk is an error here and not a SIGBUS
+        opened.seek(start * how.bytes)
+        opened.write(rows.tobytes())
+        opened.flush()
+    return told
+
+
+def decode_some(how: Decoding, pictures: list[Encoded]) -> list[NDArray[np.uint8] | str]:
+    """Decode some pictures; what is wrong with one in place of its pixels."""
+    found: list[NDArray[np.uint8] | str] = []
+    for encoded in pictures:
+        try:
+            found.append(decode(encoded, how)[0])
+        except BadPictureError as error:
+            found.append(str(error))
+    return found

@@ -1,0 +1,1 @@
+"""The kinds of sources: folders of pictures, tables, tar shards, sets known by name."""

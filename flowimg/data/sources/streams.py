@@ -1,0 +1,236 @@
+"""Sources that are read as they come: tar shards, and parquet on disk or on the hub, a row group a shard.
+
+Only sizes and labels are looked at beforehand, once. A shard is opened when its turn comes and forgotten after.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowimg.data.cache import name_of
+from flowimg.data.listing import DataError, first_line, listed, number_labels
+from flowimg.data.pictures import Encoded
+from flowimg.data.sources.shards import LABEL, Shard, kept_or_read, of_split, tar_files
+from flowimg.data.workers import cores, spread
+
+
+class Opened(NamedTuple):
+    """A shard that is open: the picture of a row as it is stored, its name, and the labels of all rows."""
+
+    picture: Callable[[int], Encoded]
+    name: Callable[[int], str]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Shards: their samples (S,), the names of the classes, how to open one, what they are, and their fingerprint."""
+
+    where: str
+    story: str
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...]
+    open: Callable[[int], Opened]
+    fingerprint: str
+
+
+def open_stream(
+    source: str,
+    cache: Path,
+    *,
+    subset: str | None,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    labels: bool,
+) -> Stream:
+    """Look up what shards a source has.
+
+    Raises:
+        DataError: If it is none that can be streamed, or does not hold what is asked for.
+    """
+    where = f"data.source {source}"
+    if files := tar_files(Path(source).expanduser()):
+        return _tar_stream(where, of_split(where, files, split), cache, image_column, label_column, labels)
+    return _parquet_stream(where, source, subset, split, image_column, label_column, labels)
+
+
+# --- tar -------------------------------------------------------------------------------------------------------------
+
+
+class Summary(NamedTuple):
+    """A shard in short: how many pictures, which labels, how many have one, and whether it ends in the middle."""
+
+    pictures: int
+    labels: tuple[str, ...]
+    labelled: int
+    cut_off: bool
+
+
+def _tar_stream(
+    where: str, files: list[str], cache: Path, image: str | None, label_column: str | None, labels: bool
+) -> Stream:
+    label = (label_column or LABEL) if labels else None
+    read = partial(kept_or_read, cache=cache, image=image, label=label)
+    found = []
+    for told in spread(partial(_summary, read), files, cores()):
+        if isinstance(told, str):
+            raise DataError(f"{where}: {told}")
+        found.append(told)
+    counts = np.array([part.pictures for part in found], np.int64)
+    if not counts.sum():
+        raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")
+    numbers: dict[str, int] = {}
+    classes: tuple[str, ...] = ()
+    if labels and (label_column or sum(part.labelled for part in found) == counts.sum()):
+        if sum(part.labelled for part in found) != counts.sum():
+            raise DataError(f"{where}: not every picture has a label {label}: name another by data.label_column, or "
+                            "give data.labels false")  # fmt: skip
+        texts = sorted({text for part in found for text in part.labels})
+        if all(text.isdigit() for text in texts):
+            texts.sort(key=int)
+        _, classes = number_labels([int(t) for t in texts] if all(t.isdigit() for t in texts) else texts)
+        numbers = {text: number for number, text in enumerate(texts)}
+    full = np.flatnonzero(counts)
+    cut = sum(part.cut_off for part in found)
+    story = f"{len(full):,} tar shards, {counts.sum():,} pictures, streamed"
+    story += f"; {cut} shards end in the middle" if cut else ""
+
+    def open_one(shard: int) -> Opened:
+        file = files[full[shard]]
+        part = read(file)
+        if isinstance(part, str):
+            raise DataError(f"{where}: {part}")
+        found_labels = np.array([numbers[text] for text in part.labels or ()], np.int64) if numbers else None
+        return Opened(partial(_stretch, file, part), lambda row: f"{file}:{part.names[row]}", found_labels)
+
+    fingerprint = name_of([Path(file).name for file in files], counts, classes)
+    return Stream(where, story, counts[full], classes, open_one, fingerprint)
+
+
+def _summary(read: Callable[[str], Shard | str], file: str) -> Summary | str:
+    shard = read(file)
+    if isinstance(shard, str):
+        return shard
+    labels = shard.labels or []
+    return Summary(len(shard.starts), tuple(sorted(set(labels) - {""})), len(labels) - labels.count(""), shard.cut_off)
+
+
+def _stretch(file: str, part: Shard, row: int) -> Encoded:
+    return Encoded(None, file, int(part.starts[row]), int(part.sizes[row]))
+
+
+# --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _parquet_stream(
+    where: str, source: str, subset: str | None, split: str, image: str | None, label: str | None, labels: bool
+) -> Stream:
+    import datasets
+    import fsspec
+    import pyarrow.parquet as pq
+
+    from flowimg.data.sources.tables import find_image_column, find_label_column, read_labels
+
+    files = _parquet_files(where, source, subset, split)
+
+    def reader(file: str) -> Any:
+        return pq.ParquetFile(fsspec.open(file, "rb").open())
+
+    try:
+        parts: list[tuple[str, int, int]] = []
+        schema = None
+        for file in files:
+            with reader(file) as opened:
+                schema = schema or opened.schema_arrow
+                groups = range(opened.metadata.num_row_groups)
+                parts += [(file, group, opened.metadata.row_group(group).num_rows) for group in groups]
+        features = datasets.Features.from_arrow_schema(schema)
+        image = find_image_column(where, features, image)
+        label = find_label_column(where, features, label, needed=labels, named=False) if labels else None
+        classes: tuple[str, ...] = ()
+        numbers: dict[Any, int] | None = None
+        if label and isinstance(features[label], datasets.ClassLabel):
+            classes = tuple(features[label].names)
+        elif label:
+            known: set[Any] = set()
+            for file in files:
+                with reader(file) as opened:
+                    known |= set(opened.read(columns=[label])[label].to_pylist())
+            _, classes = read_labels(where, sorted(known, key=lambda value: (value is None, value)), None, label)
+            numbers = {value: number for number, value in enumerate(sorted(known))}
+    except DataError:
+        raise
+    except Exception as error:  # the readers below raise almost anything
+        raise DataError(f"{where} cannot be streamed: {first_line(error)}") from None
+    parts = [part for part in parts if part[2]]
+    counts = np.array([count for _, _, count in parts], np.int64)
+    if not len(counts):
+        raise DataError(f"{where}: split {split!r} holds no rows")
+
+    def open_one(shard: int) -> Opened:
+        from flowimg.data.sources.tables import name_stored, stored
+
+        file, group, _ = parts[shard]
+        with reader(file) as opened:
+            table = opened.read_row_group(group, columns=[image, label] if label else [image])
+        column = table[image]
+        values = None
+        if label:
+            cells = table[label].to_pylist()
+            values, _ = read_labels(where, cells, features[label], label)
+            if numbers is not None:
+                values = np.array([numbers[cell] for cell in cells], np.int64)
+        return Opened(
+            lambda row: stored(column[row].as_py()),
+            lambda row: f"{name_stored(stored(column[row].as_py()), row)} of row group {group} of {file}",
+            values,
+        )
+
+    story = f"{len(parts):,} row groups of {len(files):,} parquet files (column {image})"
+    story += f", {counts.sum():,} pictures, streamed"
+    names = [(Path(file).name, group) for file, group, _ in parts]
+    return Stream(where, story, counts, classes, open_one, name_of(names, counts, classes))
+
+
+def _parquet_files(where: str, source: str, subset: str | None, split: str) -> Sequence[str]:
+    """The parquet files of a split: of a file or folder, of the hub, or at any address that fsspec knows."""
+    import datasets
+
+    from flowimg.data.sources.known import missing
+
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix == ".parquet":
+        return [str(path)]
+    try:
+        if "://" in source:
+            import fsspec
+
+            system, pattern = fsspec.core.url_to_fs(source)
+            found = sorted(
+                system.glob(pattern if pattern.endswith(".parquet") else f"{pattern.rstrip('/')}/**.parquet")
+            )
+            files = {split: [system.unstrip_protocol(file) for file in found]}
+        else:
+            builder = datasets.load_dataset_builder(str(path) if path.is_dir() else source, subset)
+            files = {name: list(some) for name, some in (builder.config.data_files or {}).items()}
+    except ConnectionError:
+        raise missing(source, "the hub, which cannot be reached: check the network, or name a local copy") from None
+    except Exception as error:  # the readers below `datasets` raise almost anything
+        if type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError"):
+            raise missing(source, "no such dataset on the hub (or you must log in: `hf auth login`)") from None
+        raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+    if split not in files:
+        raise DataError(f"{where} has no split {split!r}: data.split may be {listed(files)}")
+    chosen = files[split]
+    if not chosen or any(not file.split("?")[0].endswith(".parquet") for file in chosen):
+        raise DataError(
+            f"{where} holds neither tar shards nor parquet, which is what data.stream reads: leave data.stream out, "
+            "and it is decoded once to the cache"
+        )
+    return chosen

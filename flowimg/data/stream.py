@@ -1,0 +1,226 @@
+"""Batches of pictures that are read as they come: few shards open at a time, decoded by other processes.
+
+Which picture comes when is a function of the step (`order.ShardOrder`), so a run that goes on reads on where it
+stopped. A bad picture is replaced by another of its shard, the same one every time.
+"""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowimg.data.batches import middle, shake, to_device
+from flowimg.data.decode import Decoding, decode_some
+from flowimg.data.find import Bad
+from flowimg.data.listing import DataError
+from flowimg.data.order import ShardOrder, permute
+from flowimg.data.pictures import GREY_MODES
+from flowimg.data.scan import look
+from flowimg.data.sources.streams import Opened, Stream
+from flowimg.data.store import Images, to_unit
+from flowimg.data.workers import Pool
+from flowimg.flow.randomness import key
+
+LOOKED_AT = 64
+"""Pictures whose files are looked at beforehand, for size and colour."""
+TRIES = 8
+"""Pictures tried in place of a bad one."""
+ENOUGH = 1000
+"""Pictures after which the share of bad ones is judged."""
+TOLD = 10
+"""Bad pictures that are named as they come."""
+KEPT_APART_FROM = 8
+"""Shards that held-out pictures come from at least, where there are so many."""
+
+
+def look_into(
+    stream: Stream, size: int | None, channels: str, background: Sequence[int]
+) -> tuple[tuple[int, int, int], str]:
+    """The shape that decoding will give, by a few pictures from all over; and what they are, in words.
+
+    Raises:
+        DataError: If they are of several sizes and none is asked for, or none of them can be read.
+    """
+    count = len(stream.counts)
+    shards = sorted({place * (count - 1) // max(KEPT_APART_FROM - 1, 1) for place in range(KEPT_APART_FROM)})
+    some = []
+    for shard in shards:
+        opened = stream.open(shard)
+        rows = range(min(int(stream.counts[shard]), LOOKED_AT // len(shards)))
+        some += [seen for seen in look([opened.picture(row) for row in rows]) if seen.wrong is None]
+    if not some:
+        raise DataError(f"{stream.where}: none of the pictures looked at can be read")
+    sizes = {(seen.height, seen.width) for seen in some}
+    if size is None and len(sizes) > 1:
+        raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
+    modes = {seen.kind.split()[0] for seen in some}
+    tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
+    depth = {"grey": 1, "rgb": 3}.get(channels, 3 if modes - GREY_MODES or tinted else 1)
+    height, width = (size, size) if size is not None else next(iter(sizes))
+    return (depth, height, width), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+
+
+def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """How many of the last pictures of each shard are kept apart, (S,); the same whatever the seed of the run.
+
+    Raises:
+        ValueError: If half of the pictures are not enough.
+    """
+    order = permute(np.arange(len(counts), dtype=np.uint64), len(counts), key("held out")).astype(np.int64)
+    share = -(-count // min(KEPT_APART_FROM, len(counts)))
+    held = np.zeros_like(counts)
+    for most in (np.minimum(counts // 2, share), counts // 2):
+        for shard in order.tolist():
+            held[shard] = min(int(most[shard]), held[shard] + count - int(held.sum()))
+    if held.sum() < count:
+        raise ValueError(f"{count} of {counts.sum()} pictures are more than half of them")
+    return held
+
+
+@dataclass
+class StreamBatches:
+    """Streamed pictures, scaled to [-1, 1], flipped and cut at random where asked.
+
+    `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode. See
+    `batches.ImageBatches` for the rest.
+    """
+
+    stream: Stream
+    how: Decoding
+    shape: tuple[int, int, int]
+    held: NDArray[np.int64]
+    flip: bool
+    seed: int
+    batch_size: int
+    device: torch.device
+    open_shards: int
+    workers: int
+    window: int | None = None
+    max_bad: float = 0.01
+    offset: int = 0
+    seen: int = field(default=0, init=False)
+    bad: dict[tuple[int, int], Bad] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        counts = self.stream.counts - self.held
+        self.shards = np.flatnonzero(counts)
+        self.order = ShardOrder(counts[self.shards], self.open_shards, self.seed, self.batch_size)
+        self.fingerprint = self.stream.fingerprint[:16]
+        self._opened: OrderedDict[int, Opened] = OrderedDict()
+        self._pool: Pool | None = None
+
+    @property
+    def size(self) -> int:
+        """Pictures to learn from."""
+        return self.order.total
+
+    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+        """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on `device`."""
+        pixels, labels = self._decoded(*self._places(step, places))
+        pixels = shake(pixels, self.seed, step, places, self.flip, self.window)
+        return to_unit(to_device(pixels, self.device)), None if labels is None else labels.to(self.device)
+
+    def rows(self, step: int, places: range) -> list[int]:
+        """Which pictures a step sees at these places, counted through all shards."""
+        shards, rows = self._places(step, places)
+        before = np.cumsum(self.stream.counts) - self.stream.counts
+        return (before[shards] + rows).tolist()
+
+    def some(self, count: int) -> Images:
+        """The first so many pictures of the run, or all, as they are where nothing is drawn at random."""
+        steps = -(-min(count, self.size) // self.batch_size)
+        found = [self._decoded(*self._places(step, range(self.batch_size))) for step in range(steps)]
+        pixels = torch.cat([pixels for pixels, _ in found])[:count]
+        labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
+        return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Pictures that no step sees: the first `count` of those kept apart, or all of them."""
+        shards = np.repeat(np.arange(len(self.held)), self.held)[:count]
+        ends = np.cumsum(self.held)
+        rows = self.stream.counts[shards] - (ends[shards] - np.arange(len(shards)))
+        pixels, labels = self._decoded(shards, rows)
+        pixels = middle(pixels, self.window)
+        return to_unit(to_device(pixels, self.device)), None if labels is None else labels.to(self.device)
+
+    def close(self) -> None:
+        """Send the processes that decode home."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _places(self, step: int, places: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shards, rows = self.order(step, places, self.offset)
+        return self.shards[shards], rows
+
+    def _open(self, shard: int) -> Opened:
+        """A shard that is open or is opened now; those open longest without use are forgotten."""
+        if shard not in self._opened:
+            # two of each are open while one takes over from the other
+            while len(self._opened) >= 2 * max(self.open_shards, self.order.lanes):
+                self._opened.popitem(last=False)
+            self._opened[shard] = self.stream.open(shard)
+        self._opened.move_to_end(shard)
+        return self._opened[shard]
+
+    def _decoded(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Pixels, (n, C, H, W), and labels of some pictures, each bad one replaced."""
+        found: list[NDArray[np.uint8]] = []
+        labels: list[int] = []
+        pairs = list(zip(shards.tolist(), rows.tolist(), strict=True))
+        for (shard, row), told in zip(pairs, self._read(pairs), strict=True):
+            pixels = told
+            for again in range(TRIES):
+                if not isinstance(pixels, str):
+                    break
+                self._tell(shard, row, pixels)
+                # of its shard, which is open, and never of the pictures kept apart
+                row = key("in its place", self.fingerprint, shard, row, again) % int(
+                    self.stream.counts[shard] - self.held[shard]
+                )
+                pixels = next(self._read([(shard, row)]))
+            if isinstance(pixels, str):
+                raise DataError(
+                    f"{self._open(shard).name(row)}: {pixels}; so are {TRIES} others of its shard: is it broken?"
+                )
+            found.append(pixels)
+            opened = self._open(shard)
+            if opened.labels is not None:
+                labels.append(int(opened.labels[row]))
+        self.seen += len(pairs)
+        if len(self.bad) > self.max_bad * max(self.seen, ENOUGH):
+            some = "; ".join(f"{name} ({reason})" for name, reason in list(self.bad.values())[:3])
+            raise DataError(
+                f"{self.stream.where}: {len(self.bad):,} of {self.seen:,} pictures read cannot be used, more than "
+                f"data.max_bad {self.max_bad:g} allows: {some}; mend the shards, or raise data.max_bad"
+            )
+        pixels_all = torch.from_numpy(rearrange(found, "n c h w -> n c h w"))
+        return pixels_all, torch.tensor(labels) if self.stream.classes else None
+
+    def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
+        """Pictures decoded by the workers, in order; what is wrong with one in its place."""
+        if self._pool is None:
+            self._pool = Pool(self.workers)
+        encoded = [self._open(shard).picture(row) for shard, row in pairs]
+        run = max(4, -(-len(encoded) // (2 * self.workers)))
+        tasks = [
+            self._pool.submit(partial(decode_some, self.how), encoded[at : at + run])
+            for at in range(0, len(encoded), run)
+        ]
+        for task in tasks:
+            yield from task.result()
+
+    def _tell(self, shard: int, row: int, reason: str) -> None:
+        if (shard, row) in self.bad:
+            return
+        self.bad[shard, row] = Bad(self._open(shard).name(row), reason)
+        if len(self.bad) <= TOLD:
+            more = "; more will be counted alone" if len(self.bad) == TOLD else ""
+            print(f"warning   {self.bad[shard, row].name}: {reason}; another in its place{more}", file=sys.stderr)
