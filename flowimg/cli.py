@@ -15,16 +15,19 @@ from typing import Any, NoReturn, get_args
 import tyro
 
 from flowimg.config import (
+    Check,
     Config,
     Doctor,
     Evaluate,
     Experiment,
     Export,
     Figures,
+    ImageData,
     Interpolate,
     Invert,
     Model,
     Play,
+    Preview,
     Report,
     Sample,
     SettingsError,
@@ -148,6 +151,33 @@ def experiment(args: Sequence[str]) -> Result:
     return experiment(settings)
 
 
+def data(args: Sequence[str]) -> Result:
+    """check | preview SOURCE, prepare CONFIG [--KEY VALUE ...]   look a source over, draw what is seen, decode it"""
+    known = ("check", "preview", "prepare")
+    if not args or args[0] not in known:
+        if args and args[0] in ("-h", "--help"):
+            print(
+                "usage: flowimg data check SOURCE | preview SOURCE | prepare CONFIG [--KEY VALUE ...]; each has --help"
+            )
+            return None
+        said = f"there is no flowimg data {args[0]}: {nearest(args[0], list(known))}" if args else "flowimg data needs"
+        raise SettingsError(said if args else f"{said} one of {', '.join(known)}")
+    if args[0] == "prepare":
+        settings = _run_settings("data prepare", args[1:])
+        from flowimg.jobs.data import prepare
+
+        return prepare(settings)
+    if args[0] == "check":
+        checked, _ = _source_settings("data check", Check, args[1:])
+        from flowimg.jobs.data import check
+
+        return check(checked)
+    shown, run = _source_settings("data preview", Preview, args[1:])
+    from flowimg.jobs.data import preview
+
+    return preview(shown, run)
+
+
 def config(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
     settings = _run_settings("config", args)
@@ -167,6 +197,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "report": report,
     "play": play,
     "experiment": experiment,
+    "data": data,
     "config": config,
     "doctor": doctor,
 }
@@ -204,6 +235,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(str(error), 4)
     except Exception as error:
         status = getattr(error, "exit_status", None)
+        if as_json and (found := getattr(error, "result", None)):
+            print(json.dumps(found, allow_nan=False))
         if status is None:
             traceback.print_exc()
             _fail("that is a fault of flowimg, not yours; please report the lines above", 70)
@@ -312,6 +345,24 @@ def _verb_settings(verb: str, model: type[Model], args: Sequence[str], second: s
     if second and rest and not rest[0].startswith("--"):
         rest.insert(0, f"--{second}")
     return _parse(verb, model(run=args[0]), rest)  # type: ignore[call-arg]
+
+
+def _source_settings(verb: str, model: type[Model], args: Sequence[str]) -> tuple[Model, Config | None]:
+    """The settings of a verb that takes a source first, or a settings file or run whose data are meant."""
+    if any(arg in ("-h", "--help") for arg in args):
+        print(f"usage: flowimg {verb} SOURCE [--KEY VALUE ...]\n")
+        _parse(verb, model(source="SOURCE"), ["--help"])  # type: ignore[call-arg]
+    if not args or args[0].startswith("-"):
+        raise SettingsError(f"flowimg {verb} needs a source first: a folder of pictures, or a settings file")
+    kept = Path(args[0], "config.yaml")
+    if not kept.is_file() and not args[0].endswith((".yaml", ".yml")):
+        return _parse(verb, model(source=args[0]), args[1:]), None  # type: ignore[call-arg]
+    run = load(str(kept) if kept.is_file() else args[0])
+    if not isinstance(run.data, ImageData):
+        raise SettingsError(f"{args[0]} is a run on points: this verb is for pictures")
+    return _parse(
+        verb, model(**dict(run.data), **({"seed": run.seed} if "seed" in model.model_fields else {})), args[1:]
+    ), run
 
 
 def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:

@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def preview(self) -> Path:
+        """What the field sees at the first step, for runs on pictures."""
+        return self.path / "data.png"
+
+    @property
     def figures(self) -> Path:
         """What the run looks like."""
         return self.path / "figures"

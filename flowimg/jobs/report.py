@@ -92,6 +92,9 @@ def _shots(folder: RunFolder, config: Config, moving: bool) -> tuple[list[Shot],
         step, grid = grids[-1]
         how = f"Fixed seeds through the averaged weights at step {step:,}; {grid.relative_to(folder.path)}."
         pictures.append(shot(grid, "Samples", how, "drawing" if points else "pictures"))
+    if folder.preview.exists():
+        seen = "The first pictures of the run as the field saw them; data.png."
+        pictures.append(shot(folder.preview, "What it learned from", seen, "pictures"))
     for figure in kept_figures(folder):
         path = folder.figures / figure.file
         path = path if moving else path.with_suffix(".png")  # the last frame, where one is kept

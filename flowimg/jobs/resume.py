@@ -22,6 +22,7 @@ from flowimg.training.checkpoint import (
 FREE = (
     *("run", "grid.", "figures", "track", "train.steps", "train.stop_at"),
     *("train.accumulation", "train.micro_batch", "train.keep", "train.max_skips"),
+    *("data.cache", "data.gpu_share", "data.workers", "data.max_bad", "data.root"),
 )
 FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued."""

@@ -20,9 +20,11 @@ from torch import nn
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump
 from flowimg.data.batches import Ahead, ImageBatches, PointBatches
+from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective
 from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_objective, build_source
+from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures import draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_network, write_text
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
@@ -37,6 +39,8 @@ from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whol
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
 from flowimg.training.loop import train as run_loop
 
+PREVIEWED = 64
+"""Pictures of the grid that a run starts with, of what it sees."""
 STRATEGIES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -158,6 +162,11 @@ def _train(
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
         append(folder, json.dumps(_event(config, state, machine, changes, passed)) + "\n")
+    if not isinstance(batches, PointBatches):
+        if accelerator.is_main_process and not folder.preview.exists():
+            draw_preview(batches, min(PREVIEWED, config.train.batch_size), folder.preview)
+        if batches.size < FEW:
+            say(f"warning   {few(batches.size)}")
     for line in _launcher_differs(config):
         say(f"warning   {line}")
     status.at("first passes")
@@ -442,6 +451,8 @@ def _banner(
         say(
             f"expected  {expected} or a little more, at {1000 * seconds:.3g} ms a step as just tried; then its pictures"
         )
+    if count:
+        say(f"sees      {config.run}/data.png: the first pictures, as the field sees them")
     say(f"pictures  {config.run}/samples, every {train.sample_every} steps")
 
 
