@@ -181,14 +181,11 @@ class StreamBatches:
                 if not isinstance(pixels, str):
                     break
                 self._tell(shard, row, pixels)
-                # of its shard, which is open, and never of the pictures kept apart
-                row = key("in its place", self.fingerprint, shard, row, again) % int(
-                    self.stream.counts[shard] - self.held[shard]
-                )
+                shard, row = self._instead(shard, row, again)
                 pixels = next(self._read([(shard, row)]))
             if isinstance(pixels, str):
                 raise DataError(
-                    f"{self._open(shard).name(row)}: {pixels}; so are {TRIES} others of its shard: is it broken?"
+                    f"{self._open(shard).name(row)}: {pixels}; so are {TRIES} others: are the shards whole?"
                 )
             found.append(pixels)
             opened = self._open(shard)
@@ -203,6 +200,13 @@ class StreamBatches:
             )
         pixels_all = torch.from_numpy(rearrange(found, "n c h w -> n c h w"))
         return pixels_all, torch.tensor(labels) if self.stream.classes else None
+
+    def _instead(self, shard: int, row: int, again: int) -> tuple[int, int]:
+        """Another picture for a bad one, of those learned: of its own shard, which is open, then of any."""
+        keyed = key("instead", self.fingerprint, shard, row, again)
+        if again >= TRIES // 2:
+            shard = int(self.shards[keyed % len(self.shards)])
+        return shard, key(keyed, "row") % int(self.stream.counts[shard] - self.held[shard])
 
     def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
         """Pictures decoded by the workers, in order; what is wrong with one in its place."""

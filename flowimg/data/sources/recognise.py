@@ -64,6 +64,8 @@ def recognise(
         return picture_folder(where, path, entries, split)
     if path.exists():
         raise DataError(f"{where} is no regular file and no folder: name one of these")
+    if "://" in source:
+        raise DataError(f"{where} is an address: parquet there can be streamed, give data.stream true")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or (os.sep != "/" and os.sep in source):
         raise DataError(f"{where} does not exist: there is no such file or folder")
     return _table(where, source, subset, None, "a dataset of the Hugging Face hub", asked)

@@ -213,7 +213,7 @@ def _parquet_files(where: str, source: str, subset: str | None, split: str) -> S
 
             system, pattern = fsspec.core.url_to_fs(source)
             found = sorted(
-                system.glob(pattern if pattern.endswith(".parquet") else f"{pattern.rstrip('/')}/**.parquet")
+                system.glob(pattern if pattern.endswith(".parquet") else f"{pattern.rstrip('/')}/**/*.parquet")
             )
             files = {split: [system.unstrip_protocol(file) for file in found]}
         else:
