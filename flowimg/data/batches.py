@@ -73,7 +73,8 @@ class ImageBatches:
 
     `images` are all that there are, on `device` or in this machine's memory; `apart` (H,) are the rows kept apart.
     With `window` each is a square of so many pixels cut out at random. `offset` is the samples seen before step 0, so
-    to say, in a run whose batch was changed on the way; `fingerprint` the name of all pictures.
+    to say, in a run whose batch was changed on the way; `fingerprint` the name of all pictures; `left_out` the names
+    of bad ones, with the reason.
     """
 
     images: Images
@@ -85,6 +86,7 @@ class ImageBatches:
     window: int | None = None
     offset: int = 0
     fingerprint: str | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         # picture i of those learned is row i + (how many kept apart come before it): nothing of size N is stored

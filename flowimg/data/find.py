@@ -145,7 +145,7 @@ def choose(
     story = f"{len(rows):,} of {whole:,} pictures of {split}" if len(rows) < whole else f"{whole:,} pictures of {split}"
     story = f"{known.kind}: {story}{told}, {sizes}; {kinds}"
     if bad:
-        story += f"; {len(bad):,} bad left out ({bad[0].name}: {bad[0].reason}{', ...' if len(bad) > 1 else ''})"
+        story += f"; {len(bad):,} bad left out"
     chosen = None if numbers is None else numbers[rows].astype(np.int64)
     return Found(rows, seen.hashes[rows], chosen, tuple(names), shape, story, bad, where, known.list)
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 """Pillow's names of the pictures that have no colour."""
 RESIZES = ("crop", "pad", "stretch", "keep")
 """How a picture becomes a square; see `to_square`."""
@@ -72,9 +72,12 @@ def open_picture(content: bytes) -> Image.Image:
         BadPictureError: If it is no picture that Pillow knows, or one of more than 179 million pixels.
     """
     try:
-        return Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content))
     except Exception as error:  # Pillow's readers raise almost anything on a broken file
         raise BadPictureError(reason(error, content)) from None
+    if picture.mode == "F":
+        raise BadPictureError("it holds floating-point numbers, and which of them is white cannot be known")
+    return picture
 
 
 def reason(error: Exception, content: bytes = b"") -> str:
@@ -82,7 +85,8 @@ def reason(error: Exception, content: bytes = b"") -> str:
     if isinstance(error, BadPictureError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
-        return f"too large: {' '.join(str(error).split()[:4]).strip('(')}), taken for a decompression bomb"
+        pixels = next((int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0)
+        return f"too large: {pixels:,} pixels, taken for a decompression bomb"
     if isinstance(error, UnidentifiedImageError):
         apart = next((name for name, opening in APART.items() if content[4:12].startswith(opening)), None)
         return f"{apart}, which is not read here: convert it to JPEG" if apart else "no picture of a format known here"
@@ -161,8 +165,6 @@ def to_pixels(
         BadPictureError: If the file is broken.
     """
     try:
-        if picture.mode == "F":
-            raise BadPictureError("it holds floating-point numbers, and which of them is white cannot be known")
         picture.load()
         with suppress(Exception):  # notes that cannot be read are no reason to lose a picture
             picture = ImageOps.exif_transpose(picture)

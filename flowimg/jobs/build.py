@@ -153,6 +153,7 @@ def _stored(config: Config, data: ImageData) -> Source:
             device,
             data.size if data.random_crop else None,
             fingerprint=stored.fingerprint,
+            left_out=(*found.bad, *stored.bad),
         )
 
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"

@@ -93,6 +93,11 @@ class RunFolder:
         return self.path / "data.png"
 
     @property
+    def left_out(self) -> Path:
+        """Pictures that could not be used, a line each, with the reason."""
+        return self.path / "left_out.txt"
+
+    @property
     def figures(self) -> Path:
         """What the run looks like."""
         return self.path / "figures"

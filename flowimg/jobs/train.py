@@ -19,7 +19,7 @@ from torch import nn
 
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump
-from flowimg.data.batches import Ahead, ImageBatches, PointBatches
+from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective
@@ -163,8 +163,8 @@ def _train(
         folder.cut_metrics(-1 if resumed is None else resumed)
         append(folder, json.dumps(_event(config, state, machine, changes, passed)) + "\n")
     if not isinstance(batches, PointBatches):
-        if accelerator.is_main_process and not folder.preview.exists():
-            draw_preview(batches, min(PREVIEWED, config.train.batch_size), folder.preview)
+        if accelerator.is_main_process:
+            _show_data(batches, config, folder)
         if batches.size < FEW:
             say(f"warning   {few(batches.size)}")
     for line in _launcher_differs(config):
@@ -245,6 +245,17 @@ def _again(folder: RunFolder, say: Callable[[str], None]) -> None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         pass
+
+
+def _show_data(batches: Pictures, config: Config, folder: RunFolder) -> None:
+    """What the field will see, in a grid, and which pictures it will not see."""
+    if not folder.preview.exists():
+        draw_preview(batches, min(PREVIEWED, config.train.batch_size), folder.preview)
+    if isinstance(batches, ImageBatches) and batches.left_out:
+        bad = batches.left_out
+        write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))
+        first = f"{bad[0][0]}: {bad[0][1]}"
+        print(f"warning   {len(bad):,} bad pictures left out, as {first}; all in {folder.left_out}")
 
 
 # --- before the first step -------------------------------------------------------------------------------------------
