@@ -62,9 +62,8 @@ def main():
         if not (path := shards / f"part-{shard:05d}.tar").exists():
             write_shard(path, shard * each, each)
     size = sum(file.stat().st_size for file in shards.glob("*.tar"))
-    print(
-        f"made      {args.pictures:,} pictures in {args.shards} shards, {size / 1e9:.2f} GB, {time.perf_counter() - began:.0f} s"
-    )
+    took = time.perf_counter() - began
+    print(f"made      {args.pictures:,} pictures in {args.shards} shards, {size / 1e9:.2f} GB, {took:.0f} s")
     data = ImageData(source=str(shards), stream=True, size=32, flip=True, cache=str(args.folder / "cache"))
     config = Config(data=data, field=UNet(), train=Train(batch_size=args.batch))
     before, _ = memory()
@@ -77,9 +76,8 @@ def main():
     ahead = Ahead(batches, [range(args.batch)])
     began = time.perf_counter()
     ahead(0, range(args.batch))
-    print(
-        f"first     batch after {time.perf_counter() - began:.2f} s, {batches.order.lanes} lanes of {batches.order.group} shards"
-    )
+    order, took = batches.order, time.perf_counter() - began
+    print(f"first     batch after {took:.2f} s, {order.lanes} lanes of {order.group} open shards")
     peak, seen, began = 0.0, 0, time.perf_counter()
     workers: list[float] = []
     for step in range(1, args.steps + 1):
@@ -91,9 +89,8 @@ def main():
             early = memory()[0]
     seconds = time.perf_counter() - began
     print(f"streamed  {seen:,} pictures, {seen / seconds:,.0f}/s with {batches.workers} worker(s)")
-    print(
-        f"memory    {before:,.0f} MiB before, {early:,.0f} after a tenth, {peak:,.0f} at most; workers {', '.join(f'{w:,.0f}' for w in workers)} MiB"
-    )
+    print(f"memory    {before:,.0f} MiB before, {early:,.0f} after a tenth, {peak:,.0f} at most")
+    print(f"          workers {', '.join(f'{w:,.0f}' for w in workers)} MiB")
     ahead.close()
     batches.close()
 

@@ -90,7 +90,7 @@ def test_flowimg_commands_run_in_order(desk, monkeypatch):
         verb, *args = [word for part in shlex.split(line) for word in (glob.glob(part)[:1] or [part])]
         if "--push-to-hub" in args:
             continue
-        small = SMALL if "FOLDER" in args and "--field.pretrained" not in args else []
+        small = SMALL if verb == "train" and "FOLDER" in args and "--field.pretrained" not in args else []
         sized = ["--data.size", "64"] if "256" in args else []
         main([verb, *args, *SHORT.get(verb, []), *small, *sized])
     assert Path("runs/digits/checkpoints").is_dir() and Path("exported/digits/model_index.json").exists()
@@ -178,7 +178,7 @@ def test_what_the_readme_adds_trains_and_passes_the_tests_of_its_room(tmp_path):
         "data: {kind: images, source: stripes}\nfield: {kind: unet, channels: [32, 64]}\n"
     )
     told = run("flowimg", "train", "stripes.yaml", *SHORT["train"])
-    assert "200 pictures of train (column image), 16 x 16, L; 2 classes" in told
+    assert "200 pictures of train, 16 x 16, L; 2 classes" in told
     room = ["tests/flow/test_paths.py", "tests/flow/test_solvers.py", "tests/fields/test_every_field.py"]
     tested = run(
         "pytest", "-vv", *room, "tests/test_architecture.py", "-k", "not import and not help", "-p", "no:xdist"

@@ -104,7 +104,8 @@ class ImageBatches:
         # by index_select: plain indexing is twenty times slower on bytes
         some = pixels.index_select(0, rows.to(pixels.device))
         some = shake(some, self.seed, step, places, self.flip, self.window)
-        return to_unit(to_device(some, self.device)), None if labels is None else labels[rows.to(labels.device)]
+        x_1 = to_unit(to_device(some, self.device))
+        return x_1, None if labels is None else to_device(labels[rows.to(labels.device)], self.device)
 
     def rows(self, step: int, places: range) -> list[int]:
         """Which rows of the data set a step sees at these places."""
@@ -164,11 +165,11 @@ def middle(pixels: Tensor, window: int | None) -> Tensor:
     return pixels[..., top : top + window, left : left + window]
 
 
-def to_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels on a device, as bytes, without waiting for it."""
-    if pixels.device.type == device.type:
-        return pixels
-    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+def to_device(some: Tensor, device: torch.device) -> Tensor:
+    """Pixels (as bytes, a quarter of the floats) or labels on a device, without waiting for it."""
+    if some.device.type == device.type:
+        return some
+    return (some.pin_memory() if device.type == "cuda" else some).to(device, non_blocking=True)
 
 
 class Ahead:

@@ -175,5 +175,5 @@ def to_pixels(
             picture = to_square(picture, size, resize, background)
     except Exception as error:  # Pillow's readers raise almost anything on a broken file
         raise BadPictureError(reason(error)) from None
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))

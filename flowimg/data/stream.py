@@ -5,6 +5,7 @@ stopped. A bad picture is replaced by another of its shard, the same one every t
 """
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ ENOUGH = 1000
 """Pictures after which the share of bad ones is judged."""
 TOLD = 10
 """Bad pictures that are named as they come."""
+SOME = 10_000
+"""Pictures that are fetched for a figure or a score at most."""
 KEPT_APART_FROM = 8
 """Shards that held-out pictures come from at least, where there are so many."""
 
@@ -113,6 +116,7 @@ class StreamBatches:
         self.shards = np.flatnonzero(counts)
         self.order = ShardOrder(counts[self.shards], self.open_shards, self.seed, self.batch_size)
         self.fingerprint = self.stream.fingerprint[:16]
+        self._lock = threading.Lock()
         self._opened: OrderedDict[int, Opened] = OrderedDict()
         self._pool: Pool | None = None
 
@@ -134,8 +138,9 @@ class StreamBatches:
         return (before[shards] + rows).tolist()
 
     def some(self, count: int) -> Images:
-        """The first so many pictures of the run, or all, as they are where nothing is drawn at random."""
-        steps = -(-min(count, self.size) // self.batch_size)
+        """The first so many pictures of the run, `SOME` at most, as they are where nothing is drawn at random."""
+        count = min(count, self.size, SOME)
+        steps = -(-count // self.batch_size)
         found = [self._decoded(*self._places(step, range(self.batch_size))) for step in range(steps)]
         pixels = torch.cat([pixels for pixels, _ in found])[:count]
         labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
@@ -162,13 +167,14 @@ class StreamBatches:
 
     def _open(self, shard: int) -> Opened:
         """A shard that is open or is opened now; those open longest without use are forgotten."""
-        if shard not in self._opened:
-            # two of each are open while one takes over from the other
-            while len(self._opened) >= 2 * max(self.open_shards, self.order.lanes):
-                self._opened.popitem(last=False)
-            self._opened[shard] = self.stream.open(shard)
-        self._opened.move_to_end(shard)
-        return self._opened[shard]
+        with self._lock:  # a thread reads ahead while another draws the held-out pictures
+            if shard not in self._opened:
+                # two of each are open while one takes over from the other
+                while len(self._opened) >= 2 * max(self.open_shards, self.order.lanes):
+                    self._opened.popitem(last=False)
+                self._opened[shard] = self.stream.open(shard)
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
 
     def _decoded(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Pixels, (n, C, H, W), and labels of some pictures, each bad one replaced."""
@@ -210,8 +216,8 @@ class StreamBatches:
 
     def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
         """Pictures decoded by the workers, in order; what is wrong with one in its place."""
-        if self._pool is None:
-            self._pool = Pool(self.workers)
+        with self._lock:
+            self._pool = self._pool or Pool(self.workers)
         encoded = [self._open(shard).picture(row) for shard, row in pairs]
         run = max(4, -(-len(encoded) // (2 * self.workers)))
         tasks = [

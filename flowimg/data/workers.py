@@ -36,9 +36,13 @@ class WorkerError(Exception):
 
 
 def cores() -> int:
-    """Cores that this process may use, shared with the others of its machine."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Cores that this process may use; where it was launched with others, they may use the same."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_of_cores() -> int:
+    """Cores beside the one of each of the processes that were launched together on this machine; 1 at least."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 class Pool:

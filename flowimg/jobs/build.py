@@ -15,7 +15,7 @@ from flowimg.data.decode import Decoding
 from flowimg.data.find import Found, find
 from flowimg.data.listing import DataError, listed
 from flowimg.data.store import Stored, hold_out, store
-from flowimg.data.workers import cores
+from flowimg.data.workers import share_of_cores
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
@@ -187,7 +187,7 @@ def _streamed(config: Config, data: ImageData) -> Source:
             config.train.batch_size,
             device,
             data.open_shards,
-            data.workers or max(1, cores() - 1),
+            data.workers or share_of_cores(),
             data.size if data.random_crop else None,
             data.max_bad,
         )

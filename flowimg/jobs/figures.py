@@ -38,8 +38,6 @@ FLOOR_DRAWS, FLOOR_DATA = 4096, 262_144
 """Points: x_t that the floor of the loss is a mean over, and data that may have made them."""
 FLOOR_PICTURES, FLOOR_MOST, FLOOR_NUMBERS = 256, 60_000, 2**28
 """The same for pictures; and the numbers that those may have in all, for memory's sake."""
-FLOOR_STREAMED = 4096
-"""Pictures of a stream that the floor is of at most: each is to be fetched and decoded."""
 FLOOR_OF = {"points": "what no field can learn", "images": "what no field can learn, even by heart"}
 
 
@@ -217,9 +215,7 @@ def _spread(objective: Objective, batches: PointBatches) -> Draw:
 
 def _some(batches: Pictures) -> ImageBatches:
     """The pictures that the floor is of: all of them, or as many of the first as memory and time allow."""
-    some = FLOOR_MOST if isinstance(batches, ImageBatches) else FLOOR_STREAMED
-    one = batches.held_out(1)[0]
-    images = batches.some(min(some, max(1, FLOOR_NUMBERS // one.numel())))
+    images = batches.some(min(FLOOR_MOST, max(1, FLOOR_NUMBERS // batches.held_out(1)[0].numel())))
     device = torch.device("cpu") if batches.device.type == "mps" else batches.device  # that one has no float64
     none = torch.zeros(0, dtype=torch.int64)
     return ImageBatches(images.to(device), none, batches.flip, batches.seed, FLOOR_PICTURES, device)
