@@ -178,8 +178,8 @@ def _made(where: str, make: Callable[[], Listing]) -> Listing:
 def missing(source: str, last: str) -> DataError:
     """That a name means nothing, and everything that it was tried as."""
     names = [*NAMED, *TORCHVISION]
-    near = get_close_matches(source, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = get_close_matches(source.lower(), [name.lower() for name in names], n=1)
+    hint = f"did you mean {next(name for name in names if name.lower() == near[0])!r}? " if near else ""
     return DataError(
         f"data.source {source} means nothing here: {hint}tried were a set known by name ({listed(names)}), a file or "
         f"folder of this name in {os.getcwd()}, tar shards, and {last}"
