@@ -1,12 +1,15 @@
+import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from flowimg.config import Config, PointData, validate
-from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.batches import Ahead, ImageBatches, PointBatches
 from flowimg.data.store import Images, hold_out, to_unit
 from flowimg.jobs.build import SOURCES, TOYS
 
@@ -23,7 +26,8 @@ def pictures(n=120, size=4):
 
 
 def image_batches(flip=False, batch_size=50, seed=0, images=None):
-    return ImageBatches(*hold_out(images or pictures(), 20)[:2], flip, seed, batch_size)
+    images = images or pictures()
+    return ImageBatches(images, hold_out(len(images.pixels), 20), flip, seed, batch_size, CPU)
 
 
 def point_batches(name="checkerboard", labels=True, seed=0):
@@ -135,6 +139,174 @@ def test_pictures_are_scaled_to_minus_one_and_one():
     assert x_1.min() == -1 and x_1.max() == 1
 
 
+def test_rows_say_which_pictures_of_the_whole_set_a_step_sees():
+    batches = image_batches(flip=True)
+    assert batches.rows(3, range(10, 40)) == batches(3, range(10, 40))[1].tolist()
+
+
+@few
+@given(n=st.integers(2, 400), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_whatever_is_kept_apart_the_rest_is_learned_each_once(n, share, seed):
+    apart = hold_out(n, int(share * (n - 1)))
+    index = torch.arange(n)
+    images = Images(index.to(torch.uint8)[:, None, None, None], index, ("a",) * n)
+    batches = ImageBatches(images, apart, False, seed, n, CPU)
+    assert batches.size == n - len(apart)
+    seen = batches(0, range(batches.size))[1]
+    assert sorted(seen.tolist() + apart.tolist()) == list(range(n))
+    assert batches.some(10**6).labels.tolist() == sorted(seen.tolist())
+
+
+def test_some_are_the_first_that_are_learned_as_they_are():
+    batches = image_batches(flip=True)
+    some = batches.some(30)
+    kept = set(batches.held_out(20)[1].tolist())
+    assert some.labels.tolist() == [n for n in range(120) if n not in kept][:30]
+    assert torch.equal(some.pixels, pictures().pixels[some.labels]) and some.classes == pictures().classes
+
+
+def test_samples_seen_before_a_batch_was_changed_are_counted_on():
+    before, after = image_batches(batch_size=40), replace(image_batches(batch_size=25), offset=3 * 40 - 2 * 25)
+    seen = torch.cat([*(before(step, range(40))[1] for step in range(3)), after(2, range(25))[1]])
+    steady = torch.cat([image_batches(batch_size=5)(step, range(5))[1] for step in range(29)])
+    assert torch.equal(seen, steady)
+
+
+def test_pictures_in_this_machines_memory_come_to_the_device_with_their_labels():
+    batches = replace(image_batches(), device=torch.device("meta"))
+    for x_1, labels in (batches(0, range(7)), batches.held_out(7)):
+        assert x_1.device.type == labels.device.type == "meta"
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def places_told(n=60, size=9):
+    """Pictures whose pixels tell where they are: the row, the column, and the number of the picture."""
+    down, across = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    which = torch.arange(n)[:, None, None].expand(n, size, size)
+    pixels = torch.stack([down.expand(n, -1, -1), across.expand(n, -1, -1), which], 1).to(torch.uint8)
+    return Images(pixels, torch.arange(n), ("a",) * n)
+
+
+def windowed(flip=False, seed=0, batch_size=40, window=5):
+    return ImageBatches(places_told(), hold_out(60, 10), flip, seed, batch_size, CPU, window)
+
+
+def corners(x):
+    """The upper left corner of each window, which is held to be a whole square of one picture."""
+    rows, columns, which = grey(x).unbind(1)
+    top, left = rows[:, :1, :1], columns[:, :1, :1]
+    along = torch.arange(x.shape[-1])
+    assert torch.equal(rows, (top + along[:, None]).expand_as(rows))
+    assert torch.equal(columns, (left + along).expand_as(columns))
+    assert (which == which[:, :1, :1]).all()
+    return torch.stack([top.flatten(), left.flatten()], 1)
+
+
+def test_windows_are_squares_of_their_pictures():
+    x_1, labels = windowed()(4, range(40))
+    assert x_1.shape == (40, 3, 5, 5)
+    corners(x_1)
+    assert torch.equal(grey(x_1)[:, 2, 0, 0], labels)
+
+
+def test_every_window_comes_and_none_more_often_than_others():
+    found = torch.cat([corners(windowed(seed=1)(step, range(40))[0]) for step in range(100)])
+    assert found.min() == 0 and found.max() == 4  # 9 - 5 pixels to go, both ends among them
+    counts = torch.bincount(found[:, 0] * 5 + found[:, 1], minlength=25)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_windows_are_of_the_step_the_place_and_the_seed_alone():
+    one = corners(windowed()(3, range(40))[0])
+    assert torch.equal(one, corners(windowed()(3, range(40))[0]))
+    others = ImageBatches(places_told(90), hold_out(90, 3), False, 0, 40, CPU, 5)
+    assert torch.equal(one, corners(others(3, range(40))[0]))  # of other pictures the same squares
+    for other in (windowed()(4, range(40))[0], windowed(seed=1)(3, range(40))[0]):
+        assert (one != corners(other)).any(1).float().mean() > 0.8  # by chance 24 of 25
+    assert (one != one.roll(1, 0)).any(1).float().mean() > 0.8
+
+
+@few
+@given(inner=st.lists(st.integers(1, 199), max_size=4), step=st.integers(0, 10**6), flip=st.booleans())
+def test_windows_are_the_same_however_the_batch_is_cut(inner, step, flip):
+    batches = windowed(flip, batch_size=200)
+    whole = batches(step, range(200))[0]
+    parts = [batches(step, range(a, b))[0] for a, b in pairwise(sorted({0, 200, *inner}))]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_flipping_mirrors_the_same_windows():
+    plain, flipped = (windowed(flip)(2, range(40))[0] for flip in (False, True))
+    straight, mirror = ((flipped == other).flatten(1).all(1) for other in (plain, plain.flip(-1)))
+    assert (straight ^ mirror).all() and 5 < mirror.sum() < 35
+
+
+def test_nothing_is_drawn_where_nothing_is_learned_the_middle_is_taken():
+    batches = windowed(flip=True)
+    kept, labels = batches.held_out(10)
+    assert corners(kept).tolist() == [[2, 2]] * 10 and torch.equal(grey(kept)[:, 2, 0, 0], labels)
+    some = batches.some(7)
+    assert corners(to_unit(some.pixels)).tolist() == [[2, 2]] * 7
+    assert torch.equal(some.pixels[:, 2, 0, 0].long(), some.labels)
+
+
+def test_a_window_of_the_whole_side_is_the_picture():
+    whole = replace(windowed(window=9), window=None)
+    assert torch.equal(windowed(window=9)(0, range(40))[0], whole(0, range(40))[0])
+
+
+# --- made ready ahead ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_what_is_made_ready_is_what_would_have_been_made(accumulation, depth):
+    batches, size = windowed(flip=True), 40 // accumulation
+    places = [range(at, at + size) for at in range(0, 40, size)]
+    ahead = Ahead(batches, places, depth)
+    for step in (0, 1, 2, 7, 8, 3):  # a run that goes on elsewhere
+        for some in places:
+            for made, wanted in zip(ahead(step, some), batches(step, some), strict=True):
+                assert torch.equal(made, wanted)
+    other = range(3, 17)  # nobody's micro-batch
+    assert torch.equal(ahead(1, other)[0], batches(1, other)[0])
+    ahead.close()
+
+
+def test_data_are_made_before_they_are_asked_for_and_only_so_many():
+    made, enough = [], threading.Event()
+
+    def data(step, places):
+        made.append((step, places.start))
+        if len(made) == 4:
+            enough.set()
+        return torch.tensor([step]), None
+
+    ahead = Ahead(data, [range(0, 2), range(2, 4)], depth=3)
+    ahead(5, range(0, 2))
+    assert enough.wait(10)
+    ahead.close()
+    assert made == [(5, 0), (5, 2), (6, 0), (6, 2)]
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_data_are_asked_for():
+    def data(step, places):
+        if step == 2:
+            raise ValueError(f"no data at {step}")
+        return torch.tensor([step]), None
+
+    ahead = Ahead(data, [range(4)])
+    assert [int(ahead(step, range(4))[0]) for step in (0, 1)] == [0, 1]
+    with pytest.raises(ValueError, match="no data at 2"):
+        ahead(2, range(4))
+    ahead.close()
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", TOYS)
 def test_labels_of_points_are_the_parts_they_lie_in(name):
     batches = point_batches(name)
@@ -175,7 +347,7 @@ DATA = {"points": {}, "images": {"field": {"kind": "unet"}}}
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     config = validate(Config, {"data": {"kind": kind, "labels": True}, **DATA.get(kind, {})}, "test")
-    facts, size, story, load = SOURCES[kind](config)
+    facts, story, load = SOURCES[kind](config)
     assert config.data.source in story
     batches = load(CPU)
     x_1, labels = batches(2, range(10, 30))
@@ -183,4 +355,6 @@ def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     assert labels.shape == (20,) and labels.min() >= 0 and labels.max() < len(facts.classes)
     kept, kept_labels = batches.held_out(5)
     assert kept.shape == (5, *facts.shape) and kept_labels.shape == (5,)
-    assert size is None or size + config.data.held_out == 1797
+    if kind == "images":
+        assert batches.size + config.data.held_out == 1797
+        assert f"{config.data.held_out} held out" in story and batches.fingerprint

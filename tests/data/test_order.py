@@ -1,5 +1,5 @@
 import tracemalloc
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowimg.data.order import permute, sample_indices
+from flowimg.data.order import ShardOrder, permute, sample_indices
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -27,6 +27,21 @@ def test_order_is_a_permutation(n, keyed):
 def test_order_is_a_permutation_around_powers_of_two(n):
     for keyed in range(5):
         assert np.array_equal(np.sort(order(n, keyed)), np.arange(n))
+
+
+def test_order_is_a_permutation_at_every_size():
+    sizes = [*range(1, 1100), *np.random.default_rng(0).integers(1100, 4200, 200).tolist()]
+    for n in sizes:
+        assert (np.bincount(order(n, 7 * n), minlength=n) == 1).all()
+
+
+def test_no_two_of_a_million_among_a_billion_meet():
+    n = 10**9
+    index = np.random.default_rng(0).choice(n // 1000, 10**6, replace=False).astype(np.uint64) * np.uint64(1000)
+    sent = permute(index, n, 3)
+    assert sent.max() < n and len(np.unique(sent)) == 10**6
+    # and they lie evenly: ten thousand bins of a hundred each
+    assert stats.chisquare(np.bincount(sent.astype(np.int64) // 10**5, minlength=10**4)).pvalue > 1e-3
 
 
 @few
@@ -123,3 +138,131 @@ def test_a_billion_samples_take_no_more_memory_than_a_thousand():
     assert peak < 1_000_000
     assert len(index.unique()) == 512 and index.min() >= 0 and index.max() < n
     assert index.double().mean().item() == pytest.approx(n / 2, rel=0.2)  # from all over the set
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+shards = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+def shard_order(counts, open_shards=4, batch_size=12, seed=0):
+    return ShardOrder(np.array(counts), open_shards, seed, batch_size)
+
+
+def stream(made, first, last, batch_size, offset=0):
+    """(shard, row) at every place of the steps from first to before last: (steps, batch_size)."""
+    steps = [made(step, range(batch_size), offset) for step in range(first, last)]
+    return [list(zip(shard.tolist(), row.tolist(), strict=True)) for shard, row in steps]
+
+
+@few
+@given(counts=shards, open_shards=st.integers(1, 8), batch_size=st.integers(1, 24), seed=st.integers(0, 9))
+def test_every_epoch_of_shards_visits_each_sample_once(counts, open_shards, batch_size, seed):
+    made = shard_order(counts, open_shards, batch_size, seed)
+    total = sum(counts)
+    everything = sorted((shard, row) for shard, count in enumerate(counts) for row in range(count))
+    width = batch_size // made.lanes
+    steps = 3 * -(-total // batch_size) + 3
+    batches = stream(made, 0, steps, batch_size)
+    lengths = [(lane + 1) * total // made.lanes - lane * total // made.lanes for lane in range(made.lanes)]
+    lanes = [
+        [sample for batch in batches for sample in batch[lane * width : (lane + 1) * width]]
+        for lane in range(made.lanes)
+    ]
+    for epoch in range(2):
+        seen = [
+            sample
+            for lane, length in zip(lanes, lengths, strict=True)
+            for sample in lane[epoch * length : (epoch + 1) * length]
+        ]
+        assert sorted(seen) == everything
+
+
+@few
+@given(
+    counts=shards,
+    open_shards=st.integers(1, 8),
+    batch_size=st.integers(1, 24),
+    step=st.integers(0, 10**6),
+    inner=st.lists(st.integers(1, 23), max_size=4),
+)
+def test_shards_and_rows_are_the_same_however_the_batch_is_cut(counts, open_shards, batch_size, step, inner):
+    whole = shard_order(counts, open_shards, batch_size)(step, range(batch_size))
+    cut = pairwise(sorted({0, batch_size, *(i for i in inner if i < batch_size)}))
+    parts = [shard_order(counts, open_shards, batch_size)(step, range(a, b)) for a, b in cut]
+    for kind in (0, 1):
+        assert np.array_equal(np.concatenate([part[kind] for part in parts]), whole[kind])
+        assert whole[kind].shape == (batch_size,)
+
+
+def test_batches_of_one_epoch_hold_nothing_twice():
+    batches = stream(shard_order([25] * 12, 4, 12), 0, 25, 12)  # 300 samples, 25 batches: an epoch to the last sample
+    assert len({sample for batch in batches for sample in batch}) == 300
+
+
+def test_processes_read_other_shards_but_at_their_borders():
+    made = shard_order([20] * 40, open_shards=8, batch_size=16)
+    halves = [
+        {shard for step in range(50) for shard in made(step, places)[0].tolist()} for places in (range(8), range(8, 16))
+    ]
+    assert halves[0] | halves[1] == set(range(40))
+    assert len(halves[0] & halves[1]) <= 1  # where the row is cut in two
+
+
+@pytest.mark.parametrize(("open_shards", "batch_size"), [(1, 16), (3, 16), (4, 16), (8, 16), (16, 16), (16, 8)])
+def test_few_shards_are_open_at_a_time(open_shards, batch_size):
+    made = shard_order([64] * 64, open_shards, batch_size)
+    assert made.lanes <= open_shards and made.lanes * made.group <= open_shards
+    batches = stream(made, 0, 64 * 64 // batch_size, batch_size)
+    width = batch_size // made.lanes
+    in_use = 0
+    for lane in range(made.lanes):
+        seen = [shard for batch in batches for shard, _ in batch[lane * width : (lane + 1) * width]]
+        first, last = {}, {}
+        for place, shard in enumerate(seen):
+            first.setdefault(shard, place)
+            last[shard] = place
+        # shards that were begun and not yet ended, at every place
+        most = max(sum(first[s] <= place <= last[s] for s in first) for place in range(0, len(seen), 7))
+        assert most <= made.group
+        in_use += most
+    assert in_use <= open_shards
+
+
+def test_samples_of_open_shards_are_mixed():
+    made = shard_order([100] * 10, open_shards=5, batch_size=1)  # one lane of five shards at a time
+    shard, row = (np.concatenate(part) for part in zip(*(made(step, range(1)) for step in range(500)), strict=True))
+    assert sorted(np.bincount(shard, minlength=10).tolist()) == [0] * 5 + [100] * 5
+    for some in np.unique(shard):
+        assert abs(stats.spearmanr(np.arange(100), row[shard == some]).statistic) < 0.35
+        assert stats.kstest(np.flatnonzero(shard == some) / 500, "uniform").pvalue > 1e-3
+
+
+def test_each_shard_is_shuffled_in_its_own_way():
+    made = shard_order([50] * 12, open_shards=4, batch_size=4)  # four lanes, in each a shard at a time
+    seen = list(chain.from_iterable(stream(made, 0, 150, 4)))
+    assert len({tuple(row for shard, row in seen if shard == number) for number in range(12)}) == 12
+
+
+def test_seed_and_epoch_decide_the_order_of_shards_and_samples():
+    def epoch(number, seed):
+        return stream(shard_order([10] * 10, 2, 10, seed), 10 * number, 10 * number + 10, 10)
+
+    orders = [list(chain.from_iterable(epoch(number, seed))) for number in range(3) for seed in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    rows = [tuple(dict.fromkeys(shard for shard, _ in order)) for order in orders]
+    assert len(set(rows)) == 9  # the shards too, not their samples alone
+
+
+@few
+@given(counts=shards, open_shards=st.integers(1, 8), batch_size=st.integers(1, 24), steps=st.integers(0, 10**6))
+def test_samples_seen_before_are_counted_on(counts, open_shards, batch_size, steps):
+    made = shard_order(counts, open_shards, batch_size)
+    assert stream(made, 0, 3, batch_size, steps * batch_size) == stream(made, steps, steps + 3, batch_size)
+
+
+def test_a_resumed_run_of_shards_needs_nothing_but_the_step():
+    used, fresh = shard_order([9, 30, 2, 17]), shard_order([9, 30, 2, 17])
+    through = stream(used, 0, 40, 12)
+    assert stream(fresh, 31, 40, 12) == through[31:]

@@ -1,15 +1,27 @@
 """From a file to pixels, against colours worked out by hand and blocks whose place is known."""
 
 import io
+import os
+import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures_made import png_header
 from PIL import ExifTags, Image
 
-from flowimg.data.pictures import RESIZES, open_picture, to_pixels, upright_size
+from flowimg.data.pictures import (
+    RESIZES,
+    BadPictureError,
+    Encoded,
+    moves,
+    open_picture,
+    read_bytes,
+    to_pixels,
+    upright_size,
+)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -21,7 +33,7 @@ def file_of(picture, kind="PNG", **options):
     """The picture as a file, and opened again the way a dataset hands it over."""
     content = io.BytesIO()
     picture.save(content, kind, **options)
-    return open_picture({"bytes": content.getvalue(), "path": None})
+    return open_picture(content.getvalue())
 
 
 def one_colour(mode, colour, size=(5, 3)):
@@ -36,7 +48,7 @@ def blocks(*columns, height):
 
 def level(pixels):
     """The one colour of all pixels."""
-    flat = pixels.flatten(1)
+    flat = pixels.reshape(len(pixels), -1)
     assert (flat == flat[:, :1]).all()
     return flat[:, 0].tolist()
 
@@ -110,8 +122,8 @@ def test_a_transparent_colour_without_a_palette_shows_the_background():
 def test_opaque_pictures_never_show_the_background():
     array = noise(7, 5)
     pixels = [to_pixels(file_of(Image.fromarray(array)), 3, None, "crop", colour) for colour in (RED, WHITE)]
-    assert torch.equal(pixels[0], pixels[1])
-    assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), array)
+    assert np.array_equal(pixels[0], pixels[1])
+    assert np.array_equal(pixels[0].transpose(1, 2, 0), array)
 
 
 def test_transparent_edges_do_not_bring_hidden_colours_in_when_scaled():
@@ -141,8 +153,8 @@ def test_sixteen_bits_are_spread_over_eight(kind, channels):
     assert opened.mode.startswith("I")
     pixels = to_pixels(opened, channels, None, "crop", WHITE)
     assert pixels.shape == (channels, 1, 6)
-    exact = torch.tensor(levels) * (255 / 65535)
-    assert (pixels.double() - exact).abs().max() < 1
+    exact = np.array(levels) * (255 / 65535)
+    assert np.abs(pixels - exact).max() < 1
     assert (pixels[:, 0, 0] == 0).all() and (pixels[:, 0, -1] == 255).all() and pixels[0, 0, 3] in (127, 128)
 
 
@@ -164,8 +176,8 @@ def test_eight_bits_written_as_sixteen_come_back_exactly():
 def test_cmyk_is_turned_to_rgb(inks, expected):
     opened = file_of(one_colour("CMYK", inks, (16, 16)), "JPEG", quality=100)
     assert opened.mode == "CMYK"
-    pixels = to_pixels(opened, 3, None, "crop", WHITE).float()
-    assert (pixels.mean((1, 2)) - torch.tensor(expected)).abs().max() <= 2
+    pixels = to_pixels(opened, 3, None, "crop", WHITE)
+    assert np.abs(pixels.mean((1, 2)) - expected).max() <= 2
 
 
 @pytest.mark.parametrize(("colour", "luma"), [(RED, 76), (GREEN, 150), (BLUE, 29), (WHITE, 255), ((90, 90, 90), 90)])
@@ -177,7 +189,7 @@ def test_colour_turns_grey_by_its_luma(colour, luma):
 def test_grey_turns_to_three_equal_channels():
     array = noise(6, 4, depth=1)
     pixels = to_pixels(file_of(Image.fromarray(array)), 3, None, "crop", WHITE)
-    assert all(np.array_equal(channel, array) for channel in pixels.numpy())
+    assert all(np.array_equal(channel, array) for channel in pixels)
 
 
 # --- upright ---------------------------------------------------------------------------------------------------------
@@ -210,7 +222,7 @@ def test_pictures_are_turned_upright_and_their_size_is_known_before(note, kind):
     expected = TURNS[note](array)
     picture = with_note(array, note, kind)
     assert upright_size(picture) == ((4, 7) if note in LYING else (7, 4))
-    pixels = to_pixels(picture, 3, None, "crop", WHITE).permute(1, 2, 0).numpy()
+    pixels = to_pixels(picture, 3, None, "crop", WHITE).transpose(1, 2, 0)
     assert np.array_equal(pixels, expected)
 
 
@@ -218,7 +230,7 @@ def test_a_photo_from_a_phone_held_upright_stands_upright():
     # stored lying: its top is the left edge
     lying = np.zeros((16, 32), dtype=np.uint8)
     lying[:, :8] = 255
-    pixels = to_pixels(with_note(lying, 6, "JPEG"), 1, None, "crop", WHITE)[0].float()
+    pixels = to_pixels(with_note(lying, 6, "JPEG"), 1, None, "crop", WHITE)[0]
     assert pixels.shape == (32, 16)
     assert pixels[:8].mean() > 250 and pixels[8:].mean() < 5
 
@@ -231,7 +243,7 @@ BARS = blocks((10, RED), (20, GREEN), (10, BLUE), height=20)  # 40 x 20
 def bars(size, resize, background=WHITE, upright=False):
     picture = BARS.transpose(Image.Transpose.TRANSPOSE) if upright else BARS
     pixels = to_pixels(file_of(picture), 3, size, resize, background)
-    return pixels.transpose(1, 2) if upright else pixels
+    return pixels.transpose(0, 2, 1) if upright else pixels
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -287,7 +299,7 @@ def test_keep_brings_28_to_32_by_two_pixels_on_each_side_and_touches_none(depth)
     expected = np.full((32, 32, depth), 77, dtype=np.uint8)
     expected[2:30, 2:30] = array.reshape(28, 28, depth)
     pixels = to_pixels(file_of(Image.fromarray(array)), depth, 32, "keep", (77, 77, 77))
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(pixels.transpose(1, 2, 0), expected)
 
 
 def test_margins_of_grey_pictures_have_the_luma_of_the_background():
@@ -299,7 +311,7 @@ def test_margins_of_grey_pictures_have_the_luma_of_the_background():
 def test_squares_of_the_right_size_are_left_as_they_are(resize):
     array = noise(9, 9)
     pixels = to_pixels(file_of(Image.fromarray(array)), 3, 9, resize, RED)
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
+    assert np.array_equal(pixels.transpose(1, 2, 0), array)
 
 
 def test_scaling_down_averages_instead_of_picking():
@@ -307,7 +319,7 @@ def test_scaling_down_averages_instead_of_picking():
     chequered = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     for resize in ("crop", "pad", "stretch"):
         pixels = to_pixels(file_of(Image.fromarray(chequered)), 1, 8, resize, WHITE)
-        assert (pixels.float() - 127.5).abs().max() < 8
+        assert np.abs(pixels - 127.5).max() < 8
 
 
 @few
@@ -322,7 +334,7 @@ def test_scaling_down_averages_instead_of_picking():
 def test_any_picture_becomes_a_square_and_an_even_one_stays_even(width, height, size, resize, channels, grey):
     picture = file_of(one_colour("L", grey, (width, height)))
     pixels = to_pixels(picture, channels, size, resize, (grey, grey, grey))
-    assert pixels.shape == (channels, size, size) and pixels.dtype == torch.uint8
+    assert pixels.shape == (channels, size, size) and pixels.dtype == np.uint8
     assert level(pixels) == [grey] * channels
 
 
@@ -332,7 +344,7 @@ def test_pad_and_keep_count_their_margins(width, height, size):
     # black on white: what is not white is the picture
     def span(resize):
         black = to_pixels(file_of(one_colour("L", 0, (width, height))), 1, size, resize, WHITE)[0] == 0
-        return [[int(i) for i in black.any(axis).nonzero()] for axis in (0, 1)]
+        return [np.flatnonzero(black.any(axis)).tolist() for axis in (0, 1)]
 
     for side, columns in zip((width, height), span("keep"), strict=True):
         shown = min(side, size)
@@ -342,3 +354,114 @@ def test_pad_and_keep_count_their_margins(width, height, size):
         exact = max(side * size / max(width, height), 1)
         assert abs(len(columns) - exact) <= 0.5
         assert abs(columns[0] - (size - len(columns)) / 2) <= 0.5
+
+
+# --- files that are odd or broken ------------------------------------------------------------------------------------
+
+
+def why(do):
+    with pytest.raises(BadPictureError) as caught:
+        do()
+    said = str(caught.value)
+    assert said and "\n" not in said and "<" not in said
+    return said
+
+
+def decoded(content, channels=3):
+    return to_pixels(open_picture(content), channels, None, "crop", WHITE)
+
+
+def test_a_part_of_a_file_is_read_where_it_is_asked_for(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert read_bytes(Encoded(path=str(tmp_path / "a"))) == b"0123456789"
+    assert read_bytes(Encoded(None, str(tmp_path / "a"), 3, 4)) == b"3456"
+    assert read_bytes(Encoded(b"at hand", "nowhere")) == b"at hand"
+
+
+def test_what_cannot_be_read_is_said_in_a_few_words(tmp_path):
+    (tmp_path / "empty").touch()
+    assert why(lambda: read_bytes(Encoded())) == "the row is empty"
+    assert why(lambda: read_bytes(Encoded(path=str(tmp_path / "empty")))) == "the file is empty"
+    assert why(lambda: read_bytes(Encoded(b""))) == "the file is empty"
+    assert why(lambda: read_bytes(Encoded(path=str(tmp_path / "gone")))) == "no such file or directory"
+    assert why(lambda: read_bytes(Encoded(path=str(tmp_path)))) in ("is a directory", "not a regular file")
+    assert why(lambda: read_bytes(Encoded(path="/dev/zero"))) == "not a regular file"
+
+
+def test_a_pipe_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert why(lambda: read_bytes(Encoded(path=str(tmp_path / "pipe.png")))) == "not a regular file"
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1"])
+def test_a_phones_format_is_named_with_what_to_do(brand):
+    said = why(lambda: open_picture(b"\0\0\0\x18ftyp" + brand + bytes(200)))
+    assert said == "HEIC, which is not read here: convert it to JPEG"
+
+
+@pytest.mark.parametrize("junk", [b"no picture at all", b"<html></html>", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", bytes(64)])
+def test_what_is_no_picture_is_said(junk):
+    assert why(lambda: decoded(junk)) in ("no picture of a format known here", "broken: cannot find IHDR chunk")
+
+
+def test_a_bomb_is_not_unpacked():
+    tracemalloc.start()
+    said = why(lambda: open_picture(png_header(30_000, 30_000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said.startswith("too large: ") and "900,000,000 pixels" in said and "bomb" in said
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.4, 0.9])
+def test_a_file_that_was_cut_off_is_broken(kind, share):
+    content = io.BytesIO()
+    Image.fromarray(noise(64, 48)).save(content, kind)
+    whole = content.getvalue()
+    said = why(lambda: decoded(whole[: int(len(whole) * share)]))
+    assert said.startswith("broken: ") or said == "no picture of a format known here"
+
+
+@few
+@given(at=st.integers(0, 3000), what=st.binary(min_size=1, max_size=8), kind=st.sampled_from(["PNG", "JPEG", "GIF"]))
+def test_files_with_broken_bytes_are_pictures_or_bad_ones_and_nothing_else(at, what, kind):
+    content = io.BytesIO()
+    Image.fromarray(noise(32, 32)).save(content, kind)
+    whole = content.getvalue()
+    at %= len(whole)
+    with suppress(BadPictureError):
+        assert decoded(whole[:at] + what + whole[at + len(what) :]).dtype == np.uint8
+
+
+def test_floating_point_numbers_are_not_guessed_at():
+    content = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(content, "TIFF")
+    assert "floating-point" in why(lambda: open_picture(content.getvalue()))
+
+
+def moving(kind):
+    content = io.BytesIO()
+    frames = [one_colour("RGB", colour, (8, 8)) for colour in (RED, GREEN, BLUE)]
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:], duration=100, loop=0)
+    return open_picture(content.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG"])
+def test_of_what_moves_the_first_picture_is_taken(kind):
+    picture = moving(kind)
+    assert moves(picture) and not moves(file_of(one_colour("RGB", RED)))
+    assert level(to_pixels(picture, 3, None, "crop", WHITE)) == list(RED)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "note",
+    [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20), b"Exif\0\0"],
+)
+def test_notes_that_cannot_be_read_cost_no_picture(note):
+    content = io.BytesIO()
+    Image.new("RGB", (9, 5), (90, 90, 90)).save(content, "JPEG", exif=note)
+    picture = open_picture(content.getvalue())
+    assert upright_size(picture) == (9, 5)
+    assert level(to_pixels(picture, 3, None, "crop", WHITE)) == [90, 90, 90]

@@ -115,8 +115,9 @@ def test_how_it_was_made_is_said(more, said):
 
 def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
-    images = build_source(config).load(CPU).images.take(torch.arange(20))
-    batches = ImageBatches(images, images, False, 0, 16)
+    whole = build_source(config).load(CPU).images.take(torch.arange(21))
+    batches = ImageBatches(whole, torch.tensor([20]), False, 0, 16, CPU)
+    images = whole.take(torch.arange(20))
     plain, mirrored = estimate_floor(config, batches), estimate_floor(config, replace(batches, flip=True))
     assert 0 < plain.mean < mirrored.mean
     # the field that knows these pictures by heart has this loss: written out here for the linear path

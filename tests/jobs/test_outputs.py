@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures_made import decode, find
 from PIL import Image
 
 from flowimg.cli import main
-from flowimg.data.sources import decode, find
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs import outputs
@@ -129,7 +129,7 @@ def test_parquet_is_data_to_train_on(tiny, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     sample(tiny.classes, tmp_path / "out", "--format", "parquet", "--batch-size", "64")
-    found = find(str(tmp_path / "out" / "samples.parquet"))
+    found = find(tmp_path / "out" / "samples.parquet")
     images = decode(found)
     assert (images.pixels[:, 0].numpy() == pictures(whole)).all()
     assert images.classes == tuple(str(digit) for digit in range(10))
