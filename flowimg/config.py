@@ -518,7 +518,7 @@ class Evaluate(Drawing):
 class Check(ImageData):
     """Look every picture of a source over: counts, sizes, classes, what is twice, what is broken and why."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)] = "digits"
     """As data.source of a run, or a settings file, whose data are meant."""
     max_bad: Share = 0.01
     """End with exit status 3 if a larger share is broken."""
@@ -529,16 +529,14 @@ class Check(ImageData):
 class Preview(ImageData):
     """Draw a grid of what a field will see of a source: cut, scaled, flipped, in the order of the first step."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)] = "digits"
     """As data.source of a run, or a settings file, whose data are meant."""
-    out: Annotated[str, Field(min_length=1)] = "preview.png"
-    """A new file."""
+    out: Annotated[str, Field(pattern=r"\.png$")] = "preview.png"
+    """A new file, a PNG."""
     count: Annotated[int, Field(ge=1, le=4096)] = 64
     """Pictures."""
     seed: Seed = 0
     """Seed of the run, which decides the order, windows and flips."""
-    held_out: Positive = 1
-    """Images kept apart, and not drawn."""
 
 
 class Experiment(Settings):

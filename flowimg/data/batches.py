@@ -102,10 +102,10 @@ class ImageBatches:
         pixels, labels, _ = self.images
         rows = self._rows(step, places)
         # by index_select: plain indexing is twenty times slower on bytes
-        some = pixels.index_select(0, rows.to(pixels.device))
+        some = pixels.index_select(0, to_device(rows, pixels.device))
         some = shake(some, self.seed, step, places, self.flip, self.window)
         x_1 = to_unit(to_device(some, self.device))
-        return x_1, None if labels is None else to_device(labels[rows.to(labels.device)], self.device)
+        return x_1, None if labels is None else to_device(labels[to_device(rows, labels.device)], self.device)
 
     def rows(self, step: int, places: range) -> list[int]:
         """Which rows of the data set a step sees at these places."""
@@ -145,7 +145,8 @@ def shake(pixels: Tensor, seed: int, step: int, places: range, flip: bool, windo
     """
     if window is not None:
         most = pixels.shape[-1] - window + 1
-        corners = (randomness.uniform(seed, "window", step, places, (2,)) * most).long().to(pixels.device)
+        corners = (randomness.uniform(seed, "window", step, places, (2,)) * most).long()
+        corners = to_device(corners, pixels.device)
         along = torch.arange(window, device=pixels.device)
         down, across = corners[:, :1] + along, corners[:, 1:] + along
         pixels = pixels.gather(2, down[:, None, :, None].expand(-1, pixels.shape[1], -1, pixels.shape[3]))
@@ -153,7 +154,7 @@ def shake(pixels: Tensor, seed: int, step: int, places: range, flip: bool, windo
     if flip:
         flipped = randomness.uniform(seed, "flip", step, places) < 0.5
         both = torch.arange(len(pixels)) + len(pixels) * flipped
-        pixels = torch.cat([pixels, pixels.flip(-1)]).index_select(0, both.to(pixels.device))
+        pixels = torch.cat([pixels, pixels.flip(-1)]).index_select(0, to_device(both, pixels.device))
     return pixels
 
 
@@ -166,7 +167,7 @@ def middle(pixels: Tensor, window: int | None) -> Tensor:
 
 
 def to_device(some: Tensor, device: torch.device) -> Tensor:
-    """Pixels (as bytes, a quarter of the floats) or labels on a device, without waiting for it."""
+    """Pixels (as bytes, a quarter of the floats), labels or rows on a device, without waiting for it."""
     if some.device.type == device.type:
         return some
     return (some.pin_memory() if device.type == "cuda" else some).to(device, non_blocking=True)

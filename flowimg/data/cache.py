@@ -9,12 +9,13 @@ many build the same at once. All of it may be deleted at any time; it is made ag
 """
 
 import hashlib
+import json
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,14 +88,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def pack(texts: list[str]) -> NDArray[np.uint8]:
-    """Texts as bytes, which need no pickle; names of files have no NUL in them."""
-    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
+def pack(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Texts as bytes, which need no pickle."""
+    return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
 
 
-def unpack(packed: NDArray[np.uint8], count: int) -> list[str]:
+def unpack(packed: NDArray[np.uint8]) -> list[str]:
     """The texts of `pack`."""
-    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0") if count else []
+    return json.loads(packed.tobytes())
 
 
 def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
@@ -115,12 +116,12 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
         with _lock(target.with_name(f"{target.name}.lock")):
             if target.exists():
                 return
-            _sweep(target)
+            _sweep(target.parent)
             free = shutil.disk_usage(target.parent).free
             if need > free:
                 raise CacheError(
-                    f"the cache {target.parent} needs {need / 2**30:.2f} GiB for decoded pictures, and its disk has "
-                    f"{free / 2**30:.2f} GiB free: make room, or name another folder by data.cache or $FLOWIMG_CACHE"
+                    f"the cache {target.parent} needs {_size(need)} for decoded pictures, and its disk has "
+                    f"{_size(free)} free: make room, or name another folder by data.cache or $FLOWIMG_CACHE"
                 )
             aside = target.with_name(_aside(target.name))
             aside.mkdir()
@@ -147,13 +148,38 @@ def _aside(name: str) -> str:
     return f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
 
 
-def _sweep(target: Path) -> None:
-    """Remove what builders left that died; whoever holds the lock is the only one on this machine."""
-    for left in target.parent.glob(f".{target.name}.*"):
+def discard(folder: Path) -> None:
+    """Remove a folder of ours that is broken, if it can be; whoever reads it has it still."""
+    aside = folder.with_name(_aside(folder.name))
+    with suppress(OSError):
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what dead builders left: those of this machine whose process is gone, others when they are old."""
+    for left in folder.glob(".*.*.*"):
+        opening, _, rest = left.name.rpartition(f".{socket.gethostname()}.")
+        pid = rest.split(".")[0]
         with suppress(OSError):
-            ours = left.name.startswith(f".{target.name}.{socket.gethostname()}.")
-            if ours or time.time() - left.stat().st_mtime > OLD:
-                shutil.rmtree(left)
+            ours = bool(opening) and pid.isdigit()
+            newest = max((file.stat().st_mtime for file in left.glob("*")), default=left.stat().st_mtime)
+            if _dead(int(pid)) if ours else time.time() - newest > OLD:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it lives, and is another user's
+        pass
+    return False
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _sync(path: Path) -> None:

@@ -34,8 +34,8 @@ def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[np.uint8], bytes]:
     return pixels, blake2b(content, digest_size=HASH).digest()
 
 
-def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> list[tuple[bytes, str | None]]:
-    """Decode some pictures to their places in a file of pixels; the hash of each, and what is wrong with it.
+def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> list[tuple[bytes, str | None, bool]]:
+    """Decode some pictures to their places in a file of pixels; the hash of each, what is wrong, if only for now.
 
     Args:
         file: Rows of `how.bytes` bytes.
@@ -44,14 +44,14 @@ def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> li
     """
     start, pictures = task
     rows = np.zeros((len(pictures), how.bytes), np.uint8)
-    told: list[tuple[bytes, str | None]] = []
+    told: list[tuple[bytes, str | None, bool]] = []
     for row, encoded in zip(rows, pictures, strict=True):
         try:
             pixels, hashed = decode(encoded, how)
             row[:] = pixels.ravel()
-            told.append((hashed, None))
+            told.append((hashed, None, False))
         except BadPictureError as error:
-            told.append((b"", str(error)))
+            told.append((b"", str(error), error.fleeting))
     with open(file, "r+b") as opened:  # written and not mapped: a full disk is an error here and not a SIGBUS
         opened.seek(start * how.bytes)
         opened.write(rows.tobytes())

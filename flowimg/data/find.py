@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from flowimg.data.listing import DataError, Listing, Source, listed
 from flowimg.data.pictures import GREY_MODES
-from flowimg.data.scan import Scan, scan
+from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
 
@@ -32,7 +33,7 @@ class Found(NamedTuple):
 
     `rows` (N,) are those of the source's listing that are asked for and good, `hashes` (N, 16) of their files;
     `labels` (N,) are None without classes; `shape` (C, H, W) is what decoding will give; `story` says in words what
-    was found; `bad` are left out; `open` gives the listing.
+    was found; `bad` are left out; `open` gives the listing; `scan` is the file that keeps what was seen.
     """
 
     rows: NDArray[np.int64]
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     bad: tuple[Bad, ...]
     where: str
     open: Callable[[], Listing]
+    scan: Path
 
 
 def find(
@@ -88,12 +90,32 @@ def find(
     Raises:
         DataError: If the source cannot be had, or does not hold what is asked for, or too many pictures are bad.
     """
-    asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
-    asked |= {"labels": labels, "classes": classes}
-    known = recognise(source, subset=subset, root=root, cache=cache, **asked)
-    key = repr((subset, root, asked | {"labels": labels or bool(classes), "classes": bool(classes)}))
+    known, key = recognise_asked(
+        source, cache, subset, root, split, image_column, label_column, labels or bool(classes), bool(classes)
+    )
     seen = scan(known, cache, key, workers or cores(), bar)
-    return choose(known, seen, split, labels, classes, first, size, channels, background, max_bad)
+    kept = kept_at(known, cache, key)
+    return choose(known, seen, split, labels, classes, first, size, channels, background, max_bad, kept)
+
+
+def recognise_asked(
+    source: str,
+    cache: Path,
+    subset: str | None,
+    root: str,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    labels: bool,
+    named: bool,
+) -> tuple[Source, str]:
+    """What a string means, and a name of what was asked of it, under which its scan is kept.
+
+    `labels` are wanted, and must be there if classes are `named`; see `find` for the rest.
+    """
+    asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
+    asked |= {"labels": labels, "named": named}
+    return recognise(source, subset=subset, root=root, cache=cache, **asked), repr((subset, root, asked))
 
 
 def choose(
@@ -107,27 +129,12 @@ def choose(
     channels: str,
     background: Sequence[int],
     max_bad: float,
+    scan_kept: Path,
 ) -> Found:
     """What is asked for of a source that was looked through; see `find`."""
     where = known.where
     whole = len(seen.kind)
-    numbers, names = seen.labels, seen.classes
-    kept = np.arange(whole)
-    if classes:
-        if numbers is None:
-            raise DataError(f"{where} has no labels to keep data.classes by")
-        if unknown := [name for name in classes if name not in names]:
-            near = get_close_matches(unknown[0], names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(names)}"
-            raise DataError(f"{where} has no class {unknown[0]!r} (data.classes): {hint}")
-        old = [names.index(name) for name in names if name in classes]
-        kept = np.flatnonzero(np.isin(numbers, old))
-        names = tuple(names[number] for number in old)
-        numbers = np.searchsorted(old, numbers)
-    well = np.ones(whole, np.bool_)
-    well[list(seen.wrong)] = False
-    if first is not None:  # as many good ones, and the bad ones among them
-        kept = kept[: int(np.searchsorted(np.cumsum(well[kept]), first) + 1)]
+    kept, well, numbers, names = select(where, seen, classes, first)
     bad = tuple(Bad(seen.names[row], seen.wrong[row]) for row in kept[~well[kept]].tolist())
     rows = kept[well[kept]]
     refuse_many(where, bad, len(kept), max_bad)
@@ -147,17 +154,45 @@ def choose(
     if bad:
         story += f"; {len(bad):,} bad left out"
     chosen = None if numbers is None else numbers[rows].astype(np.int64)
-    return Found(rows, seen.hashes[rows], chosen, tuple(names), shape, story, bad, where, known.list)
+    return Found(rows, seen.hashes[rows], chosen, tuple(names), shape, story, bad, where, known.list, scan_kept)
 
 
-def refuse_many(where: str, bad: Sequence[Bad], count: int, most: float) -> None:
+def select(
+    where: str, seen: Scan, classes: Sequence[str], first: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None, tuple[str, ...]]:
+    """The rows that are asked for, bad ones among them; which of all rows are good; and labels of all, numbered afresh.
+
+    Raises:
+        DataError: If there is no such class.
+    """
+    numbers, names = seen.labels, seen.classes
+    kept = np.arange(len(seen.kind))
+    if classes:
+        if numbers is None:
+            raise DataError(f"{where} has no labels to keep data.classes by")
+        if unknown := [name for name in classes if name not in names]:
+            near = get_close_matches(unknown[0], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(names)}"
+            raise DataError(f"{where} has no class {unknown[0]!r} (data.classes): {hint}")
+        old = [names.index(name) for name in names if name in classes]
+        kept = np.flatnonzero(np.isin(numbers, old))
+        names = tuple(names[number] for number in old)
+        numbers = np.searchsorted(old, numbers)
+    well = np.ones(len(seen.kind), np.bool_)
+    well[list(seen.wrong)] = False
+    if first is not None:  # as many good ones, and the bad ones among them
+        kept = kept[: int(np.searchsorted(np.cumsum(well[kept]), first) + 1)]
+    return kept, well, numbers, names
+
+
+def refuse_many(where: str, bad: Collection[Bad], count: int, most: float) -> None:
     """Stop where too large a share of the pictures is bad.
 
     Raises:
         DataError: If so, with the first of them.
     """
     if len(bad) > most * count:
-        some = "; ".join(f"{name} ({reason})" for name, reason in bad[:3])
+        some = "; ".join(f"{name} ({reason})" for name, reason in islice(bad, 3))
         more = f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""
         raise DataError(
             f"{where}: {len(bad):,} of {count:,} pictures cannot be used, more than data.max_bad {most:g} allows: "

@@ -29,7 +29,7 @@ class Listing:
     None, numbers into `classes`; `bytes` (N,) are sizes where they are known without reading. `stamps` (N, 3) say
     that a file is the one that it was: size, time of its content, time of its entry. `wrong` are rows that are no
     pictures for sure (a pipe, a link to nothing), with the reason; `told` is what there is to say of where pictures and
-    labels were found; `signature` is one that could be known only now.
+    labels were found; `signature` is one that could be known only now; `left_alone` lies there and is not read.
     """
 
     count: int
@@ -42,6 +42,7 @@ class Listing:
     wrong: Mapping[int, str] = field(default_factory=dict)
     told: tuple[str, str] = ("", "")
     signature: str | None = None
+    left_alone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,13 @@ def chunks(rows: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> list[NDA
 
 def listed(names: Any) -> str:
     """Names for a sentence: the first twenty, and how many more."""
-    names = [str(name) for name in names]
+    names = [plain(str(name)) for name in names]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
+
+
+def plain(name: str) -> str:
+    """A name as it may stand in a line: what cannot be printed, a line break or half a letter, is escaped."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def first_line(error: Exception) -> str:

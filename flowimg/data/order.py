@@ -143,7 +143,7 @@ class ShardOrder:
         width = self.batch_size // self.lanes
         seen = (step * self.batch_size + offset) // self.lanes
         shards, rows = [], []
-        for lane in range(places.start // width, -(-places.stop // width)):
+        for lane in self.lanes_of(places):
             first, last = max(places.start, lane * width), min(places.stop, (lane + 1) * width)
             length = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
             counter = seen + np.arange(first, last) - lane * width
@@ -153,6 +153,11 @@ class ShardOrder:
                     shards.append(shard)
                     rows.append(row)
         return np.concatenate(shards), np.concatenate(rows)
+
+    def lanes_of(self, places: range) -> range:
+        """The lanes that have these places of the batch."""
+        width = self.batch_size // self.lanes
+        return range(places.start // width, -(-places.stop // width))
 
     def _places(
         self, epoch: int, lane: int, within: NDArray[np.int64]

@@ -7,6 +7,7 @@ file that is no picture. It needs neither torch nor torchvision, so that a proce
 import io
 import os
 import stat
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,12 @@ GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 """Pillow's names of the pictures that have no colour."""
 RESIZES = ("crop", "pad", "stretch", "keep")
 """How a picture becomes a square; see `to_square`."""
+MOST_BYTES = 2**30
+"""Bytes of a file at most; no picture of a size that is read has more."""
+LONGEST = 16
+"""Times its shorter side that the longer one of a picture may have before it is cut to that, and then scaled."""
+PATIENCE = (0.1, 0.5)
+"""Seconds to wait before a file that a disk would not give is tried again."""
 APART = {"HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")}
 """Pictures that Pillow does not read, by how their files go on after four bytes."""
 
@@ -38,7 +45,14 @@ class Encoded(NamedTuple):
 
 
 class BadPictureError(Exception):
-    """A picture that cannot be used; the message says why, in a few words."""
+    """A picture that cannot be used; the message says why, in a few words.
+
+    `fleeting` where that may be another time: the disk or the memory failed, and not the picture.
+    """
+
+    def __init__(self, why: str, fleeting: bool = False) -> None:
+        super().__init__(why)
+        self.fleeting = fleeting
 
 
 def read_bytes(encoded: Encoded) -> bytes:
@@ -47,22 +61,37 @@ def read_bytes(encoded: Encoded) -> bytes:
     Raises:
         BadPictureError: If there are none to be had. What is no regular file (a pipe, a device) is never waited for.
     """
-    content, path, start, size = encoded
+    content = encoded.content
     if content is None:
-        if not path:
+        if not encoded.path:
             raise BadPictureError("the row is empty")
-        try:
-            file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-            with open(file, "rb") as opened:
-                if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise BadPictureError("not a regular file")
-                opened.seek(start)
-                content = opened.read(-1 if size is None else size)
-        except OSError as error:
-            raise BadPictureError((error.strerror or "cannot be read").lower()) from None
+        content = _read(encoded)
     if not content:
         raise BadPictureError("the file is empty")
     return content
+
+
+def _read(encoded: Encoded) -> bytes:
+    """Read a file, or a stretch of it; again after a moment where the disk fails."""
+    for pause in (*PATIENCE, None):
+        try:
+            file = os.open(str(encoded.path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            with open(file, "rb") as opened:
+                found = os.fstat(file)
+                if not stat.S_ISREG(found.st_mode):
+                    raise BadPictureError("not a regular file")
+                left = found.st_size - encoded.start
+                size = left if encoded.size is None else min(encoded.size, left)
+                if size > MOST_BYTES:
+                    raise BadPictureError(f"too large: {size:,} bytes")
+                opened.seek(encoded.start)
+                return opened.read(max(size, 0))
+        except OSError as error:
+            lasting = isinstance(error, PermissionError | IsADirectoryError)
+            if lasting or pause is None or isinstance(error, FileNotFoundError):
+                raise BadPictureError((error.strerror or "cannot be read").lower(), fleeting=not lasting) from None
+            time.sleep(pause)
+    raise AssertionError
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -74,16 +103,23 @@ def open_picture(content: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(content))
     except Exception as error:  # Pillow's readers raise almost anything on a broken file
-        raise BadPictureError(reason(error, content)) from None
-    if picture.mode == "F":
-        raise BadPictureError("it holds floating-point numbers, and which of them is white cannot be known")
+        raise _bad(error, content) from None
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+        kind = "floating-point" if picture.mode == "F" else "32-bit"
+        raise BadPictureError(f"it holds {kind} numbers, and which of them is white cannot be known")
     return picture
 
 
-def reason(error: Exception, content: bytes = b"") -> str:
-    """What is wrong with a picture, in a few words."""
+def _bad(error: Exception, content: bytes = b"") -> BadPictureError:
+    """What is wrong with a picture."""
     if isinstance(error, BadPictureError):
-        return str(error)
+        return error
+    if isinstance(error, MemoryError):
+        return BadPictureError("there is no memory to decode it in", fleeting=True)
+    return BadPictureError(_reason(error, content))
+
+
+def _reason(error: Exception, content: bytes) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = next((int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0)
         return f"too large: {pixels:,} pixels, taken for a decompression bomb"
@@ -132,6 +168,9 @@ def to_square(picture: Image.Image, size: int, resize: str, background: Sequence
         background: The colour to fill with, three numbers 0 .. 255.
     """
     width, height = picture.size
+    if resize == "crop" and max(width, height) > LONGEST * min(width, height):  # scaled whole, it could fill the memory
+        picture = _middle(picture, min(width, LONGEST * height), min(height, LONGEST * width))
+        width, height = picture.size
     if resize != "keep":
         scale = {"crop": size / min(width, height), "pad": size / max(width, height)}.get(resize)
         new = (size, size) if scale is None else (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -143,9 +182,22 @@ def to_square(picture: Image.Image, size: int, resize: str, background: Sequence
     if left or top or right or bottom:
         fill = Image.new("RGB", (1, 1), tuple(background)).convert(picture.mode).getpixel((0, 0))
         picture = ImageOps.expand(picture, (left, top, right, bottom), fill)  # type: ignore[arg-type]
-    width, height = picture.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.crop((left, top, left + size, top + size))
+    return _middle(picture, size, size)
+
+
+def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _from_sixteen_bits(picture: Image.Image) -> Image.Image:
+    """8 bits of 16; Pillow's own conversion would cut them off at 255, and look for a transparent level among them."""
+    levels = np.array(picture.convert("I"))
+    grey = Image.fromarray(levels).point(lambda level: level * (1 / 257)).convert("L")
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def to_pixels(
@@ -168,12 +220,12 @@ def to_pixels(
         picture.load()
         with suppress(Exception):  # notes that cannot be read are no reason to lose a picture
             picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut them off at 255
-            picture = picture.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+        if picture.mode.startswith("I"):
+            picture = _from_sixteen_bits(picture)
         picture = opaque(picture, background).convert("L" if channels == 1 else "RGB")
         if size is not None:
             picture = to_square(picture, size, resize, background)
     except Exception as error:  # Pillow's readers raise almost anything on a broken file
-        raise BadPictureError(reason(error)) from None
+        raise _bad(error) from None
     pixels = np.array(picture)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))

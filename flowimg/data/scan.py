@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Listing, Source, chunks
+from flowimg.data.listing import Listing, Source, chunks, plain
 from flowimg.data.pictures import (
     BadPictureError,
     Encoded,
@@ -28,7 +29,7 @@ from flowimg.data.pictures import (
 )
 from flowimg.data.workers import spread
 
-VERSION = 1
+VERSION = 2
 """Rises when scans of older versions are to be made anew."""
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,6 +56,7 @@ class Scan(NamedTuple):
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     told: tuple[str, str]
+    left_alone: tuple[str, ...] = ()
 
     def of_kind(self, rows: NDArray[np.int64], part: int) -> Counter[str]:
         """How many of these rows have which mode (part 0) or format (part 1)."""
@@ -66,7 +68,10 @@ class Scan(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is to be said of one picture: its hash, height, width, "MODE FORMAT", whether it is clear, moves, is bad."""
+    """What is to be said of one picture: its hash, height, width, "MODE FORMAT", whether it is clear and moves.
+
+    Or what is wrong with it, and whether that may be another time.
+    """
 
     hash: bytes
     height: int
@@ -74,7 +79,8 @@ class Seen(NamedTuple):
     kind: str
     clear: bool
     moving: bool
-    wrong: str | None
+    wrong: str | None = None
+    fleeting: bool = False
 
 
 def look(pictures: list[Encoded], deep: bool = False) -> list[Seen]:
@@ -92,9 +98,14 @@ def _look(encoded: Encoded, deep: bool) -> Seen:
             if deep:
                 pixels = to_pixels(picture, 3, None, "keep", (255, 255, 255))
                 found = repr(pixels.shape).encode() + pixels.tobytes()
-        return Seen(blake2b(found, digest_size=HASH).digest(), height, width, kind, clear, moving, None)
+        return Seen(blake2b(found, digest_size=HASH).digest(), height, width, kind, clear, moving)
     except BadPictureError as error:
-        return Seen(bytes(HASH), 0, 0, "? ?", False, False, str(error))
+        return Seen(bytes(HASH), 0, 0, "? ?", False, False, str(error), error.fleeting)
+
+
+def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
+    """The file that keeps what a source was found to hold."""
+    return cache / "scans" / f"{name_of(VERSION, PIL.__version__, source.kind, source.where, key, deep)}.npz"
 
 
 def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False, deep: bool = False) -> Scan:
@@ -110,27 +121,31 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     Raises:
         DataError: If the source cannot be listed.
     """
-    path = cache / "scans" / f"{name_of(VERSION, source.kind, source.where, key, deep)}.npz"
+    path = kept_at(source, cache, key, deep)
     kept = read_arrays(path)
     if kept and source.signature and _text(kept["signature"]) == source.signature:
         return _unpacked(kept)
     listing = source.list()
-    signature = source.signature or listing.signature
+    # a table that points to files elsewhere does not change with them: what its listing knows of them counts
+    outside = listing.signature is not None and listing.stamps is not None
+    signature = listing.signature if outside else source.signature or listing.signature
     if kept and signature and _text(kept["signature"]) == signature:
         return _unpacked(kept)
-    found = _looked(listing, kept, workers, bar, deep)
-    if signature:
+    found, lasting = _looked(listing, kept, workers, bar, deep)
+    if signature and lasting:
         keep_arrays(path, **_packed(found, signature, listing))
     return found
 
 
-def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep: bool) -> Scan:
+def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep: bool) -> tuple[Scan, bool]:
+    """A scan made now, with what is still true of an older one; and whether it would be the same another time."""
     count = listing.count
     hashes, sizes = np.zeros((count, HASH), np.uint8), np.zeros((count, 2), np.int32)
     kind = np.zeros(count, np.int32)
     clear, moving = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     kinds: dict[str, int] = {"? ?": 0}
     wrong = dict(listing.wrong)
+    lasting = True
     fresh = np.ones(count, np.bool_)
     fresh[list(wrong)] = False
     if kept and listing.stamps is not None and "stamps" in kept:
@@ -150,6 +165,7 @@ def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep
             for row, seen in zip(part.tolist(), told, strict=True):
                 if seen.wrong is not None:
                     wrong[row] = seen.wrong
+                    lasting &= not seen.fleeting
                     continue
                 hashes[row] = np.frombuffer(seen.hash, np.uint8)
                 sizes[row] = seen.height, seen.width
@@ -157,10 +173,12 @@ def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep
                 clear[row], moving[row] = seen.clear, seen.moving
             progress.update(len(part))
     wrong = dict(sorted(wrong.items()))
-    names = {row: listing.name(row) for row in wrong}
-    return Scan(
-        hashes, sizes, kind, clear, moving, list(kinds), wrong, names, listing.labels, listing.classes, listing.told
-    )
+    names = {row: plain(listing.name(row)) for row in wrong}
+    found = Scan(
+        hashes, sizes, kind, clear, moving, list(kinds), wrong, names,
+        listing.labels, listing.classes, listing.told, tuple(plain(line) for line in listing.left_alone),
+    )  # fmt: skip
+    return found, lasting
 
 
 def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -168,9 +186,7 @@ def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np
     assert listing.stamps is not None
     before = {
         (name, *stamp): row
-        for row, (name, stamp) in enumerate(
-            zip(unpack(kept["files"], len(kept["stamps"])), kept["stamps"].tolist(), strict=True)
-        )
+        for row, (name, stamp) in enumerate(zip(unpack(kept["files"]), kept["stamps"].tolist(), strict=True))
     }
     now = [before.get((listing.name(row), *stamp), -1) for row, stamp in enumerate(listing.stamps.tolist())]
     there = np.array(now, np.int64)
@@ -179,7 +195,7 @@ def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _text(packed: NDArray[np.uint8]) -> str:
-    return unpack(packed, 1)[0]
+    return unpack(packed)[0]
 
 
 def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
@@ -187,9 +203,9 @@ def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
         **{name: getattr(found, name) for name in ("hashes", "sizes", "kind", "clear", "moving")},
         "signature": pack([signature]),
         "kinds": pack(found.kinds),
-        "classes": pack(list(found.classes)),
-        "class_count": np.array(len(found.classes)),
-        "told": pack(list(found.told)),
+        "classes": pack(found.classes),
+        "told": pack(found.told),
+        "left_alone": pack(found.left_alone),
         "wrong": np.array(list(found.wrong), np.int64),
         "reasons": pack(list(found.wrong.values())),
         "names": pack(list(found.names.values())),
@@ -203,17 +219,18 @@ def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
 
 def _unpacked(kept: Arrays) -> Scan:
     rows = kept["wrong"].tolist()
-    among, by = unpack(kept["told"], 2)
+    among, by = unpack(kept["told"])
     return Scan(
         hashes=kept["hashes"],
         sizes=kept["sizes"],
         kind=kept["kind"],
         clear=kept["clear"],
         moving=kept["moving"],
-        kinds=unpack(kept["kinds"], 1),
-        wrong=dict(zip(rows, unpack(kept["reasons"], len(rows)), strict=True)),
-        names=dict(zip(rows, unpack(kept["names"], len(rows)), strict=True)),
+        kinds=unpack(kept["kinds"]),
+        wrong=dict(zip(rows, unpack(kept["reasons"]), strict=True)),
+        names=dict(zip(rows, unpack(kept["names"]), strict=True)),
         labels=kept.get("labels"),
-        classes=tuple(unpack(kept["classes"], int(kept["class_count"]))),
+        classes=tuple(unpack(kept["classes"])),
         told=(among, by),
+        left_alone=tuple(unpack(kept["left_alone"])),
     )

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowimg.data.cache import make_folder, name_of
+from flowimg.data.cache import CacheError, discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
-from flowimg.data.listing import DataError, chunks
+from flowimg.data.listing import DataError, chunks, plain
 from flowimg.data.order import permute
 from flowimg.data.workers import cores, spread
 from flowimg.flow.randomness import key
@@ -111,7 +112,7 @@ def store(
     channels, height, width = found.shape
     shape = (channels, side or height, side or width)
     square = shape[1] == shape[2]
-    name = name_of(VERSION, shape, resize if square else None, tuple(background), found.hashes,
+    name = name_of(VERSION, PIL.__version__, shape, resize if square else None, tuple(background), found.hashes,
                    "none" if found.labels is None else found.labels, found.classes)  # fmt: skip
     folder = cache / "stores" / name
     kept = _read(folder)
@@ -129,7 +130,7 @@ def store(
 
 
 def _read(folder: Path) -> Stored | None:
-    """The store in a folder, if it is there and whole; one that is not is set aside, to be made again."""
+    """The store in a folder, if it is there and whole; one that is not is removed, to be made again."""
     try:
         told = json.loads((folder / "store.json").read_text())
         shape = tuple(told["shape"])
@@ -139,10 +140,15 @@ def _read(folder: Path) -> Stored | None:
         labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False)) if told["labels"] else None
         images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
         return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         if folder.exists():
-            folder.rename(folder.with_name(f".{folder.name}.broken.{os.getpid()}"))
+            discard(folder)
         return None
+    except (ValueError, KeyError, TypeError, EOFError):
+        discard(folder)
+        return None
+    except OSError as error:
+        raise CacheError(f"the decoded pictures in {folder} cannot be read: {error.strerror or error}") from None
 
 
 def _fill(
@@ -152,6 +158,7 @@ def _fill(
     listing = found.open()
     rows = found.rows
     total = len(rows) + len(found.bad)
+    story = f"start again when nothing writes to {found.where.removeprefix('data.source ')}"
     file = folder / "pixels"
     file.touch()
     places = np.arange(len(rows))
@@ -160,15 +167,17 @@ def _fill(
     with tqdm(total=len(rows), unit="picture", desc="decoding", leave=False, disable=None if bar else True) as progress:
         tasks = ((int(part[0]), listing.read(rows[part])) for part in parts)
         for part, told in zip(parts, spread(partial(decode_into, str(file), how), tasks, workers), strict=True):
-            for place, (hashed, wrong) in zip(part.tolist(), told, strict=True):
+            for place, (hashed, wrong, fleeting) in zip(part.tolist(), told, strict=True):
+                name = plain(listing.name(int(rows[place]))) if wrong or hashed != found.hashes[place].tobytes() else ""
+                if fleeting:  # a store of this name would lack it for ever
+                    raise DataError(f"{name} could not be read now ({wrong}): {story}")
                 if wrong is not None:
-                    bad[place] = Bad(listing.name(int(rows[place])), wrong)
-                    refuse_many(found.where, [*found.bad, *bad.values()], total, max_bad)
-                elif hashed != found.hashes[place].tobytes():
-                    raise DataError(
-                        f"{listing.name(int(rows[place]))} changed while it was read: start again when nothing writes "
-                        f"to {found.where.removeprefix('data.source ')}"
-                    )
+                    bad[place] = Bad(name, wrong)
+                    if len(found.bad) + len(bad) > max_bad * total:
+                        refuse_many(found.where, [*found.bad, *bad.values()], total, max_bad)
+                elif name:
+                    found.scan.unlink(missing_ok=True)  # it is of another file
+                    raise DataError(f"{name} is not what it was when it was looked at: {story}")
             progress.update(len(part))
     good = np.setdiff1d(places, list(bad))
     _close_ranks(file, good, how.bytes)
@@ -178,7 +187,7 @@ def _fill(
     whole = (len(good), *shape)
     pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
-    story: dict[str, Any] = {
+    told_of: dict[str, Any] = {
         "version": VERSION,
         "shape": whole,
         "labels": labels is not None,
@@ -188,7 +197,7 @@ def _fill(
         "source": found.story,
         "resize": how._asdict(),
     }
-    (folder / "store.json").write_text(json.dumps(story, indent=1) + "\n")
+    (folder / "store.json").write_text(json.dumps(told_of, indent=1) + "\n")
 
 
 def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]

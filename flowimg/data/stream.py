@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from flowimg.data.batches import middle, shake, to_device
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import DataError
+from flowimg.data.listing import DataError, plain
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import GREY_MODES
 from flowimg.data.scan import look
@@ -78,11 +78,13 @@ def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """
     order = permute(np.arange(len(counts), dtype=np.uint64), len(counts), key("held out")).astype(np.int64)
     share = -(-count // min(KEPT_APART_FROM, len(counts)))
-    held = np.zeros_like(counts)
+    held, left = np.zeros_like(counts), count
     for most in (np.minimum(counts // 2, share), counts // 2):
         for shard in order.tolist():
-            held[shard] = min(int(most[shard]), held[shard] + count - int(held.sum()))
-    if held.sum() < count:
+            more = min(int(most[shard] - held[shard]), left)
+            held[shard] += more
+            left -= more
+    if left:
         raise ValueError(f"{count} of {counts.sum()} pictures are more than half of them")
     return held
 
@@ -117,6 +119,7 @@ class StreamBatches:
         self.order = ShardOrder(counts[self.shards], self.open_shards, self.seed, self.batch_size)
         self.fingerprint = self.stream.fingerprint[:16]
         self._lock = threading.Lock()
+        self._lanes: set[int] = set()
         self._opened: OrderedDict[int, Opened] = OrderedDict()
         self._pool: Pool | None = None
 
@@ -141,7 +144,8 @@ class StreamBatches:
         """The first so many pictures of the run, `SOME` at most, as they are where nothing is drawn at random."""
         count = min(count, self.size, SOME)
         steps = -(-count // self.batch_size)
-        found = [self._decoded(*self._places(step, range(self.batch_size))) for step in range(steps)]
+        first = replace(self, offset=0)  # nothing of it is another run's
+        found = [self._decoded(*first._places(step, range(self.batch_size))) for step in range(steps)]
         pixels = torch.cat([pixels for pixels, _ in found])[:count]
         labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
         return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)
@@ -162,6 +166,7 @@ class StreamBatches:
             self._pool = None
 
     def _places(self, step: int, places: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        self._lanes.update(self.order.lanes_of(places))
         shards, rows = self.order(step, places, self.offset)
         return self.shards[shards], rows
 
@@ -169,8 +174,8 @@ class StreamBatches:
         """A shard that is open or is opened now; those open longest without use are forgotten."""
         with self._lock:  # a thread reads ahead while another draws the held-out pictures
             if shard not in self._opened:
-                # two of each are open while one takes over from the other
-                while len(self._opened) >= 2 * max(self.open_shards, self.order.lanes):
+                # two of each of this process's lanes are open while one takes over from the other
+                while len(self._opened) >= max(2, 2 * self.order.group * len(self._lanes)):
                     self._opened.popitem(last=False)
                 self._opened[shard] = self.stream.open(shard)
             self._opened.move_to_end(shard)
@@ -190,9 +195,8 @@ class StreamBatches:
                 shard, row = self._instead(shard, row, again)
                 pixels = next(self._read([(shard, row)]))
             if isinstance(pixels, str):
-                raise DataError(
-                    f"{self._open(shard).name(row)}: {pixels}; so are {TRIES} others: are the shards whole?"
-                )
+                name = plain(self._open(shard).name(row))
+                raise DataError(f"{name}: {pixels}; so are {TRIES} others: are the shards whole?")
             found.append(pixels)
             opened = self._open(shard)
             if opened.labels is not None:
@@ -208,11 +212,16 @@ class StreamBatches:
         return pixels_all, torch.tensor(labels) if self.stream.classes else None
 
     def _instead(self, shard: int, row: int, again: int) -> tuple[int, int]:
-        """Another picture for a bad one, of those learned: of its own shard, which is open, then of any."""
+        """Another picture for a bad one: of its own shard, which is open, then of any; of those kept apart for one."""
         keyed = key("instead", self.fingerprint, shard, row, again)
+        learned = self.stream.counts - self.held
+        apart = row >= learned[shard]
         if again >= TRIES // 2:
-            shard = int(self.shards[keyed % len(self.shards)])
-        return shard, key(keyed, "row") % int(self.stream.counts[shard] - self.held[shard])
+            shards = np.flatnonzero(self.held) if apart else self.shards
+            shard = int(shards[keyed % len(shards)])
+        if apart:
+            return shard, int(learned[shard]) + key(keyed, "row") % int(self.held[shard])
+        return shard, key(keyed, "row") % int(learned[shard])
 
     def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
         """Pictures decoded by the workers, in order; what is wrong with one in its place."""
@@ -230,7 +239,7 @@ class StreamBatches:
     def _tell(self, shard: int, row: int, reason: str) -> None:
         if (shard, row) in self.bad:
             return
-        self.bad[shard, row] = Bad(self._open(shard).name(row), reason)
+        self.bad[shard, row] = Bad(plain(self._open(shard).name(row)), reason)
         if len(self.bad) <= TOLD:
             more = "; more will be counted alone" if len(self.bad) == TOLD else ""
             print(f"warning   {self.bad[shard, row].name}: {reason}; another in its place{more}", file=sys.stderr)

@@ -26,6 +26,8 @@ ALONE = 1.0
 """Seconds of work that are done without help first: small sets are done before a process has started."""
 AHEAD = 4
 """Tasks a worker that wait for it at most, so that memory is bounded."""
+GRACE = 30.0
+"""Seconds that a worker has to end what it was given, when its pool is closed."""
 IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
@@ -62,11 +64,17 @@ class Pool:
 
     def close(self) -> None:
         """Let the tasks that were begun end, and no other begin."""
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
-            with suppress(OSError):
-                process.stdin.close()  # type: ignore[union-attr]
-            process.wait()
+            try:
+                with suppress(OSError):
+                    process.stdin.close()  # type: ignore[union-attr]
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:  # it hangs, or was stopped
+                process.kill()
+                process.wait()
+        self._threads.shutdown()
+        for process in self._all:
             process.stdout.close()  # type: ignore[union-attr]
 
     def _ask(self, do: Callable[[Task], Result], task: Task) -> Result:
@@ -80,10 +88,10 @@ class Pool:
             well, found = pickle.load(process.stdout)  # of our own process
         except (OSError, EOFError, pickle.UnpicklingError):
             how = process.wait()
+            why = "signal 9: most often want of memory" if how == -9 else f"exit status {how}"
             raise WorkerError(
-                f"a process that decodes pictures died ({'signal ' if how < 0 else 'exit status '}{abs(how)}), most "
-                "often for want of memory: give --data.workers a smaller number, or the machine more memory; the same "
-                "command goes on"
+                f"a process that decodes pictures died ({why}): give --data.workers a smaller number, or the machine "
+                "more memory; the same command goes on"
             ) from None
         if not well:
             raise found
@@ -95,7 +103,8 @@ def _start() -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "flowimg.data.workers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        # the folder that a run is started in may hold anything, a subprocess.py as well
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"},
         start_new_session=True,  # a terminal's Ctrl-C is for the run
     )
 

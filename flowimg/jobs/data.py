@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 
 from flowimg.config import Check, Config, ImageData, Preview, SettingsError, UNet
+from flowimg.data.batches import Pictures, PointBatches
 from flowimg.data.cache import cache_folder
-from flowimg.data.find import FEW
-from flowimg.data.listing import DataError, Listing, Source
+from flowimg.data.find import FEW, recognise_asked, select
+from flowimg.data.listing import DataError, Listing, Source, plain
 from flowimg.data.scan import Scan, scan
-from flowimg.data.sources.recognise import recognise
+from flowimg.data.stream import StreamBatches
 from flowimg.data.workers import cores
-from flowimg.jobs.build import Batches, build_source, find_images, store_images
+from flowimg.jobs.build import build_source, find_images, store_images
 from flowimg.jobs.machine import alone
 
 BAR = 30
@@ -34,20 +36,11 @@ def check(settings: Check) -> dict[str, Any]:
     """
     alone("data check")
     began = time.perf_counter()
-    known = recognise(
-        settings.source,
-        subset=settings.subset,
-        root=settings.root,
-        split=settings.split,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        labels=settings.labels,
-        classes=settings.classes,
-        cache=cache_folder(settings.cache),
-    )
-    key = repr((settings.subset, settings.root, settings.split, settings.image_column, settings.label_column))
-    workers = settings.workers or cores()
-    seen = scan(known, cache_folder(settings.cache), key, workers, bar=True, deep=True)
+    cache, named = cache_folder(settings.cache), bool(settings.classes)
+    columns = (settings.image_column, settings.label_column, settings.labels or named, named)
+    known, key = recognise_asked(settings.source, cache, settings.subset, settings.root, settings.split, *columns)
+    seen = scan(known, cache, key, settings.workers or cores(), bar=True, deep=True)
+    rows, well, _, _ = select(known.where, seen, settings.classes, settings.first)
     listing: Listing | None = None
 
     def name(row: int) -> str:
@@ -55,10 +48,10 @@ def check(settings: Check) -> dict[str, Any]:
         if row in seen.names:
             return seen.names[row]
         listing = listing or known.list()
-        return listing.name(row)
+        return plain(listing.name(row))
 
-    count, bad = len(seen.kind), [{"name": seen.names[row], "reason": why} for row, why in seen.wrong.items()]
-    good = np.setdiff1d(np.arange(count), list(seen.wrong))
+    count, good = len(rows), rows[well[rows]]
+    bad = [{"name": seen.names[row], "reason": seen.wrong[row]} for row in rows[~well[rows]].tolist()]
     sizes = Counter({f"{w} x {h}": int(n) for (h, w), n in zip(*_unique(seen.sizes[good]), strict=True)})
     classes = _classes(seen, good)
     twice = [[name(row) for row in group] for group in _twice(seen, good)]
@@ -77,6 +70,7 @@ def check(settings: Check) -> dict[str, Any]:
         "classes": classes,
         "near_empty": _sparse(classes),
         "twice": twice,
+        "left_alone": list(seen.left_alone),
     }
     _tell(settings, known, result, time.perf_counter() - began)
     share = len(bad) / max(count, 1)
@@ -99,7 +93,7 @@ def _classes(seen: Scan, good: np.ndarray) -> dict[str, int]:  # type: ignore[ty
     if seen.labels is None:
         return {}
     counts = np.bincount(seen.labels[good], minlength=len(seen.classes))
-    return {name: int(count) for name, count in zip(seen.classes, counts, strict=True)}
+    return {plain(name): int(count) for name, count in zip(seen.classes, counts, strict=True)}
 
 
 def _sparse(classes: dict[str, int]) -> list[str]:
@@ -164,6 +158,8 @@ def _tell(settings: Check, known: Source, found: dict[str, Any], seconds: float)
         reasons = Counter(item["reason"] for item in bad)
         line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5)))
         some("", [f"{item['name']}: {item['reason']}" for item in bad])
+    if found["left_alone"]:
+        some("left alone"[:9], found["left_alone"])
     if found["good"] < FEW:
         line("warning", few(found["good"]))
 
@@ -187,25 +183,32 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     data = ImageData(**{name: getattr(settings, name) for name in ImageData.model_fields})
+    if config is None and not data.stream and len(find_images(data).rows) <= data.held_out:
+        print(f"held out  1 and not {data.held_out}, as a run would need: there are too few")
+        data = data.model_copy(update={"held_out": 1})
     config = config or Config(field=UNet(), data=data, seed=settings.seed)
-    config = config.model_copy(update={"data": data})
-    if config.train.batch_size < settings.count:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": settings.count})})
+    config = config.model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
     print(f"data      {source.story}")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-    draw_preview(source.load(torch.device("cpu")), settings.count, Path(settings.out))
+    batches = source.load(torch.device("cpu"))
+    assert not isinstance(batches, PointBatches)
+    draw_preview(batches, settings.count, config.train.batch_size, Path(settings.out))
     print(f"pictures  {settings.out}: the first {settings.count} that a run of seed {config.seed} sees")
     return {"out": settings.out, "count": settings.count, "shape": source.facts.shape, "story": source.story}
 
 
-def draw_preview(batches: Batches, count: int, path: Path) -> None:
-    """A grid of what the first step sees at its first places."""
+def draw_preview(batches: Pictures, count: int, batch_size: int, path: Path) -> None:
+    """A grid of what the first steps of a run see."""
     from flowimg.figures.images import image_grid  # torchvision takes seconds to import
     from flowimg.sampling.generate import to_uint8
 
-    x_1, _ = batches(0, range(count))
-    image_grid(to_uint8(x_1.cpu()), path)
+    fresh = replace(batches, offset=0)  # type: ignore[type-var]  # a run that goes on has counted otherwise
+    steps = range(0, count, batch_size)
+    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(steps)]
+    if isinstance(fresh, StreamBatches):
+        fresh.close()
+    image_grid(to_uint8(torch.cat(seen).cpu()), path)
 
 
 def prepare(config: Config) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _again(folder: RunFolder, say: Callable[[str], None]) -> None:
 def _show_data(batches: Pictures, config: Config, folder: RunFolder) -> None:
     """What the field will see, in a grid, and which pictures it will not see."""
     if not folder.preview.exists():
-        draw_preview(batches, min(PREVIEWED, config.train.batch_size), folder.preview)
+        draw_preview(batches, min(PREVIEWED, config.train.batch_size), config.train.batch_size, folder.preview)
     if isinstance(batches, ImageBatches) and batches.left_out:
         bad = batches.left_out
         write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))

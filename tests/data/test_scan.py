@@ -194,11 +194,10 @@ def test_names_that_are_no_text_are_kept(tmp_path, looked):
         file.write(b"junk")
     first = find(tmp_path / "p", max_bad=0.5)
     looked.clear()
-    assert os.fsencode(find(tmp_path / "p", max_bad=0.5).bad[0].name) == odd == os.fsencode(first.bad[0].name)
-    assert looked == []
+    assert find(tmp_path / "p", max_bad=0.5).bad == first.bad and looked == []
+    assert first.bad[0].name == f"{tmp_path}/p/\\udcff\\udcfe.png"  # as it may be printed anywhere
 
 
-@pytest.mark.xfail(strict=True, reason="texts are kept with NULs between them: one more class the second time")
 def test_labels_with_odd_characters_are_the_same_the_second_time(tmp_path):
     table(tmp_path / "train.parquet", image=plain(2), label=["a\0b", "c\n"])
     first = find(tmp_path)
@@ -212,7 +211,7 @@ def test_labels_with_odd_characters_are_the_same_the_second_time(tmp_path):
 def test_what_is_seen_of_a_picture():
     file = content(Image.new("RGBA", (7, 4), (1, 2, 3, 4)))
     (seen,) = module.look([Encoded(file)])
-    assert seen == (blake2b(file, digest_size=16).digest(), 4, 7, "RGBA PNG", True, False, None)
+    assert seen == (blake2b(file, digest_size=16).digest(), 4, 7, "RGBA PNG", True, False, None, False)
     (seen,) = module.look([Encoded(b"junk")])
     assert seen.wrong == "no picture of a format known here"
 

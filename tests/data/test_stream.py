@@ -269,7 +269,7 @@ def test_a_worker_that_dies_is_one_sentence(stream, batches_of):
     for child in psutil.Process().children():
         if "flowimg.data.workers" in child.cmdline():
             child.send_signal(signal.SIGKILL)
-    with pytest.raises(WorkerError, match=r"died \(signal 9\).*data.workers") as caught:
+    with pytest.raises(WorkerError, match=r"died \(signal 9: .*data.workers") as caught:
         batches(1, range(16))
     assert caught.value.exit_status == 4 and "\n" not in str(caught.value)
 

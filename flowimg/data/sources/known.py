@@ -30,12 +30,17 @@ def of_arrays(
         pictures: Each (H, W) or (H, W, 3), uint8.
         labels: Numbers into `classes`, one a picture.
         classes: Names.
+    Raises:
+        ValueError: If there are not as many labels as pictures, or some are of no class.
     """
+    numbers = np.asarray(labels, np.int64)
+    if len(numbers) != len(pictures) or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
+        raise ValueError(f"{len(pictures)} pictures need as many labels below {len(classes)}, not {len(numbers)}")
 
     def read(rows: NDArray[np.int64]) -> list[Encoded]:
         return [Encoded(_portable(pictures[row])) for row in rows]
 
-    return Listing(len(pictures), read, "picture {}".format, np.asarray(labels, np.int64), tuple(classes))
+    return Listing(len(pictures), read, "picture {}".format, numbers, tuple(classes))
 
 
 def _portable(pixels: NDArray[np.uint8]) -> bytes:
@@ -130,11 +135,29 @@ def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
         numbers = np.array([int(number) - 1 for _, number, *_ in rows], np.int64)
         kinds = {int(number) - 1: name.rpartition("_")[0].replace("_", " ") for name, number, *_ in rows}
         classes = tuple(kinds.get(number, str(number)) for number in range(max(kinds, default=-1) + 1))
+        stamps = np.array([_stamps(Path(file)) for file in files], np.int64).reshape(-1, 3)
+        wrong = {row: "the file is not there" for row, stamp in enumerate(stamps.tolist()) if stamp == [0, 0, 0]}
         return Listing(
-            len(files), lambda some: [Encoded(path=files[row]) for row in some], files.__getitem__, numbers, classes
+            count=len(files),
+            read=lambda some: [Encoded(path=files[row]) for row in some],
+            name=files.__getitem__,
+            labels=numbers,
+            classes=classes,
+            bytes=stamps[:, 0],
+            stamps=stamps,
+            wrong=wrong,
+            signature=name_of(numbers, classes, files, stamps),
         )
 
     return [told, folder / "images"], make
+
+
+def _stamps(file: Path) -> tuple[int, int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 TORCHVISION: dict[str, tuple[str, Callable[[Path, str], tuple[list[Path], Callable[[], Listing]]]]] = {
@@ -161,8 +184,9 @@ def torchvision_set(where: str, name: str, root: str, split: str) -> Source:
             f"{where} is a set of torchvision, and there is no {gone[0]}: name the folder it lies in by data.root, or "
             f"fetch it with torchvision.datasets.{name}({root!r}, download=True)"
         )
-    stamps = np.array([[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(os.stat, files)], np.int64)
-    return Source(f"torchvision's {name} in {folder}", where, name_of(stamps), partial(_made, where, make))
+    # of pets the pictures are files of their own, and their listing knows how they are
+    signature = None if opener is _pets else name_of(np.array([_stamps(file) for file in files], np.int64))
+    return Source(f"torchvision's {name} in {folder}", where, signature, partial(_made, where, make))
 
 
 def _made(where: str, make: Callable[[], Listing]) -> Listing:

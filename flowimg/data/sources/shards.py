@@ -12,7 +12,6 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import DataError, Listing, Source, listed, number_labels
+from flowimg.data.listing import DataError, Listing, Source, first_line, listed, plain
 from flowimg.data.pictures import Encoded
-from flowimg.data.sources.folders import ENDINGS, SPLITS
+from flowimg.data.sources.folders import ENDINGS, SPLITS, Entries
 from flowimg.data.workers import cores, spread
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
+MOST_SHARDS = 10**6
+"""Shards that a range may name."""
 MOST_LABEL = 2**20
 """Bytes of a label's file at most."""
 
@@ -42,18 +43,33 @@ class Shard(NamedTuple):
     cut_off: bool
 
 
-def tar_files(path: Path) -> list[str]:
-    """The tar files that a path means: one, a folder of them, `*` or `{0000..0099}`; none if it means no shards."""
+def tar_files(where: str, path: Path) -> list[str]:
+    """The tar files that `*` or `{0000..0099}` in a path means; none if there is no such thing in it.
+
+    Raises:
+        DataError: If it means no file that is there.
+    """
     text = str(path)
-    if path.is_dir():
-        return sorted(str(file) for file in path.rglob("*.tar") if not file.name.startswith("."))
-    if not text.endswith(".tar"):
-        return []
-    spread_out = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", text)
-    if spread_out:
+    if spread_out := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*\.tar)", text):
         before, first, last, after = spread_out.groups()
-        return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
-    return sorted(glob.glob(text)) if glob.has_magic(text) else [text] if path.is_file() else []
+        count = int(last) - int(first) + 1
+        if not 0 < count <= MOST_SHARDS:
+            raise DataError(f"{where}: {first}..{last} is no range of shards: give the lower number first")
+        names = [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
+    elif glob.has_magic(text):
+        names = sorted(glob.glob(text))
+        if not names or not all(name.endswith(".tar") for name in names):
+            raise DataError(f"{where} matches no tar files: name a folder of pictures as a folder")
+    else:
+        return []
+    if gone := next((name for name in names if not os.path.isfile(name)), None):
+        raise DataError(f"{where}: there is no {gone}, which the range names")
+    return names
+
+
+def shards_below(path: Path, entries: Entries) -> list[str]:
+    """The tar files among a folder's entries."""
+    return [os.path.join(path, name) for name in entries.paths if name.endswith(".tar") and name not in entries.wrong]
 
 
 def shards(
@@ -65,45 +81,34 @@ def shards(
     image_column: str | None,
     label_column: str | None,
     labels: bool,
-    classes: Sequence[str],
+    named: bool,
 ) -> Source:
     """The pictures of tar shards.
 
     Raises:
-        DataError: If a shard is not there, or there is no such split.
+        DataError: If there is no such split.
     """
     files = of_split(where, files, split)
-    try:
-        stamps = [os.stat(file) for file in files]
-    except OSError as error:
-        raise DataError(
-            f"{where}: {error.filename} is not there; a range such as {{0000..0099}} names all of it"
-        ) from None
+    stamps = [os.stat(file) for file in files]
     signature = name_of(files, [(stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns) for stamp in stamps])
-    column = label_column or LABEL
-    needed = labels or bool(classes)
-    make = partial(_listing, where, files, cache, image_column, column if needed else None, label_column is not None)
+    column = (label_column or LABEL) if labels or named else None
+    make = partial(_listing, where, files, cache, image_column, column, label_column is not None)
     return Source(f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}", where, signature, make)
 
 
 def of_split(where: str, files: list[str], split: str) -> list[str]:
-    """The shards of a split, where their names or folders say which they are of.
+    """The files of a split, where all of their names, or of the folders that differ, say which they are of.
 
     Raises:
         DataError: If there are none of this split.
     """
-    told = {
-        file: next(iter(SPLITS & set(re.split(r"[^a-z]+", file.lower()))), None)
-        for file in map(os.path.basename, files)
-    }
-    known = {name for name in told.values() if name}
-    if None in told.values() or not known:
-        known = {"train"}
-        chosen = files if split == "train" else []
-    else:
-        chosen = [file for file in files if told[os.path.basename(file)] == split]
+    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    below = [os.path.relpath(file, root or ".") for file in files]
+    words = [[word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS] for name in below]
+    told = ["train"] * len(files) if any(not found for found in words) else [found[0] for found in words]
+    chosen = [file for file, which in zip(files, told, strict=True) if which == split]
     if not chosen:
-        raise DataError(f"{where} has no split {split!r}: data.split may be {listed(sorted(known))}")
+        raise DataError(f"{where} has no split {split!r}: data.split may be {listed(sorted(set(told)))}")
     return chosen
 
 
@@ -115,6 +120,12 @@ def _listing(where: str, files: list[str], cache: Path, image: str | None, label
     if not len(starts):
         raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")
     first = np.cumsum([0, *(len(part.starts) for part in found)])
+    # what comes after the place where a shard is broken is lost; the picture before it may be half
+    cut = {
+        int(first[number + 1]) - 1: "the shard is broken off here"
+        for number, part in enumerate(found)
+        if part.cut_off and len(part.starts)
+    }
 
     def read(rows: NDArray[np.int64]) -> list[Encoded]:
         return [Encoded(None, files[shard[row]], int(starts[row]), int(sizes[row])) for row in rows]
@@ -126,19 +137,30 @@ def _listing(where: str, files: list[str], cache: Path, image: str | None, label
     numbers: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     texts = [text for part in found for text in part.labels or ()]
-    if label is not None and (asked or len(texts) == len(starts)):
-        if len(texts) != len(starts) or "" in texts:
-            raise DataError(f"{where}: not every picture has a label {label}: name another by data.label_column, or "
-                            "give data.labels false")  # fmt: skip
-        whole = all(text.isdigit() for text in texts)
-        numbers, classes = number_labels([int(text) for text in texts] if whole else texts)
-    cut = {
-        int(first[n + 1]) - 1: "the shard ends in the middle"
-        for n, part in enumerate(found)
-        if part.cut_off and len(part.starts)
-    }
+    if label is not None and (asked or any(texts)):
+        known = [text for row, text in enumerate(texts) if row not in cut]
+        if "" in known:
+            raise lacks_label(where, label)
+        numbers_of, classes = classes_of(set(known))
+        numbers = np.array([numbers_of.get(text, 0) for text in texts], np.int64)
     told = ("", f"of {label}" if numbers is not None else "")
     return Listing(len(starts), read, name, numbers, classes, sizes, wrong=cut, told=told)
+
+
+def lacks_label(where: str, label: str) -> DataError:
+    """That some pictures have no label."""
+    return DataError(
+        f"{where}: not every picture has a label {label}: name another by data.label_column, or give data.labels false"
+    )
+
+
+def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The number of each label, by its text, and the names of the classes: in order of value where all are numbers."""
+    whole = all(text.isascii() and text.isdigit() for text in texts)
+    values = {text: int(text) if whole else text for text in texts}
+    known = sorted(set(values.values()))  # type: ignore[type-var]
+    numbers = {value: number for number, value in enumerate(known)}
+    return {text: numbers[value] for text, value in values.items()}, tuple(str(value) for value in known)
 
 
 def index(where: str, files: list[str], cache: Path, image: str | None, label: str | None) -> list[Shard]:
@@ -159,13 +181,12 @@ def index(where: str, files: list[str], cache: Path, image: str | None, label: s
 def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -> Shard | str:
     """A shard as the cache has it, or read through now and kept; what is wrong with it, as a text."""
     stamp = os.stat(file)
-    name = name_of("shard 1", os.path.realpath(file), stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns, image, label)
+    name = name_of("shard 2", os.path.realpath(file), stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns, image, label)
     path = cache / "shards" / f"{name}.npz"
     kept = read_arrays(path)
     if kept is not None:
-        count = len(kept["starts"])
-        labels = unpack(kept["labels"], count) if "labels" in kept else None
-        return Shard(kept["starts"], kept["sizes"], unpack(kept["names"], count), labels, bool(kept["cut_off"]))
+        labels = unpack(kept["labels"]) if "labels" in kept else None
+        return Shard(kept["starts"], kept["sizes"], unpack(kept["names"]), labels, bool(kept["cut_off"]))
     shard = read_shard(file, image, label)
     if isinstance(shard, Shard):
         more = {} if shard.labels is None else {"labels": pack(shard.labels)}
@@ -183,19 +204,20 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
         label: The ending of labels, or json.KEY; None for no labels.
     """
     ending, _, field = (label or "").partition(".")
+    image = image.lower() if image else None
     starts, sizes, names, labels = [], [], [], []
     sample, has_picture, text = None, False, ""
     cut_off = False
     try:
         with tarfile.open(file, "r:") as tar, open(file, "rb") as raw:
-            members = iter(tar)
+            end = os.fstat(raw.fileno()).st_size
             while True:
                 try:
-                    member = next(members, None)
+                    member = tar.next()
                 except tarfile.TarError:
-                    cut_off = True
-                    break
-                if member is not None and (not member.isreg() or member.sparse):
+                    member, cut_off = None, True
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member is not None and (not member.isreg() or member.sparse or member.size < 0):
                     continue
                 folder, _, base = member.name.rpartition("/") if member else ("", "", "")
                 stem, _, kind = base.partition(".")
@@ -210,9 +232,8 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                 kind = kind.lower()
                 if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
                     if has_picture:
-                        return (
-                            f"{member.name} in {file} is a second picture of its sample: name one by data.image_column"
-                        )
+                        name = plain(member.name)
+                        return f"{name} in {file} is a second picture of its sample: name one by data.image_column"
                     has_picture = True
                     starts.append(member.offset_data)
                     sizes.append(member.size)
@@ -220,12 +241,12 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                 elif label is not None and kind == ending:
                     raw.seek(member.offset_data)
                     text = _label(raw.read(min(member.size, MOST_LABEL)), field)
-            if cut_off and has_picture:
-                labels.append(text)
-            if starts and starts[-1] + sizes[-1] > os.fstat(raw.fileno()).st_size:
-                cut_off = True
-    except (tarfile.TarError, OSError) as error:
-        return f"{file} is no tar file ({error})"
+            # tarfile takes a header that is broken for the end; at the end there is nothing, or zeros
+            raw.seek(min(tar.offset, end))
+            cut_off |= bool(raw.read(2 * tarfile.BLOCKSIZE).strip(b"\0")) or 0 < (end - tar.offset) < tarfile.BLOCKSIZE
+            cut_off |= bool(starts) and starts[-1] + sizes[-1] > end
+    except Exception as error:  # a stranger's headers may break the reader in a dozen ways
+        return f"{file} is no tar file that can be read ({first_line(error)})"
     arrays = (np.array(starts, np.int64), np.array(sizes, np.int64))
     return Shard(*arrays, names, labels if label is not None else None, cut_off)
 

@@ -3,7 +3,10 @@
 Only sizes and labels are looked at beforehand, once. A shard is opened when its turn comes and forgotten after.
 """
 
+import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +15,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.cache import name_of
+from flowimg.data.cache import keep_arrays, name_of, read_arrays
 from flowimg.data.listing import DataError, first_line, listed, number_labels
 from flowimg.data.pictures import Encoded
-from flowimg.data.sources.shards import LABEL, Shard, kept_or_read, of_split, tar_files
+from flowimg.data.sources.folders import walk
+from flowimg.data.sources.shards import (
+    LABEL,
+    Shard,
+    classes_of,
+    kept_or_read,
+    lacks_label,
+    of_split,
+    shards_below,
+    tar_files,
+)
 from flowimg.data.workers import cores, spread
+
+OPENED = 16
+"""Files whose footers are read at a time."""
 
 
 class Opened(NamedTuple):
@@ -55,9 +71,15 @@ def open_stream(
         DataError: If it is none that can be streamed, or does not hold what is asked for.
     """
     where = f"data.source {source}"
-    if files := tar_files(Path(source).expanduser()):
+    path = Path(source).expanduser()
+    files = [source] if path.suffix == ".tar" and os.path.isfile(path) else []
+    if os.path.isdir(path):
+        files = shards_below(path, walk(path))
+    elif not files and "://" not in source:
+        files = tar_files(where, path)
+    if files:
         return _tar_stream(where, of_split(where, files, split), cache, image_column, label_column, labels)
-    return _parquet_stream(where, source, subset, split, image_column, label_column, labels)
+    return _parquet_stream(where, source, cache, subset, split, image_column, label_column, labels)
 
 
 # --- tar -------------------------------------------------------------------------------------------------------------
@@ -87,26 +109,22 @@ def _tar_stream(
         raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")
     numbers: dict[str, int] = {}
     classes: tuple[str, ...] = ()
-    if labels and (label_column or sum(part.labelled for part in found) == counts.sum()):
-        if sum(part.labelled for part in found) != counts.sum():
-            raise DataError(f"{where}: not every picture has a label {label}: name another by data.label_column, or "
-                            "give data.labels false")  # fmt: skip
-        texts = sorted({text for part in found for text in part.labels})
-        if all(text.isdigit() for text in texts):
-            texts.sort(key=int)
-        _, classes = number_labels([int(t) for t in texts] if all(t.isdigit() for t in texts) else texts)
-        numbers = {text: number for number, text in enumerate(texts)}
+    labelled = sum(part.labelled for part in found)
+    if label and (label_column or labelled):
+        if labelled < counts.sum() - sum(part.cut_off for part in found):
+            raise lacks_label(where, label)
+        numbers, classes = classes_of({text for part in found for text in part.labels})
     full = np.flatnonzero(counts)
     cut = sum(part.cut_off for part in found)
     story = f"{len(full):,} tar shards, {counts.sum():,} pictures, streamed"
-    story += f"; {cut} shards end in the middle" if cut else ""
+    story += f"; {cut} shards are broken off" if cut else ""
 
     def open_one(shard: int) -> Opened:
         file = files[full[shard]]
         part = read(file)
         if isinstance(part, str):
             raise DataError(f"{where}: {part}")
-        found_labels = np.array([numbers[text] for text in part.labels or ()], np.int64) if numbers else None
+        found_labels = np.array([numbers.get(text, 0) for text in part.labels or ()], np.int64) if numbers else None
         return Opened(partial(_stretch, file, part), lambda row: f"{file}:{part.names[row]}", found_labels)
 
     fingerprint = name_of([Path(file).name for file in files], counts, classes)
@@ -129,27 +147,22 @@ def _stretch(file: str, part: Shard, row: int) -> Encoded:
 
 
 def _parquet_stream(
-    where: str, source: str, subset: str | None, split: str, image: str | None, label: str | None, labels: bool
+    where: str,
+    source: str,
+    cache: Path,
+    subset: str | None,
+    split: str,
+    image: str | None,
+    label: str | None,
+    labels: bool,
 ) -> Stream:
     import datasets
-    import fsspec
-    import pyarrow.parquet as pq
 
     from flowimg.data.sources.tables import find_image_column, find_label_column, read_labels
 
     files = _parquet_files(where, source, subset, split)
-
-    def reader(file: str) -> Any:
-        return pq.ParquetFile(fsspec.open(file, "rb").open())
-
     try:
-        parts: list[tuple[str, int, int]] = []
-        schema = None
-        for file in files:
-            with reader(file) as opened:
-                schema = schema or opened.schema_arrow
-                groups = range(opened.metadata.num_row_groups)
-                parts += [(file, group, opened.metadata.row_group(group).num_rows) for group in groups]
+        parts, schema = _row_groups(files, cache)
         features = datasets.Features.from_arrow_schema(schema)
         image = find_image_column(where, features, image)
         label = find_label_column(where, features, label, needed=labels, named=False) if labels else None
@@ -158,12 +171,11 @@ def _parquet_stream(
         if label and isinstance(features[label], datasets.ClassLabel):
             classes = tuple(features[label].names)
         elif label:
-            known: set[Any] = set()
-            for file in files:
-                with reader(file) as opened:
-                    known |= set(opened.read(columns=[label])[label].to_pylist())
-            _, classes = read_labels(where, sorted(known, key=lambda value: (value is None, value)), None, label)
-            numbers = {value: number for number, value in enumerate(sorted(known))}
+            known = _known_labels(files, label, cache)
+            if None in known:
+                raise lacks_label(where, label)
+            values, classes = number_labels(known)
+            numbers = dict(zip(known, values.tolist(), strict=True))
     except DataError:
         raise
     except Exception as error:  # the readers below raise almost anything
@@ -177,7 +189,7 @@ def _parquet_stream(
         from flowimg.data.sources.tables import name_stored, stored
 
         file, group, _ = parts[shard]
-        with reader(file) as opened:
+        with _reader(file) as opened:
             table = opened.read_row_group(group, columns=[image, label] if label else [image])
         column = table[image]
         values = None
@@ -198,6 +210,67 @@ def _parquet_stream(
     return Stream(where, story, counts, classes, open_one, name_of(names, counts, classes))
 
 
+def _reader(file: str) -> Any:
+    import fsspec
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(fsspec.open(file, "rb").open())
+
+
+def _signature(files: Sequence[str]) -> str:
+    """A name of files at any address, another one when one of them changes, as far as their host tells."""
+    import fsspec
+
+    told = []
+    for file in files:
+        system, path = fsspec.core.url_to_fs(file)
+        found = system.info(path)
+        stamps = ("size", "mtime", "ino", "created", "modified", "LastModified", "ETag", "etag", "blob_id")
+        told.append((file, [str(found.get(name)) for name in stamps]))
+    return name_of(told)
+
+
+def _row_groups(files: Sequence[str], cache: Path) -> tuple[list[tuple[str, int, int]], Any]:
+    """(file, row group, rows) of all files, and their schema: as the cache has them, or from their footers."""
+    import pyarrow as pa
+
+    path = cache / "shards" / f"{name_of('row groups 1', _signature(files))}.npz"
+    kept = read_arrays(path)
+    if kept is None:
+        with ThreadPoolExecutor(OPENED) as threads:  # far away, a footer is a wait and no work
+            found = list(threads.map(_footer, files))
+        told = [(number, group, rows) for number, (_, many) in enumerate(found) for group, rows in enumerate(many)]
+        schema = np.frombuffer(found[0][0].serialize().to_pybytes(), np.uint8)
+        kept = {"parts": np.array(told, np.int64).reshape(-1, 3), "schema": schema}
+        keep_arrays(path, **kept)
+    parts = [(files[number], group, rows) for number, group, rows in kept["parts"].tolist()]
+    return parts, pa.ipc.read_schema(pa.py_buffer(kept["schema"].tobytes()))
+
+
+def _footer(file: str) -> tuple[Any, list[int]]:
+    with _reader(file) as opened:
+        groups = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+        return opened.schema_arrow, groups
+
+
+def _known_labels(files: Sequence[str], label: str, cache: Path) -> list[Any]:
+    """All values of a column of labels, in order; None last, where some have none."""
+    path = cache / "shards" / f"{name_of('labels 1', label, _signature(files))}.npz"
+    kept = read_arrays(path)
+    if kept is not None:
+        return json.loads(kept["labels"].tobytes())
+    with ThreadPoolExecutor(OPENED) as threads:
+        found = set().union(*threads.map(partial(_values, label), files))
+    known = sorted(found, key=lambda value: (value is None, value if value is not None else 0))
+    keep_arrays(path, labels=np.frombuffer(json.dumps(known).encode(), np.uint8))
+    return known
+
+
+def _values(label: str, file: str) -> set[Any]:
+    with _reader(file) as opened:
+        return set(opened.read(columns=[label])[label].to_pylist())
+
+
 def _parquet_files(where: str, source: str, subset: str | None, split: str) -> Sequence[str]:
     """The parquet files of a split: of a file or folder, of the hub, or at any address that fsspec knows."""
     import datasets
@@ -205,8 +278,8 @@ def _parquet_files(where: str, source: str, subset: str | None, split: str) -> S
     from flowimg.data.sources.known import missing
 
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".parquet":
-        return [str(path)]
+    if path.suffix == ".parquet" and os.path.isfile(path):
+        return of_split(where, [str(path)], split)
     try:
         if "://" in source:
             import fsspec
@@ -215,10 +288,14 @@ def _parquet_files(where: str, source: str, subset: str | None, split: str) -> S
             found = sorted(
                 system.glob(pattern if pattern.endswith(".parquet") else f"{pattern.rstrip('/')}/**/*.parquet")
             )
-            files = {split: [system.unstrip_protocol(file) for file in found]}
+            if not found:
+                raise DataError(f"{where} holds no parquet files: nothing else is streamed from an address")
+            return of_split(where, [system.unstrip_protocol(file) for file in found], split)
         else:
             builder = datasets.load_dataset_builder(str(path) if path.is_dir() else source, subset)
             files = {name: list(some) for name, some in (builder.config.data_files or {}).items()}
+    except DataError:
+        raise
     except ConnectionError:
         raise missing(source, "the hub, which cannot be reached: check the network, or name a local copy") from None
     except Exception as error:  # the readers below `datasets` raise almost anything

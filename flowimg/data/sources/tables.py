@@ -3,15 +3,19 @@
 Columns of pictures and labels are found by their types, or taken by name.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from flowimg.data.cache import name_of
 from flowimg.data.listing import DataError, Listing, first_line, listed, number_labels
 from flowimg.data.pictures import Encoded
 
@@ -75,7 +79,7 @@ def table_listing(
     image_column: str | None,
     label_column: str | None,
     labels: bool,
-    classes: Sequence[str],
+    named: bool,
 ) -> Listing:
     """The pictures of a table's split, which stay where `datasets` keeps them.
 
@@ -87,7 +91,7 @@ def table_listing(
         image_column: The column of pictures; None for the only one there is.
         label_column: The column of labels; None for the only one there is, if any.
         labels: Whether labels are wanted.
-        classes: Names of classes that will be asked for.
+        named: Whether classes are asked for by name, so that there must be some.
     Raises:
         DataError: If it cannot be had, or does not hold what is asked for.
     """
@@ -96,7 +100,7 @@ def table_listing(
         raise DataError(f"{where} has no split {split!r}: data.split may be {listed(splits)}")
     rows = splits[split].with_format(None)
     image = find_image_column(where, rows.features, image_column)
-    label = find_label_column(where, rows.features, label_column, labels or bool(classes), bool(classes))
+    label = find_label_column(where, rows.features, label_column, labels, named)
     numbers: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
     if label:
@@ -112,7 +116,25 @@ def table_listing(
         return name_stored(stored(pictures[row][image]), row)
 
     told = f"column {image}", f"column {label}" if label else ""
-    return Listing(len(rows), read, name, numbers, names, told=told, signature=str(rows._fingerprint))
+    signature = str(rows._fingerprint)
+    stamps = _stamps(pictures, image)
+    if stamps is not None:
+        signature = name_of(signature, stamps)
+    return Listing(len(rows), read, name, numbers, names, None, stamps, told=told, signature=signature)
+
+
+def _stamps(pictures: datasets.Dataset, image: str) -> NDArray[np.int64] | None:
+    """Size and times of the files that rows point to, (N, 3), zeros where there is none; None if no row does."""
+    column = pictures.with_format("arrow")[:][image]
+    if not pa.types.is_struct(column.type) or not (content := pc.struct_field(column, "bytes")).null_count:
+        return None
+    stamps = np.zeros((len(column), 3), np.int64)
+    paths = pc.struct_field(column, "path").to_pylist()
+    for row in np.flatnonzero(np.array(pc.is_null(content).to_pylist())).tolist():
+        with suppress(OSError, TypeError, ValueError):
+            found = os.stat(paths[row])
+            stamps[row] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return stamps
 
 
 def stored(cell: Any) -> Encoded:

@@ -40,7 +40,7 @@ def test_whatever_a_reader_raises_is_one_line(monkeypatch):
 
 def test_a_file_of_another_kind(tmp_path):
     save(tmp_path / "a.png", picture(0))
-    assert "neither parquet, arrow nor tar: name such a file, or a folder" in complaint(tmp_path / "a.png")
+    assert "neither parquet, arrow nor tar: name such a file or a folder" in complaint(tmp_path / "a.png")
 
 
 @pytest.fixture
@@ -109,7 +109,8 @@ def test_what_is_neither_file_nor_folder(tmp_path):
 @pytest.mark.parametrize("source", ["https://some.where/a.parquet", "s3://bucket/folder", "hf://datasets/a/b"])
 def test_an_address_is_said_to_be_streamed(source):
     assert (
-        complaint(source) == f"data.source {source} is an address: parquet there can be streamed, give data.stream true"
+        complaint(source)
+        == f"data.source {source} is an address: a run can stream parquet from there, with data.stream true"
     )
 
 

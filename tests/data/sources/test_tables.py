@@ -231,7 +231,6 @@ def test_pictures_that_a_table_points_to_are_read_where_they_lie(tmp_path):
     assert numbers(decode(found)) == [2, 0, 1]  # they were decoded before
 
 
-@pytest.mark.xfail(strict=True, reason="the signature is the table's alone: refused until the cache goes")
 def test_a_picture_that_a_table_points_to_and_that_changed_is_looked_at_anew(tmp_path):
     save(tmp_path / "a.png", picture(1))
     points_to(tmp_path / "t", tmp_path / "a.png")
