@@ -152,7 +152,7 @@ def experiment(args: Sequence[str]) -> Result:
 
 
 def data(args: Sequence[str]) -> Result:
-    """check | preview SOURCE, prepare CONFIG   look a source over, draw what is seen, decode it beforehand"""
+    """check | preview SOURCE, prepare CONFIG   look pictures over, draw what is seen, decode beforehand"""
     known = ("check", "preview", "prepare")
     if not args or args[0] not in known:
         if args and args[0] in ("-h", "--help"):

@@ -28,7 +28,10 @@ from flowimg.config import (
 )
 
 ROOT = Path(__file__).parents[1]
-KNOWN = "train, estimate, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, data, config, doctor"
+KNOWN = (
+    "train, estimate, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, data, config, "
+    "doctor"
+)
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
 

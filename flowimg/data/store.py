@@ -11,6 +11,7 @@ done to the array reaches it.
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
+import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -35,6 +37,8 @@ VERSION = 1
 """Rises when the same settings give other pixels."""
 BLOCK = 2**24
 """Bytes moved at a time."""
+AT_ONCE = 0.5
+"""Share of the free memory up to which a store is read ahead as soon as it is opened."""
 
 
 class Images(NamedTuple):
@@ -137,6 +141,8 @@ def _read(folder: Path) -> Stored | None:
         if os.path.getsize(folder / "pixels") != int(np.prod(shape)):
             raise ValueError("cut off")
         mapped = np.memmap(folder / "pixels", np.uint8, "c", shape=shape)
+        if hasattr(mmap, "MADV_WILLNEED") and mapped.nbytes < psutil.virtual_memory().available * AT_ONCE:
+            mapped._mmap.madvise(mmap.MADV_WILLNEED)  # type: ignore[attr-defined]  # in one go, not a page at a time
         labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False)) if told["labels"] else None
         images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
         return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
