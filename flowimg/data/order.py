@@ -26,6 +26,8 @@ from flowimg.flow.randomness import key
 ROUNDS = 8
 RUN = 2**14
 """Indices that are permuted at a time."""
+BLOCK = 2**12
+"""Positions of a run that are looked up at a time."""
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -92,12 +94,22 @@ def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int,
     Returns:
         Indices in [0, n), shape (len(places),), int64; every epoch visits each sample once.
     """
-    position = np.arange(places.start, places.stop, dtype=np.uint64) + np.uint64(step * batch_size + offset)
+    start = step * batch_size + offset + places.start
+    stop = start + len(places)
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    rows = [_block(seed, n, block)[max(start - block * BLOCK, 0) : stop - block * BLOCK] for block in blocks]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+@lru_cache(4)
+def _block(seed: int, n: int, block: int) -> NDArray[np.int64]:
+    """The samples at `BLOCK` positions of a run; a batch is a slice of them, as numpy's calls cost more than it."""
+    position = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.uint64)
     epoch, within = np.divmod(position, np.uint64(n))
     index = np.empty_like(within)
     for e in np.unique(epoch):
         index[epoch == e] = permute(within[epoch == e], n, key(seed, "order", int(e)))
-    return torch.from_numpy(index.astype(np.int64))
+    return index.astype(np.int64)
 
 
 class Lane(NamedTuple):
