@@ -77,6 +77,7 @@ def keep_arrays(path: Path, **arrays: NDArray[Any]) -> None:
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file aside, sync it, and put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     aside = path.with_name(_aside(path.name))
     try:
         with aside.open("wb") as file:
