@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -50,6 +51,11 @@ def name_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
+def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
+    """What tells that a file is the one that it was: its size, and the times of its content and of its entry in ns."""
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """Arrays that were kept, or None where there are none; what cannot be read is as good as none."""
     try:
@@ -77,7 +83,7 @@ def keep_arrays(path: Path, **arrays: NDArray[Any]) -> None:
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file aside, sync it, and put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    _sweep_once(path.parent)
     aside = path.with_name(_aside(path.name))
     try:
         with aside.open("wb") as file:
@@ -167,6 +173,11 @@ def _sweep(folder: Path) -> None:
             newest = max((file.stat().st_mtime for file in left.glob("*")), default=left.stat().st_mtime)
             if _dead(int(pid)) if ours else time.time() - newest > OLD:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@lru_cache
+def _sweep_once(folder: Path) -> None:
+    _sweep(folder)
 
 
 def _dead(pid: int) -> bool:

@@ -51,7 +51,7 @@ def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> li
             row[:] = pixels.ravel()
             told.append((hashed, None, False))
         except BadPictureError as error:
-            told.append((b"", str(error), error.fleeting))
+            told.append((b"", str(error), error.fleeting or error.gone))
     with open(file, "r+b") as opened:  # written and not mapped: a full disk is an error here and not a SIGBUS
         opened.seek(start * how.bytes)
         opened.write(rows.tobytes())

@@ -137,6 +137,12 @@ def choose(
     kept, well, numbers, names = select(where, seen, classes, first)
     bad = tuple(Bad(seen.names[row], seen.wrong[row]) for row in kept[~well[kept]].tolist())
     rows = kept[well[kept]]
+    if failed := seen.fleeting & set(kept.tolist()):
+        first_failed = min(failed)
+        raise DataError(
+            f"{seen.names[first_failed]} could not be read now ({seen.wrong[first_failed]}), one of {len(failed):,}: "
+            "start again when the disk is well"
+        )
     refuse_many(where, bad, len(kept), max_bad)
     if len(rows) == 0:
         raise DataError(f"{where}: split {split!r} holds no picture that is asked for")

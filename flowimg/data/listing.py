@@ -65,7 +65,7 @@ def chunks(rows: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> list[NDA
     cuts = np.arange(len(rows)) // CHUNK
     if sizes is not None:
         # a photo of ten megabytes is a run of its own; thousands of small files are 64 a run
-        cuts = np.maximum(cuts, 0) + np.cumsum(sizes[rows]) // CHUNK_BYTES
+        cuts = cuts + np.cumsum(sizes[rows]) // CHUNK_BYTES
     return np.split(rows, np.flatnonzero(np.diff(cuts)) + 1)
 
 
@@ -73,6 +73,16 @@ def listed(names: Any) -> str:
     """Names for a sentence: the first twenty, and how many more."""
     names = [plain(str(name)) for name in names]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
+
+
+def only_train(where: str, split: str) -> None:
+    """Refuse another split than "train" of what has no splits.
+
+    Raises:
+        DataError: If another is asked for.
+    """
+    if split != "train":
+        raise DataError(f"{where} has no split {split!r}: data.split may be train")
 
 
 def plain(name: str) -> str:

@@ -27,7 +27,7 @@ ROUNDS = 8
 RUN = 2**14
 """Indices that are permuted at a time."""
 BLOCK = 2**12
-"""Positions of a run that are looked up at a time."""
+"""Positions of a run that are looked up at a time at most."""
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -96,15 +96,18 @@ def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int,
     """
     start = step * batch_size + offset + places.start
     stop = start + len(places)
-    blocks = range(start // BLOCK, -(-stop // BLOCK))
-    rows = [_block(seed, n, block)[max(start - block * BLOCK, 0) : stop - block * BLOCK] for block in blocks]
-    return torch.from_numpy(np.concatenate(rows))
+    size = min(BLOCK, max(64, n))  # of a tiny set a long block would hold many epochs
+    rows = [
+        _block(seed, n, size, block)[max(start - block * size, 0) : stop - block * size]
+        for block in range(start // size, -(-stop // size))
+    ]
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *rows]))
 
 
 @lru_cache(4)
-def _block(seed: int, n: int, block: int) -> NDArray[np.int64]:
-    """The samples at `BLOCK` positions of a run; a batch is a slice of them, as numpy's calls cost more than it."""
-    position = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.uint64)
+def _block(seed: int, n: int, size: int, block: int) -> NDArray[np.int64]:
+    """The samples at `size` positions of a run; a batch is a slice of them, as numpy's calls cost more than it."""
+    position = np.arange(block * size, (block + 1) * size, dtype=np.uint64)
     epoch, within = np.divmod(position, np.uint64(n))
     index = np.empty_like(within)
     for e in np.unique(epoch):

@@ -47,12 +47,13 @@ class Encoded(NamedTuple):
 class BadPictureError(Exception):
     """A picture that cannot be used; the message says why, in a few words.
 
-    `fleeting` where that may be another time: the disk or the memory failed, and not the picture.
+    `fleeting` where that may be another time: the disk or the memory failed, and not the picture; `gone` where its
+    file is not there.
     """
 
-    def __init__(self, why: str, fleeting: bool = False) -> None:
+    def __init__(self, why: str, fleeting: bool = False, gone: bool = False) -> None:
         super().__init__(why)
-        self.fleeting = fleeting
+        self.fleeting, self.gone = fleeting, gone
 
 
 def read_bytes(encoded: Encoded) -> bytes:
@@ -86,10 +87,13 @@ def _read(encoded: Encoded) -> bytes:
                     raise BadPictureError(f"too large: {size:,} bytes")
                 opened.seek(encoded.start)
                 return opened.read(max(size, 0))
+        except ValueError:
+            raise BadPictureError("its path is none") from None
         except OSError as error:
-            lasting = isinstance(error, PermissionError | IsADirectoryError)
-            if lasting or pause is None or isinstance(error, FileNotFoundError):
-                raise BadPictureError((error.strerror or "cannot be read").lower(), fleeting=not lasting) from None
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            lasting = gone or isinstance(error, PermissionError | IsADirectoryError)
+            if lasting or pause is None:
+                raise BadPictureError((error.strerror or "cannot be read").lower(), not lasting, gone) from None
             time.sleep(pause)
     raise AssertionError
 

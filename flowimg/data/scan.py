@@ -42,7 +42,7 @@ class Scan(NamedTuple):
 
     Its hash (N, 16), size in pixels (N, 2) as height and width, mode and format as a number into `kinds`, whether one
     can see through it, whether it moves; what is wrong with some, and their names. Labels, classes and `told` are the
-    listing's.
+    listing's. `fleeting` are rows that the disk or the memory failed for, and that may be good another time.
     """
 
     hashes: NDArray[np.uint8]
@@ -57,6 +57,7 @@ class Scan(NamedTuple):
     classes: tuple[str, ...]
     told: tuple[str, str]
     left_alone: tuple[str, ...] = ()
+    fleeting: frozenset[int] = frozenset()
 
     def of_kind(self, rows: NDArray[np.int64], part: int) -> Counter[str]:
         """How many of these rows have which mode (part 0) or format (part 1)."""
@@ -131,21 +132,21 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     signature = listing.signature if outside else source.signature or listing.signature
     if kept and signature and _text(kept["signature"]) == signature:
         return _unpacked(kept)
-    found, lasting = _looked(listing, kept, workers, bar, deep)
-    if signature and lasting:
+    found = _looked(listing, kept, workers, bar, deep)
+    if signature and not found.fleeting:
         keep_arrays(path, **_packed(found, signature, listing))
     return found
 
 
-def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep: bool) -> tuple[Scan, bool]:
-    """A scan made now, with what is still true of an older one; and whether it would be the same another time."""
+def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep: bool) -> Scan:
+    """A scan made now, with what is still true of an older one."""
     count = listing.count
     hashes, sizes = np.zeros((count, HASH), np.uint8), np.zeros((count, 2), np.int32)
     kind = np.zeros(count, np.int32)
     clear, moving = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     kinds: dict[str, int] = {"? ?": 0}
     wrong = dict(listing.wrong)
-    lasting = True
+    fleeting: set[int] = set()
     fresh = np.ones(count, np.bool_)
     fresh[list(wrong)] = False
     if kept and listing.stamps is not None and "stamps" in kept:
@@ -165,7 +166,8 @@ def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep
             for row, seen in zip(part.tolist(), told, strict=True):
                 if seen.wrong is not None:
                     wrong[row] = seen.wrong
-                    lasting &= not seen.fleeting
+                    if seen.fleeting:
+                        fleeting.add(row)
                     continue
                 hashes[row] = np.frombuffer(seen.hash, np.uint8)
                 sizes[row] = seen.height, seen.width
@@ -174,11 +176,10 @@ def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep
             progress.update(len(part))
     wrong = dict(sorted(wrong.items()))
     names = {row: plain(listing.name(row)) for row in wrong}
-    found = Scan(
+    return Scan(
         hashes, sizes, kind, clear, moving, list(kinds), wrong, names,
-        listing.labels, listing.classes, listing.told, tuple(plain(line) for line in listing.left_alone),
+        listing.labels, listing.classes, listing.told, tuple(map(plain, listing.left_alone)), frozenset(fleeting),
     )  # fmt: skip
-    return found, lasting
 
 
 def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -190,6 +191,7 @@ def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np
     }
     now = [before.get((listing.name(row), *stamp), -1) for row, stamp in enumerate(listing.stamps.tolist())]
     there = np.array(now, np.int64)
+    there[~listing.stamps.any(axis=1)] = -1  # rows that are no files of their own
     here = np.flatnonzero(there >= 0)
     return here, there[here]
 

@@ -135,6 +135,7 @@ def store(
 
 def _read(folder: Path) -> Stored | None:
     """The store in a folder, if it is there and whole; one that is not is removed, to be made again."""
+    told = None
     try:
         told = json.loads((folder / "store.json").read_text())
         shape = tuple(told["shape"])
@@ -147,7 +148,8 @@ def _read(folder: Path) -> Stored | None:
         images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
         return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
     except FileNotFoundError:
-        if folder.exists():
+        # one that was renamed to its place a moment ago is whole
+        if told is not None or (folder.exists() and not (folder / "store.json").exists()):
             discard(folder)
         return None
     except (ValueError, KeyError, TypeError, EOFError):

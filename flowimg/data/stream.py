@@ -145,6 +145,7 @@ class StreamBatches:
         count = min(count, self.size, SOME)
         steps = -(-count // self.batch_size)
         first = replace(self, offset=0)  # nothing of it is another run's
+        self._lanes.update(range(self.order.lanes))
         found = [self._decoded(*first._places(step, range(self.batch_size))) for step in range(steps)]
         pixels = torch.cat([pixels for pixels, _ in found])[:count]
         labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]

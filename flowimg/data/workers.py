@@ -66,9 +66,9 @@ class Pool:
         """Let the tasks that were begun end, and no other begin."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
+            # beside: where a worker hangs, a thread that still writes to it holds the pipe's lock
+            threading.Thread(target=_close, args=(process.stdin,), daemon=True).start()
             try:
-                with suppress(OSError):
-                    process.stdin.close()  # type: ignore[union-attr]
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:  # it hangs, or was stopped
                 process.kill()
@@ -96,6 +96,11 @@ class Pool:
         if not well:
             raise found
         return found
+
+
+def _close(pipe: Any) -> None:
+    with suppress(OSError):
+        pipe.close()
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -159,7 +159,7 @@ def _tell(settings: Check, known: Source, found: dict[str, Any], seconds: float)
         line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5)))
         some("", [f"{item['name']}: {item['reason']}" for item in bad])
     if found["left_alone"]:
-        some("left alone"[:9], found["left_alone"])
+        some("unread", found["left_alone"])
     if found["good"] < FEW:
         line("warning", few(found["good"]))
 

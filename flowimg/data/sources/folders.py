@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.cache import name_of
+from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import DataError, Listing, Source, listed, plain
 from flowimg.data.pictures import Encoded
 
@@ -35,7 +35,7 @@ class Entries:
 
     `paths` are relative, with / between their parts; `stamps` are size, and times of content and of entry in ns;
     `wrong` says why one is no file that could be read, by its path; `folders` are those that could not be;
-    `again` are links to folders that were seen before.
+    `again` are folders that were seen before, by a link.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -71,11 +71,10 @@ def walk(root: Path) -> Entries:
     """
     found = Entries()
     try:
-        status = os.stat(root)
         os.scandir(root).close()
     except OSError as error:
         raise DataError(f"data.source {root} cannot be read: {error.strerror}") from None
-    seen = {(status.st_dev, status.st_ino)}
+    seen = {_inode(str(root))}
     here: list[str] = [""]
     links: list[str] = []
     while here:
@@ -93,11 +92,11 @@ def walk(root: Path) -> Entries:
         while links and not here:  # what truly lies somewhere comes before what links lead to
             link = links.pop(0)
             with suppress(OSError):  # it was there a moment ago
-                status = os.stat(os.path.join(root, link))
-                if (status.st_dev, status.st_ino) in seen:
+                inode = _inode(os.path.join(root, link))
+                if inode in seen:
                     found.again.append(link)
                 else:
-                    seen.add((status.st_dev, status.st_ino))
+                    seen.add(inode)
                     here.append(link)
     order = sorted(range(len(found.paths)), key=lambda row: found.paths[row].replace("/", "\0"))
     return found.only(order)
@@ -115,13 +114,19 @@ def _enter(
         found.add(path, UNKNOWN, link if entry.is_symlink() else (error.strerror or "unknown").lower())
         return
     if not stat.S_ISDIR(status.st_mode):
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        found.add(path, stamp, None if stat.S_ISREG(status.st_mode) else "not a regular file")
+        found.add(path, stamp_of(status), None if stat.S_ISREG(status.st_mode) else "not a regular file")
     elif entry.is_symlink():
         links.append(path)
-    elif (status.st_dev, status.st_ino) not in seen:
-        seen.add((status.st_dev, status.st_ino))
+    elif (inode := _inode(entry.path)) not in seen:
+        seen.add(inode)
         here.append(path)
+    else:  # a link led to it before
+        found.again.append(path)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # an entry of a folder does not know it on every system
+    return status.st_dev, status.st_ino
 
 
 def picture_folder(where: str, root: Path, entries: Entries, split: str) -> Source:
@@ -135,7 +140,7 @@ def picture_folder(where: str, root: Path, entries: Entries, split: str) -> Sour
     if not good:
         odd = next((f"; {plain(path)} is {why}" for path, why in pictures.wrong.items()), "")
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
-    left = [f"{path}: a link to a folder that was seen before" for path in entries.again]
+    left = [f"{path}: a folder that was seen before, by a link" for path in entries.again]
     tops = {path.split("/")[0] for path in good if "/" in path}
     splits = tops if tops and tops <= SPLITS else {"train"}
     if split not in splits:
@@ -145,7 +150,8 @@ def picture_folder(where: str, root: Path, entries: Entries, split: str) -> Sour
         left += [f"{path}: beside the folders of splits" for path in beside]
         pictures = pictures.only([row for row, path in enumerate(pictures.paths) if path.startswith(f"{split}/")])
     prefix = f"{split}/" if splits == tops else ""
-    return Source("a folder of pictures", where, pictures.signature, partial(_listing, root, pictures, prefix, left))
+    signature = name_of(pictures.signature, left)
+    return Source("a folder of pictures", where, signature, partial(_listing, root, pictures, prefix, left))
 
 
 def _is_picture(path: str, entries: Entries) -> bool:

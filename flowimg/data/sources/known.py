@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.cache import name_of
+from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import DataError, Listing, Source, listed
 from flowimg.data.pictures import Encoded
 
@@ -154,10 +154,9 @@ def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
 
 def _stamps(file: Path) -> tuple[int, int, int]:
     try:
-        found = file.stat()
+        return stamp_of(file.stat())
     except OSError:
         return (0, 0, 0)
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 TORCHVISION: dict[str, tuple[str, Callable[[Path, str], tuple[list[Path], Callable[[], Listing]]]]] = {

@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from flowimg.data.cache import name_of
-from flowimg.data.listing import DataError, Listing, Source
+from flowimg.data.cache import name_of, stamp_of
+from flowimg.data.listing import DataError, Listing, Source, only_train
 from flowimg.data.sources.folders import ENDINGS, picture_folder, walk
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
 from flowimg.data.sources.shards import shards, shards_below, tar_files
@@ -38,7 +36,7 @@ def recognise(
     asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
     asked |= {"labels": labels, "named": named}
     if source in NAMED:
-        _only_train(where, split)
+        only_train(where, split)
         return Source(f"the set {source}", where, None, NAMED[source])
     if source in TORCHVISION:
         return torchvision_set(where, source, root, split)
@@ -91,11 +89,5 @@ def _table(where: str, source: str, subset: str | None, found: str | None, kind:
     return Source(kind, where, found, open_it)
 
 
-def _only_train(where: str, split: str) -> None:
-    if split != "train":
-        raise DataError(f"{where} has no split {split!r}: data.split may be train")
-
-
 def _stamp(path: Path) -> str:
-    found = path.stat()
-    return name_of(np.array([found.st_size, found.st_mtime_ns, found.st_ctime_ns]))
+    return name_of(stamp_of(path.stat()))

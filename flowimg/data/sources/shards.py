@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
+from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
 from flowimg.data.listing import DataError, Listing, Source, first_line, listed, plain
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources.folders import ENDINGS, SPLITS, Entries
@@ -50,7 +50,7 @@ def tar_files(where: str, path: Path) -> list[str]:
         DataError: If it means no file that is there.
     """
     text = str(path)
-    if spread_out := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*\.tar)", text):
+    if spread_out := re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*\.tar)", text):
         before, first, last, after = spread_out.groups()
         count = int(last) - int(first) + 1
         if not 0 < count <= MOST_SHARDS:
@@ -69,7 +69,11 @@ def tar_files(where: str, path: Path) -> list[str]:
 
 def shards_below(path: Path, entries: Entries) -> list[str]:
     """The tar files among a folder's entries."""
-    return [os.path.join(path, name) for name in entries.paths if name.endswith(".tar") and name not in entries.wrong]
+    return [
+        os.path.join(path, name)
+        for name in entries.paths
+        if name.lower().endswith(".tar") and name not in entries.wrong
+    ]
 
 
 def shards(
@@ -89,15 +93,14 @@ def shards(
         DataError: If there is no such split.
     """
     files = of_split(where, files, split)
-    stamps = [os.stat(file) for file in files]
-    signature = name_of(files, [(stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns) for stamp in stamps])
+    signature = name_of(files, [stamp_of(os.stat(file)) for file in files])
     column = (label_column or LABEL) if labels or named else None
     make = partial(_listing, where, files, cache, image_column, column, label_column is not None)
     return Source(f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}", where, signature, make)
 
 
 def of_split(where: str, files: list[str], split: str) -> list[str]:
-    """The files of a split, where all of their names, or of the folders that differ, say which they are of.
+    """The files of a split, where there are several and all of their names, or of the folders that differ, tell it.
 
     Raises:
         DataError: If there are none of this split.
@@ -105,7 +108,8 @@ def of_split(where: str, files: list[str], split: str) -> list[str]:
     root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     below = [os.path.relpath(file, root or ".") for file in files]
     words = [[word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS] for name in below]
-    told = ["train"] * len(files) if any(not found for found in words) else [found[0] for found in words]
+    named = len(files) > 1 and all(words)
+    told = [found[0] for found in words] if named else ["train"] * len(files)
     chosen = [file for file, which in zip(files, told, strict=True) if which == split]
     if not chosen:
         raise DataError(f"{where} has no split {split!r}: data.split may be {listed(sorted(set(told)))}")
@@ -156,7 +160,7 @@ def lacks_label(where: str, label: str) -> DataError:
 
 def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The number of each label, by its text, and the names of the classes: in order of value where all are numbers."""
-    whole = all(text.isascii() and text.isdigit() for text in texts)
+    whole = all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts)
     values = {text: int(text) if whole else text for text in texts}
     known = sorted(set(values.values()))  # type: ignore[type-var]
     numbers = {value: number for number, value in enumerate(known)}
@@ -180,8 +184,7 @@ def index(where: str, files: list[str], cache: Path, image: str | None, label: s
 
 def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -> Shard | str:
     """A shard as the cache has it, or read through now and kept; what is wrong with it, as a text."""
-    stamp = os.stat(file)
-    name = name_of("shard 2", os.path.realpath(file), stamp.st_size, stamp.st_mtime_ns, stamp.st_ctime_ns, image, label)
+    name = name_of("shard 2", os.path.realpath(file), stamp_of(os.stat(file)), image, label)
     path = cache / "shards" / f"{name}.npz"
     kept = read_arrays(path)
     if kept is not None:
@@ -257,6 +260,6 @@ def _label(content: bytes, field: str) -> str:
         if field:
             value: Any = json.loads(text).get(field, "")
             text = "" if value is None else str(value)
-        return text.replace("\0", "")
+        return text
     except (UnicodeDecodeError, ValueError, AttributeError):
         return ""

@@ -74,7 +74,9 @@ def open_stream(
     path = Path(source).expanduser()
     files = [source] if path.suffix == ".tar" and os.path.isfile(path) else []
     if os.path.isdir(path):
-        files = shards_below(path, walk(path))
+        entries = walk(path)
+        tables = any(name.endswith(".parquet") for name in entries.paths)  # as where it is decoded beforehand
+        files = [] if tables else shards_below(path, entries)
     elif not files and "://" not in source:
         files = tar_files(where, path)
     if files:
@@ -111,7 +113,7 @@ def _tar_stream(
     classes: tuple[str, ...] = ()
     labelled = sum(part.labelled for part in found)
     if label and (label_column or labelled):
-        if labelled < counts.sum() - sum(part.cut_off for part in found):
+        if labelled < counts.sum():
             raise lacks_label(where, label)
         numbers, classes = classes_of({text for part in found for text in part.labels})
     full = np.flatnonzero(counts)
@@ -135,8 +137,9 @@ def _summary(read: Callable[[str], Shard | str], file: str) -> Summary | str:
     shard = read(file)
     if isinstance(shard, str):
         return shard
-    labels = shard.labels or []
-    return Summary(len(shard.starts), tuple(sorted(set(labels) - {""})), len(labels) - labels.count(""), shard.cut_off)
+    count = len(shard.starts) - shard.cut_off  # the last picture of a shard that is broken off may be half
+    labels = (shard.labels or [])[:count]
+    return Summary(count, tuple(sorted(set(labels) - {""})), len(labels) - labels.count(""), shard.cut_off)
 
 
 def _stretch(file: str, part: Shard, row: int) -> Encoded:
@@ -162,7 +165,8 @@ def _parquet_stream(
 
     files = _parquet_files(where, source, subset, split)
     try:
-        parts, schema = _row_groups(files, cache)
+        signature = _signature(files)
+        parts, schema = _row_groups(files, cache, signature)
         features = datasets.Features.from_arrow_schema(schema)
         image = find_image_column(where, features, image)
         label = find_label_column(where, features, label, needed=labels, named=False) if labels else None
@@ -171,8 +175,8 @@ def _parquet_stream(
         if label and isinstance(features[label], datasets.ClassLabel):
             classes = tuple(features[label].names)
         elif label:
-            known = _known_labels(files, label, cache)
-            if None in known:
+            known = _known_labels(files, label, cache, signature)
+            if None in known or -1 in known:
                 raise lacks_label(where, label)
             values, classes = number_labels(known)
             numbers = dict(zip(known, values.tolist(), strict=True))
@@ -195,8 +199,9 @@ def _parquet_stream(
         values = None
         if label:
             cells = table[label].to_pylist()
-            values, _ = read_labels(where, cells, features[label], label)
-            if numbers is not None:
+            if numbers is None:
+                values, _ = read_labels(f"{where}: {file}, row group {group}", cells, features[label], label)
+            else:
                 values = np.array([numbers[cell] for cell in cells], np.int64)
         return Opened(
             lambda row: stored(column[row].as_py()),
@@ -221,20 +226,21 @@ def _signature(files: Sequence[str]) -> str:
     """A name of files at any address, another one when one of them changes, as far as their host tells."""
     import fsspec
 
-    told = []
-    for file in files:
+    def told(file: str) -> tuple[str, list[str]]:
         system, path = fsspec.core.url_to_fs(file)
         found = system.info(path)
         stamps = ("size", "mtime", "ino", "created", "modified", "LastModified", "ETag", "etag", "blob_id")
-        told.append((file, [str(found.get(name)) for name in stamps]))
-    return name_of(told)
+        return file, [str(found.get(name)) for name in stamps]
+
+    with ThreadPoolExecutor(OPENED) as threads:
+        return name_of(list(threads.map(told, files)))
 
 
-def _row_groups(files: Sequence[str], cache: Path) -> tuple[list[tuple[str, int, int]], Any]:
+def _row_groups(files: Sequence[str], cache: Path, signature: str) -> tuple[list[tuple[str, int, int]], Any]:
     """(file, row group, rows) of all files, and their schema: as the cache has them, or from their footers."""
     import pyarrow as pa
 
-    path = cache / "shards" / f"{name_of('row groups 1', _signature(files))}.npz"
+    path = cache / "shards" / f"{name_of('row groups 1', signature)}.npz"
     kept = read_arrays(path)
     if kept is None:
         with ThreadPoolExecutor(OPENED) as threads:  # far away, a footer is a wait and no work
@@ -253,9 +259,9 @@ def _footer(file: str) -> tuple[Any, list[int]]:
         return opened.schema_arrow, groups
 
 
-def _known_labels(files: Sequence[str], label: str, cache: Path) -> list[Any]:
+def _known_labels(files: Sequence[str], label: str, cache: Path, signature: str) -> list[Any]:
     """All values of a column of labels, in order; None last, where some have none."""
-    path = cache / "shards" / f"{name_of('labels 1', label, _signature(files))}.npz"
+    path = cache / "shards" / f"{name_of('labels 1', label, signature)}.npz"
     kept = read_arrays(path)
     if kept is not None:
         return json.loads(kept["labels"].tobytes())

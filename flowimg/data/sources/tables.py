@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from flowimg.data.cache import name_of
+from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import DataError, Listing, first_line, listed, number_labels
 from flowimg.data.pictures import Encoded
 
@@ -132,8 +132,7 @@ def _stamps(pictures: datasets.Dataset, image: str) -> NDArray[np.int64] | None:
     paths = pc.struct_field(column, "path").to_pylist()
     for row in np.flatnonzero(np.array(pc.is_null(content).to_pylist())).tolist():
         with suppress(OSError, TypeError, ValueError):
-            found = os.stat(paths[row])
-            stamps[row] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            stamps[row] = stamp_of(os.stat(paths[row]))
     return stamps
 
 
@@ -208,5 +207,10 @@ def read_labels(where: str, values: list[Any], feature: Any, column: str) -> tup
             f"{where}: row {missing} has no label in column {column!r}: use another split or data.labels false"
         )
     if isinstance(feature, datasets.ClassLabel):
+        if values and not 0 <= min(values) <= max(values) < len(feature.names):
+            raise DataError(
+                f"{where}: column {column!r} has a label {max(values)}, and names for {len(feature.names)} classes: "
+                "use another by data.label_column, or data.labels false"
+            )
         return np.array(values, dtype=np.int64), tuple(feature.names)
     return number_labels(values)
