@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -223,3 +225,21 @@ def test_bad_pictures_have_no_say_in_size_and_colour(tmp_path):
 def test_where_all_are_bad_there_is_nothing(tmp_path):
     folder = spoilt(tmp_path, range(4), 4)
     assert "4 of 4 pictures cannot be used" in complaint(folder, max_bad=0.9)
+
+
+def test_a_disk_that_fails_is_said_and_nothing_of_it_is_kept(tmp_path, monkeypatch):
+    for number in range(4):
+        save(tmp_path / f"p/{number}.png", picture(number))
+    opening = os.open
+
+    def failing(path, *more):
+        if str(path).endswith("2.png"):
+            raise OSError(5, "Input/output error")
+        return opening(path, *more)
+
+    monkeypatch.setattr("flowimg.data.pictures.PATIENCE", (0.0,))
+    monkeypatch.setattr(os, "open", failing)
+    said = complaint(tmp_path / "p", max_bad=0.9)
+    assert "2.png could not be read now (input/output error), one of 1: start again" in said
+    monkeypatch.setattr(os, "open", opening)
+    assert numbers(decode(find(tmp_path / "p"))) == [0, 1, 2, 3]

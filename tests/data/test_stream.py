@@ -367,3 +367,18 @@ def test_two_processes_stopped_after_step_37_see_the_rest_and_nothing_twice(tmp_
     # an epoch is 796 of them
     trained = [number for step in range(44) for number in numbers((after if step >= 37 else before)[step])]
     assert len(set(trained)) == len(trained) == 44 * 16
+
+
+def test_some_are_fetched_without_opening_a_shard_again_and_again(stream, batches_of):
+    opens = []
+    watched = replace(stream, open=lambda shard: opens.append(shard) or stream.open(shard))
+    batches_of(watched).some(96)
+    assert len(opens) <= 2 * len(set(opens))
+
+
+def test_a_bad_picture_kept_apart_is_replaced_by_another_kept_apart(tmp_path, batches_of):
+    whole = batches_of(opened(write_tars(tmp_path / "whole", COUNTS), tmp_path / "c1"), held=16)
+    apart = numbers(whole.held_out(16)[0])
+    spoilt = opened(write_tars(tmp_path / "spoilt", COUNTS, set(apart[::4])), tmp_path / "c2")
+    found = numbers(batches_of(spoilt, held=16, max_bad=0.5).held_out(16)[0])
+    assert set(found) <= set(apart) - set(apart[::4]) and len(found) == 16

@@ -189,3 +189,17 @@ def test_cores_are_shared_by_the_processes_of_a_launch(monkeypatch, processes, b
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert cores() == 16 and share_of_cores() == beside  # one is left to each for its own work
+
+
+def test_a_pool_is_closed_over_a_worker_that_was_stopped(monkeypatch):
+    monkeypatch.setattr(workers, "GRACE", 0.5)
+    pool = Pool(1)
+    assert pool.submit(tasks.late, 3).result() == 9
+    (process,) = pool._all
+    process.send_signal(signal.SIGSTOP)
+    waiting = pool.submit(tasks.large, bytes(10**7))  # more than a pipe holds: the thread waits with its lock
+    time.sleep(0.2)
+    pool.close()
+    assert process.poll() == -signal.SIGKILL
+    with pytest.raises(WorkerError):
+        waiting.result()

@@ -1,5 +1,7 @@
 """What can be streamed, and what is said of what cannot."""
 
+import os
+import tarfile
 from types import SimpleNamespace
 
 import datasets
@@ -105,3 +107,39 @@ def test_split_is_told_by_names(tmp_path):
     assert opened(tmp_path / "s", tmp_path).counts.tolist() == [3]
     assert opened(tmp_path / "s", tmp_path, split="test").counts.tolist() == [2]
     assert complaint(tmp_path / "s", tmp_path, split="val").endswith("data.split may be test, train")
+
+
+def test_the_last_picture_of_a_shard_that_is_broken_off_is_left_out_as_it_is_where_it_is_decoded(tmp_path):
+    file = write_tar(tmp_path / "s.tar", [10, 21, 32])
+    with tarfile.open(file) as opened_file:
+        os.truncate(file, opened_file.getmember("000032.cls").offset + 100)
+    stream = opened(file, tmp_path / "cache")
+    assert stream.counts.tolist() == [2] and stream.classes == ("0", "1") and "1 shards are broken off" in stream.story
+    assert stream.open(0).labels.tolist()[:2] == [0, 1]
+
+
+def test_a_folder_of_both_means_the_same_streamed_and_decoded(tmp_path):
+    write_tar(tmp_path / "both/a.tar", range(5))
+    (tmp_path / "both/train-0.parquet").write_bytes(parquet(range(30), 10))
+    assert opened(tmp_path / "both", tmp_path / "cache").counts.sum() == 30
+
+
+def test_files_at_an_address_are_of_the_split_that_their_names_tell(tmp_path):
+    for name, count in (("train-0", 20), ("test-0", 5)):
+        with fsspec.open(f"memory://named/{name}.parquet", "wb") as file:
+            file.write(parquet(range(count), 10))
+    assert opened("memory://named", tmp_path).counts.sum() == 20
+    assert opened("memory://named", tmp_path, split="test").counts.sum() == 5
+
+
+def test_footers_and_labels_are_read_once(tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/train.parquet").write_bytes(parquet(range(30), 10))
+    first = opened(tmp_path / "t", tmp_path / "cache")
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("flowimg.data.sources.streams._reader", never)
+    again = opened(tmp_path / "t", tmp_path / "cache")
+    assert again.counts.tolist() == first.counts.tolist() == [10, 10, 10] and again.classes == first.classes

@@ -1,6 +1,9 @@
+import json
+
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pictures_made import (
     SHARED,
@@ -265,3 +268,33 @@ def test_the_users_tables_are_not_touched(tmp_path):
         decode(find(tmp_path / name))
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == files
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+
+
+def test_rows_that_hold_their_picture_are_looked_at_anew_beside_rows_that_point(tmp_path):
+    save(tmp_path / "a.png", picture(1))
+
+    def write(*, size):
+        cells = [{"bytes": content(picture(7, size)), "path": None}, {"bytes": None, "path": str(tmp_path / "a.png")}]
+        table(tmp_path / "t/train.parquet", image=cells)
+
+    write(size=(6, 6))
+    assert numbers(decode(find(tmp_path / "t"))) == [7, 1]
+    save(tmp_path / "a.png", picture(1, (9, 9)))
+    write(size=(9, 9))
+    assert find(tmp_path / "t").shape == (3, 9, 9)
+
+
+def test_a_label_that_is_of_no_class_is_said(tmp_path):
+    dataset("ab", [0, 1]).cast_column("label", datasets.Value("int64")).to_parquet(tmp_path / "x.parquet")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a"]))
+    rows = pq.read_table(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").unlink()
+    told = rows.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features.to_dict()}})})
+    (tmp_path / "t").mkdir()
+    pq.write_table(told, tmp_path / "t/train.parquet")
+    assert "has a label 1, and names for 1 classes" in complaint(tmp_path / "t")
+
+
+def test_a_path_that_is_none_is_bad(tmp_path):
+    table(tmp_path / "t/train.parquet", image=[*plain(1), {"bytes": None, "path": "a\0b.png"}])
+    assert "(its path is none)" in complaint(tmp_path / "t")
