@@ -531,12 +531,18 @@ class Preview(ImageData):
 
     source: Annotated[str, Field(min_length=1)] = "digits"
     """As data.source of a run, or a settings file, whose data are meant."""
-    out: Annotated[str, Field(pattern=r"\.png$")] = "preview.png"
+    out: str = "preview.png"
     """A new file, a PNG."""
     count: Annotated[int, Field(ge=1, le=4096)] = 64
     """Pictures."""
     seed: Seed = 0
     """Seed of the run, which decides the order, windows and flips."""
+
+    @model_validator(mode="after")
+    def _png(self) -> "Preview":
+        if not self.out.endswith(".png"):
+            raise ValueError(f"out {self.out} would be a PNG: give it a name that ends in .png")
+        return self
 
 
 class Experiment(Settings):
