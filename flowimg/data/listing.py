@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,26 @@ class Source:
     where: str
     signature: str | None
     list: Callable[[], Listing]
+
+
+class Opened(NamedTuple):
+    """A shard that is open: the picture of a row as it is stored, its name, and the labels of all rows."""
+
+    picture: Callable[[int], Encoded]
+    name: Callable[[int], str]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Shards: their samples (S,), the names of the classes, how to open one, what they are, and their fingerprint."""
+
+    where: str
+    story: str
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...]
+    open: Callable[[int], Opened]
+    fingerprint: str
 
 
 def chunks(rows: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:

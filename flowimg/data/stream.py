@@ -20,11 +20,10 @@ from torch import Tensor
 from flowimg.data.batches import middle, shake, to_device
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import DataError, plain
+from flowimg.data.listing import DataError, Opened, Stream, plain
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import GREY_MODES
 from flowimg.data.scan import look
-from flowimg.data.sources.streams import Opened, Stream
 from flowimg.data.store import Images, to_unit
 from flowimg.data.workers import Pool
 from flowimg.flow.randomness import key

@@ -68,8 +68,7 @@ NAMED: dict[str, Callable[[], Listing]] = {"digits": digits}
 
 # --- what torchvision left -------------------------------------------------------------------------------------------
 
-GARMENTS = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle_boot".replace("_", "-").split()
-GARMENTS[-1] = "Ankle boot"
+GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def _cifar(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:

@@ -140,6 +140,6 @@ def test_footers_and_labels_are_read_once(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr("flowimg.data.sources.streams._reader", never)
+    monkeypatch.setattr("flowimg.data.sources.parquet._reader", never)
     again = opened(tmp_path / "t", tmp_path / "cache")
     assert again.counts.tolist() == first.counts.tolist() == [10, 10, 10] and again.classes == first.classes
