@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.listing import DataError, Listing, Source, listed
-from flowimg.data.pictures import GREY_MODES
+from flowimg.data.pictures import depth_of
 from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
@@ -91,30 +91,23 @@ def find(
         DataError: If the source cannot be had, or does not hold what is asked for, or too many pictures are bad.
     """
     known, key = recognise_asked(
-        source, cache, subset, root, split, image_column, label_column, labels or bool(classes), bool(classes)
+        source,
+        cache,
+        subset,
+        root,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        labels=labels or bool(classes),
+        named=bool(classes),
     )
     seen = scan(known, cache, key, workers or cores(), bar)
     kept = kept_at(known, cache, key)
     return choose(known, seen, split, labels, classes, first, size, channels, background, max_bad, kept)
 
 
-def recognise_asked(
-    source: str,
-    cache: Path,
-    subset: str | None,
-    root: str,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    labels: bool,
-    named: bool,
-) -> tuple[Source, str]:
-    """What a string means, and a name of what was asked of it, under which its scan is kept.
-
-    `labels` are wanted, and must be there if classes are `named`; see `find` for the rest.
-    """
-    asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
-    asked |= {"labels": labels, "named": named}
+def recognise_asked(source: str, cache: Path, subset: str | None, root: str, **asked: Any) -> tuple[Source, str]:
+    """What a string means, and a name of what was asked of it, under which its scan is kept; see `recognise`."""
     return recognise(source, subset=subset, root=root, cache=cache, **asked), repr((subset, root, asked))
 
 
@@ -219,12 +212,11 @@ def _shape(
     sizes = Counter({(int(h), int(w)): int(n) for (h, w), n in zip(pairs, counts, strict=True)})
     modes = seen.of_kind(rows, 0)
     tinted = len(set(background)) > 1
-    coloured = bool(set(modes) - GREY_MODES) or (tinted and bool(seen.clear[rows].any()))
     if size is None and len(sizes) > 1:
         common = ", ".join(f"{w} x {h} ({count:,})" for (h, w), count in sizes.most_common(3))
         raise DataError(f"{where} has pictures of {len(sizes)} sizes, {common}: give the one to use by data.size")
     ends = [f"{w} x {h}" for h, w in (min(sizes, key=math.prod), max(sizes, key=math.prod))]
     said = ends[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {ends[0]} to {ends[1]}"
-    depth = {"grey": 1, "rgb": 3}.get(channels, 3 if coloured else 1)
+    depth = depth_of(channels, modes, tinted and bool(seen.clear[rows].any()))
     height, width = (size, size) if size is not None else next(iter(sizes))
     return (depth, height, width), f"{said}, {'/'.join(sorted(modes))}"

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -146,6 +146,12 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 def see_through(picture: Image.Image) -> bool:
     """Whether the picture has an alpha channel or a transparent colour."""
     return picture.has_transparency_data
+
+
+def depth_of(channels: str, modes: Iterable[str], tinted: bool) -> int:
+    """1 or 3: as asked, "grey" or "rgb"; else 3 where a mode has colour, or a `tinted` background shows through."""
+    coloured = tinted or bool(set(modes) - GREY_MODES)
+    return {"grey": 1, "rgb": 3}.get(channels, 3 if coloured else 1)
 
 
 def moves(picture: Image.Image) -> bool:

@@ -22,7 +22,7 @@ from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
 from flowimg.data.listing import DataError, Opened, Stream, plain
 from flowimg.data.order import ShardOrder, permute
-from flowimg.data.pictures import GREY_MODES
+from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
 from flowimg.data.store import Images, to_unit
 from flowimg.data.workers import Pool
@@ -64,7 +64,7 @@ def look_into(
         raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
-    depth = {"grey": 1, "rgb": 3}.get(channels, 3 if modes - GREY_MODES or tinted else 1)
+    depth = depth_of(channels, modes, tinted)
     height, width = (size, size) if size is not None else next(iter(sizes))
     return (depth, height, width), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
 
@@ -98,7 +98,6 @@ class StreamBatches:
 
     stream: Stream
     how: Decoding
-    shape: tuple[int, int, int]
     held: NDArray[np.int64]
     flip: bool
     seed: int

@@ -180,7 +180,6 @@ def _streamed(config: Config, data: ImageData) -> Source:
         return StreamBatches(
             stream,
             how,
-            shape,
             held,
             data.flip,
             config.seed,

@@ -37,8 +37,17 @@ def check(settings: Check) -> dict[str, Any]:
     alone("data check")
     began = time.perf_counter()
     cache, named = cache_folder(settings.cache), bool(settings.classes)
-    columns = (settings.image_column, settings.label_column, settings.labels or named, named)
-    known, key = recognise_asked(settings.source, cache, settings.subset, settings.root, settings.split, *columns)
+    known, key = recognise_asked(
+        settings.source,
+        cache,
+        settings.subset,
+        settings.root,
+        split=settings.split,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        labels=settings.labels or named,
+        named=named,
+    )
     seen = scan(known, cache, key, settings.workers or cores(), bar=True, deep=True)
     rows, well, _, _ = select(known.where, seen, settings.classes, settings.first)
     listing: Listing | None = None

@@ -197,6 +197,10 @@ def _made(where: str, make: Callable[[], Listing]) -> Listing:
 # --- what means nothing ----------------------------------------------------------------------------------------------
 
 
+NOT_ON_HUB = "no such dataset on the hub (or you must log in: `hf auth login`)"
+NO_HUB = "the hub, which cannot be reached: check the network, or name a local copy"
+
+
 def missing(source: str, last: str) -> DataError:
     """That a name means nothing, and everything that it was tried as."""
     names = [*NAMED, *TORCHVISION]

@@ -158,7 +158,7 @@ def _parquet_files(where: str, source: str, subset: str | None, split: str) -> S
     """The parquet files of a split: of a file or folder, of the hub, or at any address that fsspec knows."""
     import datasets
 
-    from flowimg.data.sources.known import missing
+    from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
 
     path = Path(source).expanduser()
     if path.suffix == ".parquet" and os.path.isfile(path):
@@ -180,10 +180,10 @@ def _parquet_files(where: str, source: str, subset: str | None, split: str) -> S
     except DataError:
         raise
     except ConnectionError:
-        raise missing(source, "the hub, which cannot be reached: check the network, or name a local copy") from None
+        raise missing(source, NO_HUB) from None
     except Exception as error:  # the readers below `datasets` raise almost anything
         if type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError"):
-            raise missing(source, "no such dataset on the hub (or you must log in: `hf auth login`)") from None
+            raise missing(source, NOT_ON_HUB) from None
         raise DataError(f"{where} cannot be read: {first_line(error)}") from None
     if split not in files:
         raise DataError(f"{where} has no split {split!r}: data.split may be {listed(files)}")

@@ -12,9 +12,10 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from flowimg.data.listing import DataError, Listing, Source, first_line, listed,
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources.folders import ENDINGS, SPLITS, Entries
 from flowimg.data.workers import cores, spread
+
+Found = TypeVar("Found")
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
@@ -117,7 +120,7 @@ def of_split(where: str, files: list[str], split: str) -> list[str]:
 
 
 def _listing(where: str, files: list[str], cache: Path, image: str | None, label: str | None, asked: bool) -> Listing:
-    found = index(where, files, cache, image, label)
+    found = look_up(where, partial(kept_or_read, cache=cache, image=image, label=label), files)
     shard = np.repeat(np.arange(len(files)), [len(part.starts) for part in found])
     starts = np.concatenate([part.starts for part in found])
     sizes = np.concatenate([part.sizes for part in found])
@@ -167,15 +170,14 @@ def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     return {text: numbers[value] for text, value in values.items()}, tuple(str(value) for value in known)
 
 
-def index(where: str, files: list[str], cache: Path, image: str | None, label: str | None) -> list[Shard]:
-    """Where the pictures of each shard lie: kept from before, or read through, several at once.
+def look_up(where: str, do: Callable[[str], Found | str], files: list[str]) -> list[Found]:
+    """What is found in each shard, several read at once.
 
     Raises:
-        DataError: If a shard is no tar file, or several of a sample's files may be its picture.
+        DataError: Where `do` gives a text: of a shard that is no tar file, or has two pictures for a sample.
     """
-    look = partial(kept_or_read, cache=cache, image=image, label=label)
     found = []
-    for told in spread(look, files, cores()):
+    for told in spread(do, files, cores()):
         if isinstance(told, str):
             raise DataError(f"{where}: {told}")
         found.append(told)

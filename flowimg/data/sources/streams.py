@@ -22,11 +22,11 @@ from flowimg.data.sources.shards import (
     classes_of,
     kept_or_read,
     lacks_label,
+    look_up,
     of_split,
     shards_below,
     tar_files,
 )
-from flowimg.data.workers import cores, spread
 
 
 def open_stream(
@@ -72,11 +72,7 @@ def _tar_stream(
 ) -> Stream:
     label = (label_column or LABEL) if labels else None
     read = partial(kept_or_read, cache=cache, image=image, label=label)
-    found = []
-    for told in spread(partial(_summary, read), files, cores()):
-        if isinstance(told, str):
-            raise DataError(f"{where}: {told}")
-        found.append(told)
+    found = look_up(where, partial(_summary, read), files)
     counts = np.array([part.pictures for part in found], np.int64)
     if not counts.sum():
         raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")

@@ -55,7 +55,7 @@ def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
     """A dataset of the Hugging Face hub, from its cache if it was fetched before."""
     from huggingface_hub.utils import logging
 
-    from flowimg.data.sources.known import missing
+    from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
 
     print(f"looking for {source} on the Hugging Face hub ...", file=sys.stderr, flush=True)
     before = logging.get_verbosity()
@@ -63,9 +63,9 @@ def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
     try:
         return datasets.load_dataset(source, subset)
     except datasets.exceptions.DatasetNotFoundError:
-        raise missing(source, "no such dataset on the hub (or you must log in: `hf auth login`)") from None
+        raise missing(source, NOT_ON_HUB) from None
     except ConnectionError:
-        raise missing(source, "the hub, which cannot be reached: check the network, or name a local copy") from None
+        raise missing(source, NO_HUB) from None
     finally:
         logging.set_verbosity(before)
 
