@@ -262,6 +262,12 @@ class Train(Settings):
     """Steps between lines of metrics.jsonl."""
     sample_every: Positive = 1000
     """Steps between sample grids."""
+    evaluate_every: Positive | None = None
+    """Steps between evaluations of the averaged field; null for none while training."""
+    evaluate_count: Annotated[int, Field(ge=16)] = 1000
+    """Samples of each, drawn as those of the grid are."""
+    evaluate_features: Annotated[str, Field(min_length=1)] = "proxy"
+    """What they are compared in; see --features of flowimg evaluate."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2)] = 3
@@ -287,7 +293,9 @@ class Train(Settings):
         return self
 
 
-Solver = Literal["euler", "midpoint", "heun", "rk4", "dopri5"]
+Fixed = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
+"""Solvers that take as many steps as they are told."""
+Solver = Literal[Fixed, "dopri5"]
 Times = Literal["uniform", "edm", "diffusers"]
 
 
@@ -501,18 +509,45 @@ class Export(Settings):
 class Evaluate(Drawing):
     """Measure a run's samples against its data."""
 
-    count: Positive | None = None
+    count: Annotated[int, Field(ge=16)] | None = None
     """Samples; by default 20,000 points or 1,000 images."""
     seed: Seed = 0
     """Seed of the first sample."""
     num_steps: Positive = 100
     """Solver steps."""
+    batch_size: Positive | None = None
+    """Samples at once; changes speed and memory only."""
+    features: Annotated[str, Field(min_length=1)] = "proxy"
+    """Images: what samples and data are compared in: inception, for FID; a folder or hub id of a picture network in
+    safetensors, as CLIP or DINOv2; proxy, a small classifier of the run's own labels or, without any, proxy-random."""
+    inception: str | None = None
+    """The file of Inception's weights; by default the one in torch's cache."""
+    download: bool = False
+    """Fetch the network of --features where it is not on this machine."""
     max_off: float | None = None
     """Points: fail (exit status 1) if a larger share lies off the support."""
     max_sw2: float | None = None
     """Points: fail if the sliced Wasserstein-2 distance to fresh data is larger."""
     max_mass_ratio: float | None = None
     """Points: fail if the fullest part holds more than this many times the emptiest."""
+    max_frechet: float | None = None
+    """Images: fail if the Fréchet distance is larger."""
+    sweep_nfe: tuple[Positive, ...] = ()
+    """Instead: draw the distance over these numbers of evaluations, for each solver and grid of times."""
+    sweep_solvers: Annotated[tuple[Fixed, ...], Field(min_length=1)] = get_args(Fixed)
+    """Solvers of that sweep."""
+    sweep_times: Annotated[tuple[Times, ...], Field(min_length=1)] = ("uniform", "edm")
+    """Grids of times of that sweep."""
+    sweep_shifts: Annotated[tuple[Annotated[float, Field(ge=0.001, le=1000)], ...], Field(min_length=1)] = (0.5, 1, 2)
+    """Shifts of its uniform grid."""
+    sweep_guidance: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Instead: draw agreement with the label, coverage and distance over these guidance scales."""
+
+    @model_validator(mode="after")
+    def _one_sweep(self) -> "Evaluate":
+        if self.sweep_nfe and self.sweep_guidance:
+            raise ValueError("sweep_nfe and sweep_guidance: give one of them")
+        return self
 
 
 class Check(ImageData):

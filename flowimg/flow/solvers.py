@@ -6,16 +6,17 @@ A step goes from time t to time s and may evaluate v anywhere between; h = s - t
     midpoint  x + h v(x + h/2 v(x, t), t + h/2)                      order 2, 2
     heun      x + h/2 (k1 + k2),  k2 = v(x + h k1, s)                order 2, 2
     rk4       x + h/6 (k1 + 2 k2 + 2 k3 + k4)                        order 4, 4
+    ab2       x + h ((1 + h / 2g) v - (h / 2g) v'),  v' one step (of length g) before    order 2, 1
     dopri5    as many steps as its error estimate asks for               order 5, 6 each and 2 at the start
 
 t = 0 is noise and t = 1 is data; a falling grid of times carries data back to noise.
-Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II (dopri5: II.5), by
-torchdiffeq, github.com/rtqichen/torchdiffeq.
+Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II (dopri5: II.5) and III.5 (ab2, by
+Adams and Bashforth, for steps of any length); dopri5 by torchdiffeq, github.com/rtqichen/torchdiffeq.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +24,16 @@ from torchdiffeq import odeint
 
 from flowimg.flow.objective import Velocity
 
-Slope = Callable[[Tensor, float], Tensor]
-"""(x, t) -> dx/dt with one time for the whole batch: what a step function sees."""
+
+class Slope(Protocol):
+    """(x, t) -> dx/dt with one time for the whole batch: what a step function sees.
+
+    `last` is the newest evaluation, its time and what came of it, or None before the first: multistep methods use it.
+    """
+
+    last: tuple[float, Tensor] | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor: ...
 
 
 class FlowError(Exception):
@@ -80,6 +89,15 @@ def rk4_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+def ab2_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
+    """Go along the line through this step's slope and the one before; the first step, which has none, is Euler's."""
+    last, slope = v.last, v(x, t)
+    if last is None:
+        return x + (s - t) * slope
+    lean = (s - t) / (2 * (t - last[0]))
+    return x + (s - t) * ((1 + lean) * slope - lean * last[1])
+
+
 def dopri5(tolerance: float) -> Solver:
     """Dormand and Prince's method of order 5, which chooses its steps by an estimate of their error.
 
@@ -111,6 +129,7 @@ EULER = Solver(euler_step, order=1)
 MIDPOINT = Solver(midpoint_step, order=2)
 HEUN = Solver(heun_step, order=2)
 RK4 = Solver(rk4_step, order=4)
+AB2 = Solver(ab2_step, order=2)
 DOPRI5 = dopri5(1e-5)
 
 
@@ -140,18 +159,27 @@ def integrate(
     steps = times.flatten().diff()
     if times.ndim != 1 or len(steps) == 0 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
         raise ValueError(f"solver times must strictly rise or strictly fall and be two at least, not {times.tolist()}")
-    nfe = 0
-    evaluations = getattr(velocity, "evaluations", lambda t: 1)
-
-    def slope(x: Tensor, t: float) -> Tensor:
-        nonlocal nfe
-        nfe += evaluations(t)
-        return velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), cond)
-
+    slope = _Counted(velocity, cond)
     grid = times.tolist()
     states = [x]
     for t, s in pairwise(grid):
         x = solver.step(slope, x, t, s)
         if trajectory:
             states.append(x)
-    return Flow(x, nfe, torch.stack(states) if trajectory else None)
+    return Flow(x, slope.nfe, torch.stack(states) if trajectory else None)
+
+
+class _Counted:
+    """A velocity as a slope, which counts evaluations of the network as they happen."""
+
+    def __init__(self, velocity: Velocity, cond: Tensor | None) -> None:
+        self.velocity, self.cond = velocity, cond
+        self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
+        self.nfe = 0
+        self.last: tuple[float, Tensor] | None = None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        self.nfe += self.evaluations(t)
+        v = self.velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), self.cond)
+        self.last = t, v
+        return v

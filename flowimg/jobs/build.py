@@ -19,7 +19,7 @@ from flowimg.data.workers import share_of_cores
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
-from flowimg.flow.solvers import DOPRI5, EULER, HEUN, MIDPOINT, RK4, Solver, dopri5
+from flowimg.flow.solvers import AB2, DOPRI5, EULER, HEUN, MIDPOINT, RK4, Solver, dopri5
 from flowimg.flow.times import (
     LogitNormal,
     TimeDistribution,
@@ -69,7 +69,14 @@ TIMES: dict[str, Callable[[Any], TimeDistribution]] = {
     "skewed": lambda s: skewed(),
 }
 
-SOLVERS: dict[str, Solver] = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "dopri5": DOPRI5}
+SOLVERS: dict[str, Solver] = {
+    "euler": EULER,
+    "midpoint": MIDPOINT,
+    "heun": HEUN,
+    "rk4": RK4,
+    "ab2": AB2,
+    "dopri5": DOPRI5,
+}
 
 TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
     "uniform": uniform_grid,

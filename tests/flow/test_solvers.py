@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from flowimg.config import Sample
 from flowimg.fields.guidance import Guided
-from flowimg.flow.solvers import EULER, dopri5, integrate
+from flowimg.flow.solvers import AB2, EULER, dopri5, integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs.build import PATHS, SOLVERS, build_solver, build_times
 
@@ -61,7 +61,7 @@ def test_error_falls_with_the_declared_order(stepping, velocity):
 
 
 def test_orders_are_those_of_the_literature():
-    orders = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dopri5": 5}
+    orders = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2, "dopri5": 5}
     assert {name: SOLVERS[name].order for name in orders} == orders
     assert [name for name in orders if SOLVERS[name].adaptive] == ["dopri5"]
 
@@ -182,8 +182,13 @@ def test_powers_of_time_below_the_order_are_integrated_exactly_over_any_grid(gap
     for solver in (SOLVERS[name] for name in STEPPING):
         p = solver.order
         # dx/dt = p t^(p - 1), so x goes from t_0^p to t_N^p
-        flow = integrate(lambda x, t, cond, p=p: p * t[:, None] ** (p - 1), times[:1, None] ** p, times, solver)
-        torch.testing.assert_close(flow.x, times[-1:, None] ** p, rtol=1e-12, atol=1e-12)
+        slope = lambda x, t, cond, p=p: p * t[:, None] ** (p - 1)  # noqa: E731
+        flow = integrate(slope, times[:1, None] ** p, times, solver, trajectory=True)
+        found, wanted = flow.trajectory[:, 0], times[:, None] ** p
+        if solver is AB2:  # its first step is Euler's
+            found = found - found[1] + wanted[1]
+            found[0] = wanted[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_uneven_steps_lead_where_even_steps_lead(stepping):
@@ -213,9 +218,27 @@ def test_evaluations_are_counted_as_they_happen(solver):
     assert integrate(velocity, X, uniform_grid(7), solver).nfe == calls > 0
 
 
-@pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize(("name", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4), ("ab2", 1)])
 def test_evaluations_of_a_step(name, each):
     assert integrate(turning, X, uniform_grid(7), SOLVERS[name]).nfe == 7 * each
+
+
+def test_a_multistep_solver_goes_along_the_line_through_two_slopes():
+    """Two steps of other lengths, by hand: the integral of the line through both slopes, which numpy's polyfit finds."""
+    times = torch.tensor([0.1, 0.3, 0.8], dtype=torch.float64)
+    flow = integrate(quickening, X, times, AB2, trajectory=True)
+    first, second = (quickening(flow.trajectory[n], times[n : n + 1]) for n in (0, 1))
+    for row, column in np.ndindex(*X.shape):
+        line = np.poly1d(np.polyfit([0.1, 0.3], [first[row, column], second[row, column]], 1)).integ()
+        gone = line(0.8) - line(0.3)
+        assert (flow.x - flow.trajectory[1])[row, column].item() == pytest.approx(gone, rel=1e-10)
+    torch.testing.assert_close(flow.trajectory[1], X + 0.2 * first)
+
+
+def test_flows_share_no_memory():
+    """A second flow starts afresh, not from the last slope of the first."""
+    first, second = (integrate(turning, X, uniform_grid(5), AB2).x for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_guidance_doubles_the_evaluations(solver):
