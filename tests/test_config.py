@@ -341,8 +341,8 @@ def test_settings_are_frozen_all_the_way_down():
 
 @pytest.mark.parametrize("model", [Sample, Evaluate])
 def test_the_settings_of_the_verbs_are_strict_too(model):
-    assert validate(model, {"run": "r", "count": 3}, "here").count == 3
-    for wrong in ({"count": "3"}, {"count": 3.0}, {"count": 0}, {"cuont": 3}, {"run": 3}, {"guidance": -1.0}):
+    assert validate(model, {"run": "r", "count": 30}, "here").count == 30
+    for wrong in ({"count": "3"}, {"count": 30.0}, {"count": 0}, {"cuont": 3}, {"run": 3}, {"guidance": -1.0}):
         with pytest.raises(SettingsError, match=rf"^here: .*{next(iter(wrong))}"):
             validate(model, {"run": "r", **wrong}, "here")
     with pytest.raises(SettingsError, match=r"^here: run is missing"):

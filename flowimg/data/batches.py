@@ -119,8 +119,12 @@ class ImageBatches:
         return index + torch.searchsorted(self._gaps, index, right=True)  # type: ignore[attr-defined]
 
     def some(self, count: int) -> Images:
-        """The first so many of the pictures to learn from, or all, as they are where nothing is drawn at random."""
-        return self._middle(self._learned(torch.arange(min(count, self.size))))
+        """So many of the pictures to learn from, or all, as they are where nothing is drawn at random.
+
+        Evenly spread over the source: one folder after another, the first so many might be of one class.
+        """
+        count = min(count, self.size)
+        return self._middle(self._learned(torch.arange(count) * self.size // count))
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Images that no step sees: the first `count` of those kept apart, or all of them."""

@@ -1,12 +1,12 @@
-"""How well labelled samples fit their class, and whether they vary as the data do.
+"""How well samples fit their class, whether they vary as the data do, and whether they are copies.
 
-agreement   share of samples that a classifier trained on the real pictures gives the label they were asked for
+agreement   share of samples that a classifier of the real pictures gives the label they were asked for
 judge       share of real pictures, kept apart from field and classifier, that the classifier is right on
 spread      root of the summed variances of the pixels within a class, mean over classes; samples over data
 nearest     mean distance to the nearest training picture, over the same between training pictures and their nearest
             others: far below 1 the samples are copies
 
-All on pixels in [-1, 1]: a check for small pictures, not a measure of quality at large.
+Spread and nearest are on pixels in [-1, 1]: a check for small pictures, not a measure of quality at large.
 """
 
 import math
@@ -15,19 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowimg.evaluation.classifier import agreement, train_classifier
-
 QUERIES = 2000
 """Training pictures at most whose distance to their nearest other is measured."""
 
 
-class ImageScores(NamedTuple):
-    """Class agreement and the classifier's own (shares), within-class spread and nearest distance (over the data's)."""
+class Nearest(NamedTuple):
+    """The nearest pictures of each, from near to far: distances and rows, shape (N, k)."""
 
-    agreement: float
-    judge: float
-    spread: float
-    nearest: float
+    distance: Tensor
+    row: Tensor
 
 
 def within_class_spread(x: Tensor, labels: Tensor) -> float:
@@ -36,38 +32,22 @@ def within_class_spread(x: Tensor, labels: Tensor) -> float:
     return float(torch.stack(spreads).mean())
 
 
-def nearest_distance(x: Tensor, others: Tensor, own: Tensor | None = None) -> float:
-    """Mean Euclidean distance from each row of x to the nearest of others, others[own[i]] left out for row i."""
+def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
+    """The k nearest of `others` (M, D) to each row of x (N, D), Euclidean; others[own[i]] is left out for row i."""
     squares = others.square().sum(dim=1)
-    distances = []
-    for rows in torch.arange(len(x)).split(256):
-        score = squares - 2 * x[rows] @ others.T
+    distances, rows = [], []
+    for some in torch.arange(len(x)).split(256):
+        score = squares - 2 * x[some] @ others.T
         if own is not None:
-            score[torch.arange(len(rows)), own[rows]] = float("inf")
+            score[torch.arange(len(some)), own[some]] = float("inf")
         # who is nearest by the fast formula, how far by the exact one, which does not cancel
-        distances.append((x[rows] - others[score.argmin(dim=1)]).norm(dim=1))
-    return float(torch.cat(distances).mean())
+        near = score.topk(k, dim=1, largest=False).indices
+        rows.append(near)
+        distances.append((x[some, None] - others[near]).norm(dim=2))
+    return Nearest(torch.cat(distances), torch.cat(rows))
 
 
-def score_images(
-    samples: Tensor, labels: Tensor, data: Tensor, data_labels: Tensor, unseen: Tensor, unseen_labels: Tensor
-) -> ImageScores:
-    """Scores of labelled samples against the training pictures.
-
-    Args:
-        samples: Shape (N, *D), in [-1, 1].
-        labels: The class each was asked for, shape (N,).
-        data: Training pictures, shape (M, *D), in [-1, 1].
-        data_labels: Their classes, shape (M,).
-        unseen: Real pictures that were not trained on, shape (K, *D).
-        unseen_labels: Their classes, shape (K,).
-    """
-    classifier = train_classifier(data, data_labels, int(data_labels.max()) + 1)
-    x, real = samples.flatten(1), data.flatten(1)
-    some = torch.arange(0, len(real), math.ceil(len(real) / QUERIES))
-    return ImageScores(
-        agreement=agreement(classifier, samples, labels),
-        judge=agreement(classifier, unseen, unseen_labels),
-        spread=within_class_spread(x, labels) / within_class_spread(real, data_labels),
-        nearest=nearest_distance(x, real) / nearest_distance(real[some], real, some),
-    )
+def copying(found: Nearest, data: Tensor) -> float:
+    """Mean distance of samples to their nearest datum, over that of data, shape (M, D), to their nearest others."""
+    some = torch.arange(0, len(data), math.ceil(len(data) / QUERIES))
+    return float(found.distance[:, 0].mean() / nearest(data[some], data, own=some).distance.mean())

@@ -1,24 +1,25 @@
-"""`flowimg evaluate`: a run's samples against its data, in figures; with limits, a gate."""
+"""`flowimg evaluate`: a run's samples against its data, in figures; with limits, a gate; with a sweep, a curve."""
 
-import json
-import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import PartialState
+from torch import nn
 
-from flowimg.config import Evaluate, SettingsError
-from flowimg.data.batches import PointBatches
+from flowimg.config import Config, Evaluate, SettingsError, Solving
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
-from flowimg.jobs.build import build_source, build_toy
+from flowimg.jobs.build import DataFacts, build_toy
 from flowimg.jobs.draw import draw, turns
-from flowimg.jobs.folder import Trained, check_guidance, open_run
-from flowimg.jobs.machine import alone, autocast, pick_device
-from flowimg.sampling.generate import to_uint8
+from flowimg.jobs.figures import Figure, add_figures, describe
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
+from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
+from flowimg.jobs.scores import figures_of, finite, keep, made_how, protocol, text_of
 
-MOST_NUMBERS = 2**28
-"""Numbers of the training pictures that samples are held against, for memory's sake: 60,000 pictures of 38 pixels."""
+COUNT = {"points": 20_000, "images": 1000}
+"""Samples, by kind of data."""
+SHOWN = 8
+"""Samples whose nearest training pictures are shown."""
 
 
 class GateError(Exception):
@@ -27,82 +28,113 @@ class GateError(Exception):
     exit_status = 1
 
 
-def evaluate(settings: Evaluate) -> dict[str, Any]:
+def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluations.jsonl."""
-    alone("evaluate")
-    device = pick_device()
-    run = open_run(settings.run, settings.weights, settings.step, device)
+    state = processes("evaluate")
+    run = open_run(settings.run, settings.weights, settings.step, state.device)
     points = run.config.data.kind == "points"
-    limits = (settings.max_off, settings.max_sw2, settings.max_mass_ratio)
-    if not points and any(limit is not None for limit in limits):
+    _check(settings, run, points)
+    if points and state.num_processes > 1:
+        raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
+    if settings.sweep_nfe or settings.sweep_guidance:
+        from flowimg.jobs.sweep import sweep
+
+        return sweep(settings, run, state)
+    seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
+    with autocast(state.device, settings.precision):
+        found = (
+            measure_points(run.field, run.config, run.facts, settings, seeds)
+            if points
+            else _pictures(settings, run, seeds, state)
+        )
+    leave_together()
+    if found is None:
+        return None
+    how = {"step": run.step, "weights": settings.weights, "arithmetic": settings.precision}
+    record = {**found, **how, "weights_sha256": run.sha256[:16]}
+    keep(run.folder, record)
+    print(protocol(settings.run, record))
+    for name, value in figures_of(record).items():
+        print(f"  {name:<32} {text_of(name, value)}")
+    _gate(settings, record, points)
+    return {"run": settings.run, **finite(record)}
+
+
+def _check(settings: Evaluate, run: Trained, points: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        SettingsError: With the first of it.
+    """
+    for_points = ("max_off", "max_sw2", "max_mass_ratio")
+    if not points and any(getattr(settings, name) is not None for name in for_points):
         raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
-    if not points and not run.facts.classes:
-        raise SettingsError(f"{settings.run} is unconditional: for now only labelled images and points are scored")
-    check_guidance(settings.guidance, run.facts, run.config)
-    seeds = range(settings.seed, settings.seed + (settings.count or (20_000 if points else 1000)))
-    labels = turns(seeds, run.facts.classes)
-    with autocast(device, settings.precision):
-        samples, nfe = draw(run.field, run.config, run.facts, settings, seeds, labels)
+    if points and (settings.max_frechet is not None or settings.features != "proxy" or settings.inception):
+        raise SettingsError("--max-frechet, --features and --inception are for runs on images")
+    if settings.inception and settings.features != "inception":
+        raise SettingsError(f"--inception {settings.inception} needs --features inception")
+    if settings.sweep_guidance and (points or not run.facts.classes):
+        raise SettingsError(f"--sweep-guidance needs a conditional run on images, and {settings.run} is not one")
+    for scale in (settings.guidance, *settings.sweep_guidance):
+        check_guidance(scale, run.facts, run.config)
 
-    scores = _points(run, samples) if points else _images(run, samples, labels)
-    how = {
-        "step": run.step,
-        "weights": settings.weights,
-        "count": len(seeds),
-        "seeds": [seeds[0], seeds[-1]],
-        "solver": settings.solver,
-        "num_steps": settings.num_steps,
-        "nfe": nfe,
-        "guidance": settings.guidance,
-        "precision": settings.precision,
-    }
-    found = {**_finite(scores), **how}
-    with run.folder.evaluations.open("a") as file:
-        file.write(json.dumps(found, allow_nan=False) + "\n")
-    print(
-        f"{settings.run}, step {run.step}, {settings.weights} weights: {len(seeds):,} samples of seeds {seeds[0]} to "
-        f"{seeds[-1]}, {settings.solver}, {settings.num_steps} steps, {nfe} evaluations, "
-        f"guidance {settings.guidance:g}, {settings.precision}"
-    )
-    for name, value in scores.items():
-        print(f"  {name:<32} {_text(value)}")
+
+def _gate(settings: Evaluate, found: dict[str, Any], points: bool) -> None:
+    """Fail where a limit is not kept.
+
+    Raises:
+        GateError: With everything that is above its limit.
+    """
+    limits = (settings.max_off, settings.max_sw2, settings.max_mass_ratio)
+    most = settings.max_frechet
+    broken: list[str] = []
     if points:
-        broken = failures(PointScores(*scores.values()), *limits)
-        if broken:
-            raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
-        if any(limit is not None for limit in limits):
-            print("  within all limits")
-    return {"run": settings.run, **found}
+        broken = failures(PointScores(*(found[name] for name in PointScores._fields)), *limits)
+    elif most is not None and not found["frechet"] <= most:
+        broken = [f"{found['distance']} is {found['frechet']:.4g}, more than {most:g}"]
+    if broken:
+        raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
+    if any(limit is not None for limit in (*limits, most)):
+        print("  within all limits")
 
 
-def _finite(scores: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity: such a score is null there."""
-    return {name: value if isinstance(value, list) or math.isfinite(value) else None for name, value in scores.items()}
+def measure_points(field: nn.Module, config: Config, facts: DataFacts, how: Solving, seeds: range) -> dict[str, Any]:
+    """Scores of points, and how they were made."""
+    drawn = draw(field, config, facts, how, seeds, turns(seeds, facts.classes))
+    toy = build_toy(config)
+    data = toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
+    scores = score_points(drawn.x_1, data, toy.part(drawn.x_1), toy.parts)._asdict()
+    return {**scores, **made_how(how, seeds, drawn.nfe)}
 
 
-def _points(run: Trained, samples: Tensor) -> dict[str, Any]:
-    toy = build_toy(run.config)
-    fresh = toy.sample(torch.rand(len(samples), 3, generator=generator("evaluation")))
-    return score_points(samples, fresh, toy.part(samples), toy.parts)._asdict()
+def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
+    from flowimg.jobs import measure
+
+    yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
+    own = measure.draw_share(
+        run.field, run.config, run.facts, settings, seeds, yard.extractor, state, settings.batch_size
+    )
+    drawn = measure.together(own, seeds, run.facts, state)
+    if drawn is None:
+        return None
+    scores, near = measure.score(drawn, yard)
+    show_nearest(run.folder, run.facts, drawn, near, yard, f"Step {run.step:,}, {describe(settings)}.")
+    return {**scores, **made_how(settings, seeds, drawn.nfe), **measure.told(yard, drawn)}
 
 
-def _images(run: Trained, samples: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    assert labels is not None
-    from flowimg.data.store import to_unit
-    from flowimg.evaluation.images import score_images
+def show_nearest(folder: RunFolder, facts: DataFacts, drawn: Any, near: Any, yard: Any, made: str) -> None:
+    """Some samples beside the training pictures nearest to them, for the report."""
+    from flowimg.figures.pictures import picture_table
 
-    batches = build_source(run.config).load(torch.device("cpu"))
-    assert not isinstance(batches, PointBatches)
-    learned = batches.some(max(1, MOST_NUMBERS // samples[0].numel()))
-    apart, apart_labels = batches.held_out(run.config.data.held_out)
-    assert learned.labels is not None
-    assert apart_labels is not None
-    # as they would be written: whole grey levels
-    seen = to_unit(to_uint8(samples))
-    return score_images(seen, labels, to_unit(learned.pixels), learned.labels, apart, apart_labels)._asdict()
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{share:.3f}" for share in value)
-    return f"{value:.4f}"
+    rows = near.row[:SHOWN]
+    table = torch.cat([drawn.pixels[: len(rows), None], yard.reference.pictures.pixels[rows]], dim=1)
+    names = ["sample", "nearest", *(str(place + 1) for place in range(1, rows.shape[1]))]
+    who = [""] * len(rows) if drawn.labels is None else [facts.classes[label] for label in drawn.labels[: len(rows)]]
+    figure = Figure(
+        "nearest.png",
+        "Is it a copy?",
+        "Samples, and to their right the training pictures nearest to them by pixels, from near to far.",
+        made,
+    )
+    picture_table(table, who, names, folder.figures / figure.file, "Samples and the training pictures nearest to them")
+    add_figures(folder, [figure])

@@ -110,6 +110,7 @@ def _measure(config: Config) -> dict[str, Any]:
         train(config)
         done = [score for score in folder.evaluated() if score["step"] == config.train.steps]
         scores = done[-1] if done else evaluate(Evaluate(run=str(config.run)))
+    assert scores is not None
     records = [record for record in folder.records() if "samples_per_second" in record]
     before = [0, *(record["samples"] for record in records)]
     seconds = sum((r["samples"] - b) / r["samples_per_second"] for r, b in zip(records, before, strict=False))

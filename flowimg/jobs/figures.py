@@ -81,7 +81,7 @@ def draw_figures(run: Trained, how: Solving, seed: int, batches: Batches | None)
     for figure, job in tqdm(jobs, unit="figure", leave=False, disable=None, desc="figures"):
         job(run.folder.figures / figure.file)
         drawn.append(figure)
-    keep_figures(run.folder, drawn)
+    add_figures(run.folder, drawn)
     return drawn
 
 
@@ -91,6 +91,11 @@ def draw_curves(folder: RunFolder, config: Config, batches: Batches | None) -> N
     for figure, job in curve_figures(folder, find_floor(folder, config, batches)):
         job(folder.figures / figure.file)
         drawn.append(figure)
+    add_figures(folder, drawn)
+
+
+def add_figures(folder: RunFolder, drawn: Sequence[Figure]) -> None:
+    """Note figures beside those that are there, in place of older ones of the same file."""
     there = {figure.file for figure in drawn}
     keep_figures(folder, [*(figure for figure in kept_figures(folder) if figure.file not in there), *drawn])
 

@@ -46,6 +46,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return kept
 
 
+def _while_training(evaluation: dict[str, Any]) -> bool:
+    return bool(evaluation.get("during"))
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
@@ -138,10 +142,11 @@ class RunFolder:
         return _lines(self.evaluations)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop metrics past a step, which a continued run will write again; what happened stays."""
-        if self.metrics.exists():
-            lines = [line for line in _lines(self.metrics) if "event" in line or line["step"] <= step]
-            write_text(self.metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        """Drop metrics past a step, which a continued run will write again; what happened, and was asked for, stays."""
+        for path, again in ((self.metrics, lambda line: "event" not in line), (self.evaluations, _while_training)):
+            if path.exists():
+                lines = [line for line in _lines(path) if line["step"] <= step or not again(line)]
+                write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def check_links(folder: RunFolder) -> None:

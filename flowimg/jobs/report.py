@@ -11,6 +11,7 @@ from flowimg.figures.report import Scores, Shot, Told, compare_page, report_page
 from flowimg.jobs.figures import draw_curves, kept_figures
 from flowimg.jobs.folder import RunFolder, find_run, write_text
 from flowimg.jobs.machine import alone
+from flowimg.jobs.scores import HOW, figures_of, protocol
 
 FIELDS = {"mlp": "An MLP", "unet": "A U-Net"}
 """How a field is called in a sentence; one that is not here by its kind."""
@@ -63,7 +64,7 @@ def tell(folder: RunFolder, running: bool = False, moving: bool = True) -> Told:
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         pictures=pictures,
         curves=curves,
-        evaluations=[_scores(evaluation) for evaluation in folder.evaluated()],
+        evaluations=[_scores(folder.path.name, evaluation) for evaluation in folder.evaluated()],
         commands=_commands(folder, config, done),
         changed=_changed(config),
         settings=dump(config),
@@ -106,18 +107,13 @@ def _shots(folder: RunFolder, config: Config, moving: bool) -> tuple[list[Shot],
     return pictures, curves
 
 
-def _scores(evaluation: dict[str, Any]) -> Scores:
-    how = {key: _value(evaluation.get(key)) for key in HOW}
-    words = (
-        f"step {how['step']}, {how['weights']} weights, {how['count']} samples of seeds {how['seeds']}; "
-        f"{how['solver']}, {how['num_steps']} steps, {how['nfe']} evaluations each, guidance {how['guidance']}, "
-        f"{how['precision']}"
-    )
-    return Scores(words, [(name, _value(value)) for name, value in evaluation.items() if name not in HOW])
-
-
-HOW = ("step", "weights", "count", "seeds", "solver", "num_steps", "nfe", "guidance", "precision")
-"""What an evaluation says of how it was made."""
+def _scores(run: str, evaluation: dict[str, Any]) -> Scores:
+    """An evaluation as the page tells it; one of another version may lack what this one expects."""
+    try:
+        words = protocol(run, evaluation)
+    except (KeyError, TypeError, ValueError, IndexError):
+        words = ", ".join(f"{name} {_value(evaluation[name])}" for name in HOW if name in evaluation)
+    return Scores(words, [(name, _value(value)) for name, value in figures_of(evaluation).items()])
 
 
 def _commands(folder: RunFolder, config: Config, done: bool) -> list[tuple[str, str]]:

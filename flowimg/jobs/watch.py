@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,11 +21,13 @@ from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
 from flowimg.jobs.build import Batches, DataFacts, architecture_of
 from flowimg.jobs.draw import draw, show, turns
+from flowimg.jobs.evaluate import measure_points
 from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.machine import MachineError
 from flowimg.jobs.report import write_report
+from flowimg.jobs.scores import figures_of, keep, made_how
 from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
 from flowimg.jobs.status import Status
 from flowimg.jobs.track import track_numbers, track_picture
@@ -65,6 +67,7 @@ def callbacks(
         tell,
         _metrics(config, folder, batches, began, until, last, _progress(accelerator, began, until)),
         _grids(config, folder, facts, began, until, wishes, status),
+        *([_evaluations(config, folder, facts, began, until, wishes, status)] if config.train.evaluate_every else []),
         _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status, thread),
         *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
     ]
@@ -218,6 +221,50 @@ def _grids(
                     print(f"warning   no grid at step {state.step} ({error})")
         state.field.train(training)
         accelerator.wait_for_everyone()
+        status.at("training")
+
+    return callback
+
+
+def _evaluations(
+    config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int, wishes: Wishes, status: Status
+) -> Callback:
+    """Measure the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
+    every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
+    yard: Any = None
+
+    def pictures(state: Training) -> dict[str, Any] | None:
+        nonlocal yard
+        from flowimg.jobs import measure
+
+        processes = PartialState()
+        yard = yard or measure.find_yardstick(config, config.train.evaluate_features, None, False, processes)
+        own = None
+        with state.accelerator.autocast(), _interruptible(state.ema, wishes):
+            own = measure.draw_share(state.ema, config, facts, config.grid, seeds, yard.extractor, processes)
+        drawn = measure.together(own, seeds, facts, processes)
+        if drawn is None:
+            return None
+        return {**measure.score(drawn, yard)[0], **made_how(config.grid, seeds, drawn.nfe), **measure.told(yard, drawn)}
+
+    def callback(state: Training) -> None:
+        if state.seen.stop or state.step == 0 or not _due(state, every, began, until):
+            return
+        status.at("evaluating")
+        found = None
+        if config.data.kind == "images":
+            found = pictures(state)
+        elif state.accelerator.is_main_process:
+            with state.accelerator.autocast(), _interruptible(state.ema, wishes):
+                found = measure_points(state.ema, config, facts, config.grid, seeds)
+        if found is not None:
+            how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}
+            keep(folder, {**found, **how})
+            figures = figures_of(found)
+            name = "frechet" if "frechet" in found else "off"
+            print(f"evaluated step {state.step}: {found.get('distance', name)} {found[name]:.4g}", flush=True)
+            track_numbers(state.accelerator, {"step": state.step, **{f"evaluation/{k}": v for k, v in figures.items()}})
+        state.accelerator.wait_for_everyone()
         status.at("training")
 
     return callback

@@ -157,11 +157,12 @@ def test_whatever_is_kept_apart_the_rest_is_learned_each_once(n, share, seed):
     assert batches.some(10**6).labels.tolist() == sorted(seen.tolist())
 
 
-def test_some_are_the_first_that_are_learned_as_they_are():
+def test_some_are_spread_evenly_over_those_that_are_learned_and_are_as_they_are():
     batches = image_batches(flip=True)
     some = batches.some(30)
     kept = set(batches.held_out(20)[1].tolist())
-    assert some.labels.tolist() == [n for n in range(120) if n not in kept][:30]
+    learned = [n for n in range(120) if n not in kept]
+    assert some.labels.tolist() == [learned[place * len(learned) // 30] for place in range(30)]
     assert torch.equal(some.pixels, pictures().pixels[some.labels]) and some.classes == pictures().classes
 
 

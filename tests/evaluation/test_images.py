@@ -1,4 +1,4 @@
-"""Scores of pictures, on samples whose scores are known: the data themselves, class means, wrong labels."""
+"""Spread, copies and agreement, on samples whose scores are known: the data themselves, class means, wrong labels."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
 
-from flowimg.evaluation.images import nearest_distance, score_images, within_class_spread
+from flowimg.evaluation.classifier import agreement, train_classifier
+from flowimg.evaluation.images import copying, nearest, within_class_spread
 
 
 @pytest.fixture(scope="module")
@@ -15,49 +16,44 @@ def digits():
     return torch.from_numpy(bunch.images).float()[:, None] / 8 - 1, torch.from_numpy(bunch.target).long()
 
 
-def test_the_data_score_as_the_data(digits):
-    pictures, labels = digits
-    scores = score_images(pictures, labels, pictures, labels, pictures[:9], labels[:9])
-    assert scores.agreement > 0.99
-    assert scores.spread == pytest.approx(1)
-    assert scores.nearest == 0
+@pytest.fixture(scope="module")
+def judge(digits):
+    """A classifier that saw every second digit."""
+    return train_classifier(digits[0][::2], digits[1][::2], 10)
 
 
-def test_pictures_the_classifier_never_saw_score_nearly_as_the_data(digits):
-    pictures, labels = digits
-    scores = score_images(pictures[1::2], labels[1::2], pictures[::2], labels[::2], pictures[1::2], labels[1::2])
-    assert 0.96 < scores.agreement < 1
-    assert scores.judge == scores.agreement
-    assert scores.spread == pytest.approx(1, abs=0.05)
-    assert scores.nearest == pytest.approx(1, abs=0.05)
+def copied(samples, data):
+    return copying(nearest(samples.flatten(1), data.flatten(1)), data.flatten(1))
 
 
-def test_class_means_agree_and_do_not_vary(digits):
+def test_the_data_are_copies_of_themselves_and_others_are_not(digits):
+    pictures, _ = digits
+    assert copied(pictures[:500], pictures) == 0
+    assert copied(pictures[1::2], pictures[::2]) == pytest.approx(1, abs=0.05)
+
+
+def test_pictures_the_judge_never_saw_agree_with_their_labels_and_shuffled_labels_by_chance(digits, judge):
+    pictures, labels = digits[0][1::2], digits[1][1::2]
+    assert 0.96 < agreement(judge, pictures, labels) < 1
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    assert agreement(judge, pictures, shuffled) == pytest.approx(0.1, abs=0.04)
+    assert within_class_spread(pictures.flatten(1), shuffled) > 1.1 * within_class_spread(pictures.flatten(1), labels)
+
+
+def test_class_means_agree_and_do_not_vary(digits, judge):
     pictures, labels = digits
     means = torch.stack([pictures[labels == label].mean(0) for label in range(10)])
     asked = torch.arange(10).repeat(5)
-    scores = score_images(means[asked], asked, pictures, labels, pictures[:9], labels[:9])
-    assert scores.agreement > 0.85
-    assert scores.spread == pytest.approx(0, abs=1e-6)
-    assert scores.nearest > 0.5
-
-
-def test_pictures_with_shuffled_labels_agree_by_chance_and_vary_too_much(digits):
-    pictures, labels = digits
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    scores = score_images(pictures, shuffled, pictures, labels, pictures[:9], labels[:9])
-    assert scores.agreement == pytest.approx(0.1, abs=0.03)
-    assert scores.spread > 1.1
-    assert scores.nearest == 0
+    assert agreement(judge, means[asked], asked) > 0.85
+    assert within_class_spread(means[asked].flatten(1), asked) == pytest.approx(0, abs=1e-6)
+    assert copied(means, pictures) > 0.5
 
 
 def test_copies_with_noise_are_near_and_noise_is_far(digits):
-    pictures, labels = digits
+    pictures, _ = digits
     noise = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    near = score_images(pictures[:300] + 0.01 * noise, labels[:300], pictures, labels, pictures[:9], labels[:9]).nearest
-    far = score_images(noise, labels[:300], pictures, labels, pictures[:9], labels[:9]).nearest
-    assert 0 < near < 0.1
-    assert far > 2
+    assert 0 < copied(pictures[:300] + 0.01 * noise, pictures) < 0.1
+    assert copied(noise, pictures) > 2
 
 
 def test_spread_is_the_root_of_the_summed_variances_within_each_class():
@@ -69,20 +65,29 @@ def test_spread_is_the_root_of_the_summed_variances_within_each_class():
 
 
 @pytest.mark.parametrize("count", [1, 511, 512, 513, 1100])
-def test_nearest_distance_is_that_of_a_tree(count):
+def test_nearest_is_that_of_a_tree(count):
     rng = np.random.default_rng(0)
     x, others = rng.normal(size=(count, 4)), rng.normal(size=(700, 4))
     wanted = cKDTree(others).query(x)[0].mean()
-    assert nearest_distance(torch.from_numpy(x), torch.from_numpy(others)) == pytest.approx(wanted, rel=1e-9)
+    assert nearest(torch.from_numpy(x), torch.from_numpy(others)).distance.mean() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_nearest_k_are_those_of_a_tree(k):
+    rng = np.random.default_rng(0)
+    x, others = rng.normal(size=(300, 4)), rng.normal(size=(70, 4))
+    distance, row = cKDTree(others).query(x, k=[*range(1, k + 1)])
+    found = nearest(torch.from_numpy(x), torch.from_numpy(others), k)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-9)
+    assert found.row.tolist() == row.tolist()
 
 
 @pytest.mark.parametrize("count", [2, 512, 1100])
-def test_nearest_distance_within_a_set_passes_over_the_row_itself_but_not_over_its_copies(count):
+def test_nearest_within_a_set_passes_over_the_row_itself_but_not_over_its_copies(count):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, 4))
     wanted = cKDTree(x).query(x, k=2)[0][:, 1].mean()
-    assert nearest_distance(torch.from_numpy(x), torch.from_numpy(x), torch.arange(count)) == pytest.approx(
-        wanted, rel=1e-9
-    )
-    twice = torch.from_numpy(np.concatenate([x, x]))
-    assert nearest_distance(twice, twice, torch.arange(2 * count)) == 0
+    same = torch.from_numpy(x)
+    assert nearest(same, same, own=torch.arange(count)).distance.mean() == pytest.approx(wanted, rel=1e-9)
+    twice = torch.cat([same, same])
+    assert nearest(twice, twice, own=torch.arange(2 * count)).distance.max() == 0

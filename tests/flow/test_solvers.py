@@ -224,7 +224,7 @@ def test_evaluations_of_a_step(name, each):
 
 
 def test_a_multistep_solver_goes_along_the_line_through_two_slopes():
-    """Two steps of other lengths, by hand: the integral of the line through both slopes, which numpy's polyfit finds."""
+    """Two steps of other lengths: the second is the integral of the line that numpy's polyfit finds."""
     times = torch.tensor([0.1, 0.3, 0.8], dtype=torch.float64)
     flow = integrate(quickening, X, times, AB2, trajectory=True)
     first, second = (quickening(flow.trajectory[n], times[n : n + 1]) for n in (0, 1))

@@ -35,7 +35,7 @@ def test_a_report_tells_the_whole_run(run, capsys):
     told = words(page)
     for said in (
         "An MLP of 59,522 parameters, on checkerboard", "2 steps of 16 (32 samples)", "trained: step 2 of 2",
-        "200 samples of seeds 0, 199", "300 samples of seeds 0, 299", "euler, 2 steps, 2 evaluations each",
+        "200 samples of seeds 0 to 199", "300 samples of seeds 0 to 299", "euler, 2 steps, 2 evaluations",
         f"flowimg train {run}", f"flowimg sample {run}", f"flowimg evaluate {run}",
         "field.x_frequencies 16 0", "optim.lr 0.005 0.001", "torch 2.",
     ):  # fmt: skip

@@ -1,0 +1,239 @@
+"""What the samples of a run are measured with: the run's data, and a network whose features both are compared in."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from flowimg.config import Config, Solving
+from flowimg.data.batches import Pictures
+from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays, write_whole
+from flowimg.data.store import Images, to_unit
+from flowimg.evaluation import extractors
+from flowimg.evaluation.classifier import Classifier, agreement, train_classifier
+from flowimg.evaluation.distances import NEAREST, Moments, frechet, kid, merge, moments, neighbourhoods
+from flowimg.evaluation.extractors import Extractor
+from flowimg.evaluation.images import Nearest, copying, nearest, within_class_spread
+from flowimg.jobs.build import DataFacts, build_source
+from flowimg.jobs.draw import share, stream, turns
+from flowimg.sampling.generate import to_uint8
+
+KEPT = 10_000
+"""Features, and samples, that KID and neighbourhoods are taken of; the Fréchet distance is of all."""
+MOST_PICTURES = 200_000
+"""Training pictures that the reference is made of at most."""
+MOST_NUMBERS = 2**28
+"""Numbers of the training pictures that samples are held against, for memory's sake: 60,000 pictures of 38 pixels."""
+BATCH = 250
+
+
+class Reference(NamedTuple):
+    """The data in features: their moments and some features, (N, F); the pictures; and what it is called."""
+
+    name: str
+    sha256: str
+    moments: Moments
+    features: Tensor
+    pictures: Images
+    apart: tuple[Tensor, Tensor | None]
+
+
+class Yardstick(NamedTuple):
+    """A network, the data in its features (on the first process alone), and a judge of labels where there are any."""
+
+    extractor: Extractor
+    reference: Reference | None
+    judge: Classifier | None
+
+
+class Drawn(NamedTuple):
+    """Samples in features: moments of all of them, and of the first `KEPT` features, pixels and labels."""
+
+    number: int
+    nfe: int
+    moments: Moments
+    features: Tensor
+    pixels: Tensor
+    labels: Tensor | None
+
+
+def find_yardstick(
+    config: Config, features: str, weights: str | None, download: bool, state: PartialState
+) -> Yardstick:
+    """The network that is asked for, and the run's data seen by it; kept in the cache folder for the next time.
+
+    Raises:
+        ExtractorError: If there is no such network.
+    """
+    with state.main_process_first():  # one fills the cache, the others read it
+        # a run without labels may be judged by those of its data
+        labelled = config.model_copy(update={"data": config.data.model_copy(update={"labels": True})})
+        source = build_source(labelled)
+        batches = source.load(torch.device("cpu"))
+        assert not hasattr(batches, "toy")
+        cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
+        pictures = batches.some(MOST_PICTURES)
+        judge = None
+        if source.facts.classes:
+            judge = _judge(cache, batches.fingerprint, pictures, len(source.facts.classes))
+        extractor = _extractor(features, weights, download, source.facts, judge, state.device)
+        reference = None
+        if state.is_main_process:
+            reference = _reference(config, cache, batches, pictures, extractor)
+    return Yardstick(extractor, reference, judge)
+
+
+def _extractor(
+    features: str, weights: str | None, download: bool, facts: DataFacts, judge: Classifier | None, device: torch.device
+) -> Extractor:
+    if features == "inception":
+        return extractors.inception(weights, download, device)
+    if features == "proxy" and judge is not None:
+        return extractors.classifier_features(judge, device)
+    if features in ("proxy", "proxy-random"):
+        return extractors.random_convolutions(facts.shape[0], facts.shape[1], device)
+    return extractors.transformer(features, download, device)
+
+
+def _judge(cache: Path, fingerprint: str | None, pictures: Images, classes: int) -> Classifier:
+    """A classifier of the data, trained once."""
+    assert pictures.labels is not None
+    path = cache / "classifiers" / f"{name_of(fingerprint, len(pictures.labels), classes, 1)}.safetensors"
+    if path.is_file():
+        model = Classifier(pictures.pixels.shape[1], classes)
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    print("training   a classifier of the real pictures, once; samples are compared in what it sees", flush=True)
+    model = train_classifier(pictures.pixels, pictures.labels, classes)
+    write_whole(path, lambda file: shutil.copyfileobj(io.BytesIO(save(model.state_dict())), file))
+    return model
+
+
+def _reference(config: Config, cache: Path, batches: Pictures, pictures: Images, extractor: Extractor) -> Reference:
+    count = len(pictures.pixels)
+    sha256 = name_of(batches.fingerprint, count, config.data.held_out)
+    path = cache / "references" / f"{name_of(sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
+    kept = read_arrays(path)
+    if kept is None:
+        found, parts, wanted = None, [], torch.arange(min(count, KEPT)) * count // min(count, KEPT)
+        bar = tqdm(total=count, unit="picture", desc="the data in features", leave=False, disable=None)
+        for rows in torch.arange(count).split(BATCH):
+            seen = extractor.features(pictures.pixels[rows[0] : rows[-1] + 1]).float().cpu()
+            found = moments(seen) if found is None else merge(found, moments(seen))
+            parts.append(seen[wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]])
+            bar.update(len(rows))
+        bar.close()
+        assert found is not None
+        features = torch.cat(parts)
+        keep_arrays(
+            path, mean=found.mean.cpu().numpy(), covariance=found.covariance.cpu().numpy(), features=features.numpy()
+        )
+    else:
+        found = Moments(count, torch.from_numpy(kept["mean"]), torch.from_numpy(kept["covariance"]))
+        features = torch.from_numpy(kept["features"])
+    name = f"{count:,} training pictures of {config.data.source}, {config.data.split}"  # type: ignore[union-attr]
+    return Reference(name, sha256, found, features, pictures, batches.held_out(config.data.held_out))
+
+
+class Share(NamedTuple):
+    """What one process drew: evaluations counted, features, and the pixels among the first `KEPT`."""
+
+    nfe: int
+    features: Tensor
+    pixels: Tensor
+
+
+def draw_share(
+    field: nn.Module,
+    config: Config,
+    facts: DataFacts,
+    how: Solving,
+    seeds: range,
+    extractor: Extractor,
+    state: PartialState,
+    batch_size: int | None = None,
+) -> Share:
+    """Draw this process's share of the samples of these seeds, and see them; pixels past the first are let go."""
+    mine = share(range(len(seeds)), state.process_index, state.num_processes)
+    labels = turns(seeds, facts.classes)
+    wanted = None if labels is None else labels[list(mine)]
+    features, pixels = [torch.empty(0)], [torch.empty(0, dtype=torch.uint8)]
+    nfe = done = 0
+    shown = None if state.is_main_process else True
+    with tqdm(total=len(mine), unit="sample", leave=False, disable=shown) as bar:
+        for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
+            seen = to_uint8(batch.x_1.float())
+            features.append(extractor.features(seen).float().cpu())
+            if mine[done] < KEPT:
+                pixels.append(seen)
+            nfe = max(nfe, batch.nfe)
+            done += len(seen)
+            bar.update(len(seen))
+    return Share(nfe, torch.cat(features[1:] or features), torch.cat(pixels[1:] or pixels))
+
+
+def together(own: Share | None, seeds: range, facts: DataFacts, state: PartialState) -> Drawn | None:
+    """The shares of all processes, in order, on the first; None elsewhere, and where a process gave up its own."""
+    shares: list[Share | None] = gather_object([own])
+    drawn = [part for part in shares if part is not None]
+    if not state.is_main_process or len(drawn) < len(shares):
+        return None
+    features = torch.cat([part.features for part in drawn if len(part.features)])
+    pixels = torch.cat([part.pixels for part in drawn if len(part.pixels)])[:KEPT]
+    labels = turns(seeds[:KEPT], facts.classes)
+    nfe = max(part.nfe for part in drawn)
+    return Drawn(len(seeds), nfe, moments(features), features[:KEPT], pixels, labels)
+
+
+def distance(drawn: Drawn, yard: Yardstick) -> float:
+    """The Fréchet distance of samples, on the first process."""
+    assert yard.reference is not None
+    return frechet(yard.reference.moments, drawn.moments)
+
+
+def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, float], Nearest]:
+    """All scores of samples, on the first process, and the training pictures nearest to them."""
+    reference = yard.reference
+    assert reference is not None
+    mean, spread = kid(reference.features, drawn.features)
+    scores = {"frechet": distance(drawn, yard), "kid": mean, "kid_spread": spread}
+    if min(len(reference.features), len(drawn.features)) > NEAREST:
+        scores |= neighbourhoods(reference.features, drawn.features)._asdict()
+    pixels = reference.pictures.pixels
+    most = max(1, MOST_NUMBERS // pixels[0].numel())
+    some = torch.arange(min(most, len(pixels))) * len(pixels) // min(most, len(pixels))
+    data = to_unit(pixels.index_select(0, some)).flatten(1)
+    x = to_unit(drawn.pixels).flatten(1)
+    found = nearest(x[:1000], data, min(4, len(data)))
+    found = found._replace(row=some[found.row])
+    scores["nearest"] = copying(found, data)
+    apart, apart_labels = reference.apart
+    if drawn.labels is not None and yard.judge is not None:
+        assert apart_labels is not None
+        assert reference.pictures.labels is not None
+        scores |= {
+            "agreement": agreement(yard.judge, to_unit(drawn.pixels), drawn.labels),
+            "judge": agreement(yard.judge, apart, apart_labels),
+            "spread": within_class_spread(x, drawn.labels) / within_class_spread(data, reference.pictures.labels[some]),
+        }
+    return scores, found
+
+
+def told(yard: Yardstick, drawn: Drawn) -> dict[str, Any]:
+    """What the figures were measured with, for the protocol line."""
+    assert yard.reference is not None
+    return {
+        "distance": extractors.distance_name(yard.extractor, drawn.number),
+        "features": yard.extractor.name,
+        "features_sha256": yard.extractor.sha256[:16],
+        "resize": yard.extractor.resize,
+        "reference": yard.reference.name,
+        "reference_hash": yard.reference.sha256[:16],
+    }

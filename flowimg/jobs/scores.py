@@ -1,0 +1,87 @@
+"""What is kept of an evaluation: its figures, and everything they depend on."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flowimg.config import Solving
+from flowimg.jobs.folder import RunFolder
+
+SHARES = ("precision", "recall", "coverage", "agreement", "judge")
+"""Figures that are shares of 1."""
+
+
+def made_how(how: Solving, seeds: Sequence[int], nfe: int) -> dict[str, Any]:
+    """How samples were made, as far as the solver goes."""
+    return {
+        "count": len(seeds),
+        "seeds": [seeds[0], seeds[-1]],
+        "solver": how.solver,
+        "num_steps": how.num_steps if how.solver != "dopri5" else None,
+        "times": how.times,
+        "shift": how.shift,
+        "tolerance": how.tolerance if how.solver == "dopri5" else None,
+        "nfe": nfe,
+        "guidance": how.guidance,
+        "guidance_interval": list(how.guidance_interval),
+    }
+
+
+HOW = (
+    *made_how(Solving(), range(1), 0),
+    *("step", "weights", "arithmetic", "weights_sha256"),
+    *("distance", "features", "features_sha256", "resize", "reference", "reference_hash", "during"),
+)
+"""What an evaluation says of how it was made."""
+
+
+def keep(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Add an evaluation to RUN/evaluations.jsonl."""
+    with folder.evaluations.open("a") as file:
+        file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN and no infinity: such a score is null there."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+
+
+def protocol(run: str, found: dict[str, Any]) -> str:
+    """One line that tells all that the figures depend on."""
+    solver = f"dopri5 at {found['tolerance']:g}" if found["solver"] == "dopri5" else found["solver"]
+    parts = [
+        f"{found['count']:,} samples of seeds {found['seeds'][0]} to {found['seeds'][1]}",
+        solver if found["num_steps"] is None else f"{solver}, {found['num_steps']} steps",
+        *([f"{found['times']} times"] if found["times"] != "uniform" else []),
+        *([f"shift {found['shift']:g}"] if found["shift"] != 1 else []),
+        f"{found['nfe']} evaluations",
+        f"guidance {found['guidance']:g}"
+        + (f" from t = {found['guidance_interval'][0]:g} to {found['guidance_interval'][1]:g}"
+           if found["guidance"] != 1 and found["guidance_interval"] != [0.0, 1.0] else ""),
+        found["arithmetic"],
+    ]  # fmt: skip
+    if "features" in found:
+        parts += [
+            f"against {found['reference']} ({found['reference_hash']})",
+            f"features {found['features']} ({found['features_sha256']}), resize {found['resize']}",
+        ]
+    hashed = f" ({found['weights_sha256']})" if "weights_sha256" in found else ""
+    return f"{run}, step {found['step']}, {found['weights']} weights{hashed}: {', '.join(parts)}"
+
+
+def figures_of(found: dict[str, Any]) -> dict[str, Any]:
+    """The figures alone, by the names that people know them by."""
+    kept = {name: value for name, value in found.items() if name not in HOW and not isinstance(value, str)}
+    if "frechet" in kept:
+        kept = {found["distance"] if name == "frechet" else name: value for name, value in kept.items()}
+    return kept
+
+
+def text_of(name: str, value: Any) -> str:
+    """A figure as it is printed."""
+    if isinstance(value, list):
+        return " ".join(f"{share:.3f}" for share in value)
+    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.4f}"

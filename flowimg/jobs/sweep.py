@@ -1,0 +1,129 @@
+"""The sweeps of `flowimg evaluate`: distance over evaluations, and quality over guidance; each a figure and a table."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import PartialState
+
+from flowimg.config import Evaluate
+from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
+from flowimg.jobs import measure
+from flowimg.jobs.evaluate import COUNT, measure_points
+from flowimg.jobs.figures import Figure, add_figures
+from flowimg.jobs.folder import Trained, write_text
+from flowimg.jobs.machine import autocast, leave_together
+from flowimg.jobs.scores import finite
+
+STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}
+"""Evaluations a step, to turn those asked for into steps; the ones told are counted."""
+CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
+"""How the flow is followed that the others are compared with."""
+
+
+def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, Any] | None:
+    """Evaluate again and again, with the same seeds; draw what came of it into RUN/figures."""
+    seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
+    points = run.config.data.kind == "points"
+    yard = None
+    if not points:
+        yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
+
+    def scored(**change: Any) -> dict[str, Any] | None:
+        how = settings.model_copy(update=change)
+        with autocast(state.device, settings.precision):
+            if yard is None:
+                found = measure_points(run.field, run.config, run.facts, how, seeds)
+                return {**found, "score": found["sw2"]}
+            own = measure.draw_share(
+                run.field, run.config, run.facts, how, seeds, yard.extractor, state, settings.batch_size
+            )
+        drawn = measure.together(own, seeds, run.facts, state)
+        if drawn is None:
+            return None
+        # neighbourhoods take as long as the samples, and tell nothing of a solver
+        if "guidance" not in change:
+            return {**measure.told(yard, drawn), "nfe": drawn.nfe, "score": measure.distance(drawn, yard)}
+        scores, _ = measure.score(drawn, yard)
+        return {**measure.told(yard, drawn), "nfe": drawn.nfe, **scores, "score": scores["frechet"]}
+
+    told = (_guidance if settings.sweep_guidance else _nfe)(settings, run, scored, seeds, state)
+    leave_together()
+    return told
+
+
+def _nfe(
+    settings: Evaluate, run: Trained, scored: Any, seeds: Sequence[int], state: PartialState
+) -> dict[str, Any] | None:
+    first = state.is_main_process
+    best = scored(**CONVERGED)
+    grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
+    grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
+    rows = []
+    for solver in settings.sweep_solvers:
+        for times, shift in grids:
+            steps = sorted({wanted // STAGES.get(solver, 1) for wanted in settings.sweep_nfe} - {0})
+            # EDM's grid of one step would not go from 0 to 1
+            for num_steps in (n for n in steps if n > 1 or times == "uniform"):
+                found = scored(solver=solver, times=times, shift=shift, num_steps=num_steps)
+                if found is None:
+                    continue
+                grid = times if shift == 1 else f"{times}, shift {shift:g}"
+                rows.append({"solver": solver, "grid": grid, "num_steps": num_steps, **found})
+                print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
+    if not first:
+        return None
+    name = best.get("distance", "sliced Wasserstein-2")
+    converged = best["score"]
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        lines.setdefault((row["solver"], row["grid"]), []).append((row["nfe"], row["score"]))
+    print(f"converged ({best['nfe']} evaluations of dopri5 at 1e-5): {name} {converged:.4g}")
+    enough = {f"{solver}, {grid}": least(points, converged) for (solver, grid), points in lines.items()}
+    for way, n in enough.items():
+        print(f"  {way:<32} {'more than were tried' if n is None else f'{n} evaluations'} to within {100 * NEAR:.0f} %")
+    made = f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {settings.weights} weights."
+    figure = Figure("nfe.png", "How many evaluations it takes", "The same seeds, followed in many ways.", made)
+    nfe_figure(lines, converged, name, run.folder.figures / figure.file)
+    rows = [finite(row) for row in rows]
+    return _kept(run, settings, figure, {"converged": finite(best), "rows": rows, "enough": enough})
+
+
+def least(points: Sequence[tuple[int, float]], converged: float) -> int | None:
+    """The least evaluations from which on the distance stays within `NEAR` of the converged one; None if none do."""
+    enough = None
+    for nfe, distance in sorted(points, reverse=True):
+        if abs(distance - converged) > NEAR * converged:
+            break
+        enough = nfe
+    return enough
+
+
+def _guidance(
+    settings: Evaluate, run: Trained, scored: Any, seeds: Sequence[int], state: PartialState
+) -> dict[str, Any] | None:
+    rows = []
+    for scale in sorted(settings.sweep_guidance):
+        found = scored(guidance=scale)
+        if found is not None:
+            rows.append({"scale": scale, **finite(found)})
+            said = f"agreement {found['agreement']:.3f}, coverage {found['coverage']:.3f}, {found['score']:.4g}"
+            print(f"  guidance {scale:<6g} {found['nfe']:>4} evaluations  {said}", flush=True)
+    if not state.is_main_process:
+        return None
+    low, high = settings.guidance_interval
+    within = "" if (low, high) == (0, 1) else f", guided from t = {low:g} to {high:g}"
+    made = f"Step {run.step:,}, {len(seeds):,} samples a scale, seeds from {seeds[0]}{within}."
+    figure = Figure("guidance.png", "What guidance buys, and costs", "The same seeds at rising scale.", made)
+    guidance_figure(rows, rows[0]["judge"], rows[0]["distance"], run.folder.figures / figure.file)
+    return _kept(run, settings, figure, {"rows": rows})
+
+
+def _kept(run: Trained, settings: Evaluate, figure: Figure, found: dict[str, Any]) -> dict[str, Any]:
+    """Note the figure for the report, and keep its numbers beside it."""
+    add_figures(run.folder, [figure])
+    path = run.folder.figures / figure.file
+    how = settings.model_dump(mode="json", exclude={"run"})
+    write_text(path.with_suffix(".json"), json.dumps({"step": run.step, "how": how, **found}, indent=1) + "\n")
+    print(path)
+    return {"run": settings.run, "step": run.step, "figure": str(path), **found}

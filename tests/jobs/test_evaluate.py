@@ -1,0 +1,244 @@
+"""`flowimg evaluate` and its sweeps on runs of two steps: what is told, kept, drawn and refused; no quality here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import write_settings
+
+from flowimg.cli import main
+from flowimg.evaluation.distances import frechet, moments
+from flowimg.evaluation.extractors import random_convolutions
+from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.sweep import least
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--count", "40", "--num-steps", "2")
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A copy of one of the tiny runs."""
+
+    def run(name):
+        return Path(shutil.copytree(getattr(tiny, name), tmp_path / name))
+
+    return run
+
+
+def evaluated(folder):
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_pictures_with_labels_are_scored_and_all_that_decides_it_is_told(run, capsys):
+    folder = run("classes")
+    main(["evaluate", str(folder), *QUICK])
+    found = evaluated(folder)[-1]
+    shares = ("precision", "recall", "coverage", "agreement", "judge")
+    assert all(0 <= found[name] <= 1 for name in shares)
+    assert found["frechet"] > 1 and found["kid"] > 0 and found["nearest"] > 0
+    assert (found["distance"], found["features"]) == ("FD@40", "proxy-classifier")
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith(str(folder)))
+    for word in (
+        "40 samples of seeds 0 to 39",
+        "euler, 2 steps",
+        "2 evaluations",
+        "fp32",
+        "ema weights",
+        "resize none",
+        found["reference_hash"],
+        found["features_sha256"],
+        found["weights_sha256"],
+        "training pictures of digits",
+    ):
+        assert word in line, word  # fmt: skip
+    assert "FD@40 " in said and "FID" not in said
+    manifest = json.loads((folder / "checkpoints/step_00000002/manifest.json").read_text())
+    assert manifest["ema.safetensors"]["sha256"].startswith(found["weights_sha256"])
+
+
+def test_the_distance_is_that_of_the_pictures_that_sample_writes(run, tmp_path):
+    """Drawn again by another verb, read from its PNGs, and set against the data that scikit-learn has."""
+    from sklearn.datasets import load_digits
+
+    folder = run("plain")
+    main(["evaluate", str(folder), *QUICK, "--features", "proxy-random", "--seed", "7"])
+    main(["sample", str(folder), *QUICK, "--seed", "7", "--out", str(tmp_path / "out")])
+    drawn = [np.array(Image.open(path)) for path in sorted((tmp_path / "out/images").glob("*.png"))]
+    extractor = random_convolutions(1, 8, torch.device("cpu"))
+    data = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
+    assert len(drawn) == 40
+    apart = {bytes(p) for p in _held_out(folder)}
+    real = np.stack([picture for picture in data if picture.tobytes() not in apart])
+    seen = [extractor.features(torch.from_numpy(np.stack(part))[:, None]) for part in (real, drawn)]
+    assert evaluated(folder)[-1]["frechet"] == pytest.approx(frechet(*map(moments, seen)), rel=1e-4)
+
+
+def _held_out(folder):
+    from flowimg.config import load
+    from flowimg.jobs.build import build_source
+
+    pictures, _ = build_source(load(str(folder / "config.yaml"))).load(torch.device("cpu")).held_out(100)
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).numpy().reshape(len(pictures), -1)
+
+
+def test_a_run_without_labels_is_judged_by_those_of_its_data(run):
+    folder = run("plain")
+    main(["evaluate", str(folder), *QUICK])
+    found = evaluated(folder)[-1]
+    assert found["features"] == "proxy-classifier" and "agreement" not in found and found["frechet"] > 0
+
+
+def test_the_same_twice_is_the_same_and_other_seeds_are_not(run):
+    folder = run("plain")
+    for seed in ("0", "0", "40"):
+        main(["evaluate", str(folder), *QUICK, "--seed", seed, "--batch-size", str(7 + int(seed))])
+    first, second, third = (found["frechet"] for found in evaluated(folder))
+    assert first == second != third
+
+
+def test_the_nearest_training_pictures_are_shown_in_the_report(run):
+    folder = run("classes")
+    main(["evaluate", str(folder), *QUICK])
+    with Image.open(folder / "figures/nearest.png") as picture:
+        assert picture.width > 200 and picture.height > 400
+    main(["report", str(folder)])
+    page = (folder / "report.html").read_text()
+    assert "Is it a copy?" in page and "FD@40" in page
+    main(["evaluate", str(folder), *QUICK])
+    noted = [figure.file for figure in kept(folder)]
+    assert noted.count("nearest.png") == 1
+
+
+def kept(folder):
+    from flowimg.jobs.figures import kept_figures
+
+    return kept_figures(RunFolder(folder))
+
+
+def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
+    folder = run("classes")
+    old = {"agreement": 0.5, "step": 2, "weights": "ema", "count": 3, "seeds": [0, 2], "precision": "fp32", "nfe": 4}
+    (folder / "evaluations.jsonl").write_text(json.dumps(old) + "\n")
+    main(["report", str(folder)])
+    page = (folder / "report.html").read_text()
+    assert "agreement" in page and "weights ema" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status", "word"),
+    [
+        ("classes", ["--max-off", "1"], 2, "are for runs on points"),
+        ("points", ["--features", "inception"], 2, "are for runs on images"),
+        ("points", ["--max-frechet", "1"], 2, "are for runs on images"),
+        ("classes", ["--inception", "w.pth"], 2, "needs --features inception"),
+        ("plain", ["--sweep-guidance", "1", "2"], 2, "needs a conditional run on images"),
+        ("classes", ["--sweep-guidance", "1", "--sweep-nfe", "2"], 2, "give one of them"),
+        ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is not there"),
+        ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors"),
+        ("classes", ["--count", "3"], 2, "count is 3"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny, name, options, status, word, refused):
+    code, said = refused("evaluate", getattr(tiny, name), *options)
+    assert code == status and word in said
+
+
+def test_a_limit_on_the_distance_is_a_gate(run, refused, capsys):
+    folder = run("classes")
+    main(["evaluate", str(folder), *QUICK, "--max-frechet", "1e6"])
+    assert "within all limits" in capsys.readouterr().out
+    status, said = refused("evaluate", folder, *QUICK, "--max-frechet", "0.001")
+    assert status == 1 and "FD@40 is" in said and "more than 0.001" in said
+
+
+def test_two_processes_find_what_one_finds(run, tmp_path):
+    folder = run("classes")
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--main_process_port", "0", ROOT / "scripts/evaluate.py", folder]
+    done = subprocess.run([*launch, "--count", "41", "--num-steps", "2"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    main(["evaluate", str(folder), "--count", "41", "--num-steps", "2"])
+    two, one = evaluated(folder)
+    for name, value in one.items():
+        assert two[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+
+
+def test_a_run_is_evaluated_while_it_trains_and_not_twice_when_it_goes_on(tmp_path):
+    train = {"steps": 6, "evaluate_every": 2, "evaluate_count": 20, "checkpoint_every": 2}
+    file = write_settings(tmp_path / "r.yaml", train=train)
+    command = ["train", str(file), "--run", str(tmp_path / "r")]
+    main([*command, "--train.stop-at", "4"])
+    assert [found["step"] for found in evaluated(tmp_path / "r")] == [2, 4]
+    shutil.rmtree(tmp_path / "r/checkpoints/step_00000004")
+    main(["evaluate", str(tmp_path / "r"), *QUICK])
+    main(command)
+    found = evaluated(tmp_path / "r")
+    assert [(one["step"], one.get("during", False)) for one in found] == [(2, True), (2, False), (4, True), (6, True)]
+    assert found[-1]["distance"] == "FD@20" and found[-1]["weights"] == "ema"
+
+
+def test_points_are_evaluated_while_they_train(tmp_path):
+    quick = ["--train.steps", "2", "--train.batch-size", "16", "--grid.num-steps", "1", "--grid.count", "10"]
+    quick += ["--figures", "false", "--train.evaluate-every", "1", "--train.evaluate-count", "50"]
+    main(["train", "configs/checkerboard.yaml", "--run", str(tmp_path / "r"), *quick])
+    assert [(found["step"], found["count"]) for found in evaluated(tmp_path / "r")] == [(1, 50), (2, 50)]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distances", "wanted"),
+    [
+        ({10: 2.0, 20: 1.04, 40: 1.01, 80: 1.0}, 20),
+        ({10: 1.0, 20: 1.2, 40: 1.0}, 40),  # near by chance, and away again
+        ({10: 2.0, 20: 1.06}, None),
+        ({10: 0.9, 20: 0.96}, 20),  # below is away as well
+    ],
+)
+def test_enough_is_where_the_distance_comes_near_and_stays(distances, wanted):
+    assert least(list(distances.items()), 1.0) == wanted
+
+
+def test_a_sweep_over_evaluations_tries_every_solver_and_grid_at_what_was_asked_for(run):
+    folder = run("classes")
+    main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "3", "4", "--sweep-solvers", "euler", "heun", "ab2"])
+    told = json.loads((folder / "figures/nfe.json").read_text())
+    rows = {(row["solver"], row["grid"], row["nfe"]): row["score"] for row in told["rows"]}
+    grids = ("uniform", "uniform, shift 0.5", "uniform, shift 2", "edm")
+    for grid in grids:
+        assert {n for s, g, n in rows if (s, g) == ("euler", grid)} == {3, 4}
+        assert {n for s, g, n in rows if (s, g) == ("ab2", grid)} == {3, 4}
+    assert {n for s, g, n in rows if (s, g) == ("heun", "edm")} == {4}
+    assert {n for s, g, n in rows if (s, g) == ("heun", "uniform")} == {2, 4}
+    assert len(set(rows.values())) > len(rows) // 2  # each was followed in its own way
+    assert told["converged"]["nfe"] > 10 and set(told["enough"]) == {f"{s}, {g}" for s, g, _ in rows}
+    assert "nfe.png" in [figure.file for figure in kept(folder)]
+    main(["evaluate", str(folder), "--count", "20", "--num-steps", "3"])  # what a line of the sweep says of itself
+    assert evaluated(folder)[-1]["frechet"] == pytest.approx(rows["euler", "uniform", 3], rel=1e-9)
+
+
+def test_a_sweep_over_guidance_draws_quality_against_diversity(run):
+    folder = run("classes")
+    main(["evaluate", str(folder), "--count", "20", "--num-steps", "2", "--sweep-guidance", "3", "1"])
+    rows = json.loads((folder / "figures/guidance.json").read_text())["rows"]
+    assert [(row["scale"], row["nfe"]) for row in rows] == [(1, 2), (3, 4)]
+    assert all({"agreement", "coverage", "precision", "frechet", "score"} <= set(row) for row in rows)
+    assert (folder / "figures/guidance.png").exists()
+
+
+def test_points_are_swept_by_their_distance(run):
+    folder = run("points")
+    main(["evaluate", str(folder), "--count", "200", "--sweep-nfe", "2", "8", "--sweep-solvers", "euler"])
+    told = json.loads((folder / "figures/nfe.json").read_text())
+    assert len(told["rows"]) == 8 and told["converged"]["score"] == told["converged"]["sw2"]
