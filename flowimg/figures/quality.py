@@ -6,11 +6,12 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from flowimg.figures.style import DATA, FAINT, FLOW, INK, NOISE, OTHER, SERIES, drawing
+from flowimg.figures.style import DATA, FAINT, FLOW, NOISE, OTHER, SERIES, drawing
 
 NEAR = 0.05
 """A distance this much above the converged one counts as converged."""
 DASHES = ("-", "--", ":", "-.")
+MARKS = "os^Dvx"
 
 
 def nfe_figure(
@@ -26,26 +27,29 @@ def nfe_figure(
     """
     solvers = list(dict.fromkeys(solver for solver, _ in lines))
     grids = list(dict.fromkeys(grid for _, grid in lines))
-    with drawing(path, 8.6, 4.8) as (figure, axes):
-        for (solver, grid), points in lines.items():
-            x, y = zip(*points, strict=True)
-            colour = SERIES[solvers.index(solver) % len(SERIES)]
-            axes.plot(x, y, color=colour, ls=DASHES[grids.index(grid) % 4], marker=".", label=f"{solver}, {grid}")
-        axes.axhspan(converged, converged * (1 + NEAR), color=NOISE, alpha=0.25, lw=0)
-        axes.axhline(converged, color=INK, lw=0.8)
-        axes.text(
-            1.0, converged, f"converged: {converged:.3g}", transform=axes.get_yaxis_transform(), ha="right", va="top"
-        )
-        axes.set(xscale="log", yscale="log", xlabel="evaluations of the network a sample", ylabel=name)
-        counts = sorted({n for points in lines.values() for n, _ in points})
-        axes.xaxis.set_major_locator(FixedLocator(counts))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.grid(axis="y", which="both")
-        axes.set_title(f"how many evaluations it takes (grey: within {100 * NEAR:.0f} % of the converged distance)")
-        figure.legend(loc="outside right upper", fontsize=8)
+    counts = sorted({n for points in lines.values() for n, _ in points})
+    with drawing(path, 2.9 * len(grids) + 0.6, 4.2, 1, len(grids), sharey=True, squeeze=False) as (figure, panels):
+        for axes, grid in zip(panels[0], grids, strict=True):
+            axes.axhspan(converged * (1 - NEAR), converged * (1 + NEAR), color=NOISE, alpha=0.3, lw=0)
+            for place, solver in enumerate(solvers):
+                if points := lines.get((solver, grid)):
+                    style = {"color": SERIES[place % len(SERIES)], "ls": DASHES[place % 4], "marker": MARKS[place % 6]}
+                    axes.plot(*zip(*points, strict=True), ms=4, lw=1.2, label=solver, **style)
+            axes.set(xscale="log", yscale="log", xlabel="evaluations a sample")
+            axes.xaxis.set_major_locator(FixedLocator(counts))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.grid(axis="y", which="both")
+            axes.set_title(f"{grid} times")
+        panels[0, 0].set_ylabel(name)
+        keys, names = panels[0, 0].get_legend_handles_labels()
+        figure.legend(keys, names, loc="outside lower center", ncols=len(names))
+        figure.suptitle(
+            f"How many evaluations it takes; grey: within {100 * NEAR:.0f} % of the converged {converged:.3g}",
+            x=0.01, ha="left",
+        )  # fmt: skip
 
 
 def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, path: Path) -> None:
@@ -58,7 +62,7 @@ def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, pat
         path: The PNG's file.
     """
     scales = [row["scale"] for row in rows]
-    with drawing(path, 9, 3.8, 1, 2) as (_, panels):
+    with drawing(path, 9, 4.2, 1, 2) as (figure, panels):
         left, right = panels
         for key, colour, words in (
             ("agreement", FLOW, "agrees with the asked label"),
@@ -70,7 +74,7 @@ def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, pat
         left.set(xlabel="guidance scale (1 is none)", ylabel="share", ylim=(0, 1.02))
         left.set_title("quality against diversity")
         left.grid(axis="y", color=FAINT)
-        left.legend(fontsize=8)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=9)
         right.plot(scales, [row["score"] for row in rows], color=FLOW, marker="o", ms=4)
         right.set(xlabel="guidance scale (1 is none)", ylabel=name, ylim=(0, None))
         right.set_title("distance to the data")

@@ -128,7 +128,7 @@ def show_nearest(folder: RunFolder, facts: DataFacts, drawn: Any, near: Any, yar
 
     rows = near.row[:SHOWN]
     table = torch.cat([drawn.pixels[: len(rows), None], yard.reference.pictures.pixels[rows]], dim=1)
-    names = ["sample", "nearest", *(str(place + 1) for place in range(1, rows.shape[1]))]
+    names = ["new", *(str(place + 1) for place in range(rows.shape[1]))]
     who = [""] * len(rows) if drawn.labels is None else [facts.classes[label] for label in drawn.labels[: len(rows)]]
     figure = Figure(
         "nearest.png",
@@ -136,5 +136,5 @@ def show_nearest(folder: RunFolder, facts: DataFacts, drawn: Any, near: Any, yar
         "Samples, and to their right the training pictures nearest to them by pixels, from near to far.",
         made,
     )
-    picture_table(table, who, names, folder.figures / figure.file, "Samples and the training pictures nearest to them")
+    picture_table(table, who, names, folder.figures / figure.file, "Samples, and the training pictures nearest to each")
     add_figures(folder, [figure])
