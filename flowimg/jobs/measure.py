@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config, Solving
-from flowimg.data.batches import Pictures
 from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays, write_whole
 from flowimg.data.store import Images, to_unit
 from flowimg.evaluation import extractors
@@ -64,29 +63,30 @@ class Drawn(NamedTuple):
     labels: Tensor | None
 
 
-def find_yardstick(
-    config: Config, features: str, weights: str | None, download: bool, state: PartialState
-) -> Yardstick:
+def find_yardstick(config: Config, features: str, file: str | None, download: bool, state: PartialState) -> Yardstick:
     """The network that is asked for, and the run's data seen by it; kept in the cache folder for the next time.
 
     Raises:
         ExtractorError: If there is no such network.
     """
-    with state.main_process_first():  # one fills the cache, the others read it
-        # a run without labels may be judged by those of its data
-        labelled = config.model_copy(update={"data": config.data.model_copy(update={"labels": True})})
+    # a run without labels may be judged by those of its data
+    labelled = config.model_copy(update={"data": config.data.model_copy(update={"labels": True})})
+    with state.main_process_first():  # one fills the cache of what was looked through, the others read it
         source = build_source(labelled)
-        batches = source.load(torch.device("cpu"))
-        assert not hasattr(batches, "toy")
-        cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
-        pictures = batches.some(MOST_PICTURES)
-        judge = None
-        if source.facts.classes:
-            judge = _judge(cache, batches.fingerprint, pictures, len(source.facts.classes))
-        extractor = _extractor(features, weights, download, source.facts, judge, state.device)
-        reference = None
-        if state.is_main_process:
-            reference = _reference(config, cache, batches, pictures, extractor)
+    classes = len(source.facts.classes)
+    batches: Any = source.load(torch.device("cpu")) if state.is_main_process else None
+    cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
+    pictures = batches.some(MOST_PICTURES) if batches is not None else None
+    # told by the first to the others: one trained elsewhere would round otherwise, and see otherwise
+    weights: list[Any] = [_judge(cache, batches.fingerprint, pictures, classes) if pictures and classes else None]
+    broadcast_object_list(weights)
+    judge = None
+    if weights[0] is not None:
+        judge = Classifier(source.facts.shape[0], classes)
+        judge.load_state_dict(weights[0])
+        judge = judge.eval()
+    extractor = _extractor(features, file, download, source.facts, judge, state.device)
+    reference = _reference(config, cache, batches, pictures, extractor) if pictures else None
     return Yardstick(extractor, reference, judge)
 
 
@@ -102,21 +102,19 @@ def _extractor(
     return extractors.transformer(features, download, device)
 
 
-def _judge(cache: Path, fingerprint: str | None, pictures: Images, classes: int) -> Classifier:
-    """A classifier of the data, trained once."""
+def _judge(cache: Path, fingerprint: str | None, pictures: Images, classes: int) -> dict[str, Tensor]:
+    """The weights of a classifier of the data, trained once."""
     assert pictures.labels is not None
     path = cache / "classifiers" / f"{name_of(fingerprint, len(pictures.labels), classes, 1)}.safetensors"
     if path.is_file():
-        model = Classifier(pictures.pixels.shape[1], classes)
-        model.load_state_dict(load_file(path))
-        return model.eval()
+        return load_file(path)
     print("training   a classifier of the real pictures, once; samples are compared in what it sees", flush=True)
-    model = train_classifier(pictures.pixels, pictures.labels, classes)
-    write_whole(path, lambda file: shutil.copyfileobj(io.BytesIO(save(model.state_dict())), file))
-    return model
+    weights = train_classifier(pictures.pixels, pictures.labels, classes).state_dict()
+    write_whole(path, lambda file: shutil.copyfileobj(io.BytesIO(save(weights)), file))
+    return weights
 
 
-def _reference(config: Config, cache: Path, batches: Pictures, pictures: Images, extractor: Extractor) -> Reference:
+def _reference(config: Config, cache: Path, batches: Any, pictures: Images, extractor: Extractor) -> Reference:
     count = len(pictures.pixels)
     sha256 = name_of(batches.fingerprint, count, config.data.held_out)
     path = cache / "references" / f"{name_of(sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
