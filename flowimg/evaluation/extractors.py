@@ -45,6 +45,11 @@ class Extractor(NamedTuple):
     resize: str
     features: Callable[[Tensor], Tensor]
 
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The features of these pictures, (B, F), float32 on the CPU; in full precision whatever samples are drawn in."""
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            return self.features(pixels).float().cpu()
+
     @property
     def distance(self) -> str:
         """What the Fréchet distance in these features is called."""
@@ -74,7 +79,6 @@ def random_convolutions(channels: int, size: int, device: torch.device) -> Extra
     found = _digest(filters)
     weights = [weight.to(device) for weight in filters]
 
-    @torch.no_grad()
     def features(pixels: Tensor) -> Tensor:
         h = _unit(pixels, device)
         parts = []
@@ -91,7 +95,6 @@ def classifier_features(classifier: Classifier, device: torch.device) -> Extract
     classifier = classifier.to(device).eval()
     found = _digest(list(classifier.state_dict().values()))
 
-    @torch.no_grad()
     def features(pixels: Tensor) -> Tensor:
         return classifier.features(_unit(pixels, device)).mean((2, 3))
 
@@ -143,7 +146,6 @@ def inception_of(weights: dict[str, Tensor], sha256: str, device: torch.device) 
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=aside.name)
     network = network.to(device)
 
-    @torch.no_grad()
     def features(pixels: Tensor) -> Tensor:
         return network(_three(pixels).to(device))[0]
 
@@ -199,7 +201,6 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     deviation = [0.26862954, 0.26130258, 0.27577711] if clip else [0.229, 0.224, 0.225]
     shift, scale = (torch.tensor(value, device=device)[:, None, None] for value in (mean, deviation))
 
-    @torch.no_grad()
     def features(pixels: Tensor) -> Tensor:
         x = _three(pixels).to(device).float() / 255
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

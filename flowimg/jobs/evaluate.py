@@ -41,12 +41,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
 
         return sweep(settings, run, state)
     seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
-    with autocast(state.device, settings.precision):
-        found = (
-            measure_points(run.field, run.config, run.facts, settings, seeds)
-            if points
-            else _pictures(settings, run, seeds, state)
-        )
+    found = (_points if points else _pictures)(settings, run, seeds, state)
     leave_together()
     if found is None:
         return None
@@ -107,13 +102,19 @@ def measure_points(field: nn.Module, config: Config, facts: DataFacts, how: Solv
     return {**scores, **made_how(how, seeds, drawn.nfe)}
 
 
+def _points(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
+    with autocast(state.device, settings.precision):
+        return measure_points(run.field, run.config, run.facts, settings, seeds)
+
+
 def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
     from flowimg.jobs import measure
 
     yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
-    own = measure.draw_share(
-        run.field, run.config, run.facts, settings, seeds, yard.extractor, state, settings.batch_size
-    )
+    with autocast(state.device, settings.precision):
+        own = measure.draw_share(
+            run.field, run.config, run.facts, settings, seeds, yard.extractor, state, settings.batch_size
+        )
     drawn = measure.together(own, seeds, run.facts, state)
     if drawn is None:
         return None

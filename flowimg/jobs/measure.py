@@ -123,7 +123,7 @@ def _reference(config: Config, cache: Path, batches: Any, pictures: Images, extr
         found, parts, wanted = None, [], torch.arange(min(count, KEPT)) * count // min(count, KEPT)
         bar = tqdm(total=count, unit="picture", desc="the data in features", leave=False, disable=None)
         for rows in torch.arange(count).split(BATCH):
-            seen = extractor.features(pictures.pixels[rows[0] : rows[-1] + 1]).float().cpu()
+            seen = extractor(pictures.pixels[rows[0] : rows[-1] + 1])
             found = moments(seen) if found is None else merge(found, moments(seen))
             parts.append(seen[wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]])
             bar.update(len(rows))
@@ -168,7 +168,7 @@ def draw_share(
     with tqdm(total=len(mine), unit="sample", leave=False, disable=shown) as bar:
         for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
             seen = to_uint8(batch.x_1.float())
-            features.append(extractor.features(seen).float().cpu())
+            features.append(extractor(seen))
             if mine[done] < KEPT:
                 pixels.append(seen)
             nfe = max(nfe, batch.nfe)

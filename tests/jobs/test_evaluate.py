@@ -105,6 +105,18 @@ def test_the_same_twice_is_the_same_and_other_seeds_are_not(run):
     assert first == second != third
 
 
+def test_the_arithmetic_of_the_samples_is_not_that_of_the_features(run, monkeypatch, tmp_path):
+    """In bf16 the reference and the classifier are those of fp32: both are made anew here, each in its own cache."""
+    folder = run("classes")
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setenv("FLOWIMG_CACHE", str(tmp_path / precision))
+        main(["evaluate", str(folder), *QUICK, "--precision", precision])
+    exact, rough = evaluated(folder)
+    assert exact["features_sha256"] == rough["features_sha256"]
+    assert exact["judge"] == rough["judge"] > 0.9
+    assert exact["frechet"] != rough["frechet"] == pytest.approx(exact["frechet"], rel=0.05)
+
+
 def test_the_nearest_training_pictures_are_shown_in_the_report(run):
     folder = run("classes")
     main(["evaluate", str(folder), *QUICK])
