@@ -46,7 +46,7 @@ class Extractor(NamedTuple):
     features: Callable[[Tensor], Tensor]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The features of these pictures, (B, F), float32 on the CPU; in full precision whatever samples are drawn in."""
+        """The features of these pictures, (B, F), float32, on the CPU; in full precision, however samples are drawn."""
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             return self.features(pixels).float().cpu()
 
