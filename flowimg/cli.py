@@ -25,6 +25,7 @@ from flowimg.config import (
     ImageData,
     Interpolate,
     Invert,
+    Likelihood,
     Model,
     Play,
     Preview,
@@ -138,6 +139,14 @@ def evaluate(args: Sequence[str]) -> Result:
     return evaluate(settings)
 
 
+def likelihood(args: Sequence[str]) -> Result:
+    """RUN [--KEY VALUE ...]      measure the density that a run gives to data"""
+    settings = _verb_settings("likelihood", Likelihood, args)
+    from flowimg.jobs.likelihood import likelihood
+
+    return likelihood(settings)
+
+
 def experiment(args: Sequence[str]) -> Result:
     """frequency [--KEY VALUE ...]   boards of finer and finer squares: what fails, what repairs it"""
     if any(arg in ("-h", "--help") for arg in args):
@@ -193,6 +202,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "invert": invert,
     "export": export,
     "evaluate": evaluate,
+    "likelihood": likelihood,
     "figures": figures,
     "report": report,
     "play": play,

@@ -550,6 +550,29 @@ class Evaluate(Drawing):
         return self
 
 
+class Likelihood(Drawing):
+    """Measure the density that a run's field gives to data: nats, or bits a dimension."""
+
+    count: Positive | None = None
+    """How many; by default 10,000 fresh points or 100 pictures."""
+    split: str | None = None
+    """Images: of this split of the run's source, as test; by default the pictures held out."""
+    probes: Positive = 1
+    """Images: signs that the divergence is estimated with, each for another pass; on average the result is the same."""
+    seed: Seed = 0
+    """Seed of points, dequantisation and probes."""
+    solver: Solver = "dopri5"
+    """How the flow is followed."""
+    batch_size: Positive | None = None
+    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
+
+    @model_validator(mode="after")
+    def _plain(self) -> "Likelihood":
+        if self.guidance != 1:
+            raise ValueError(f"guidance {self.guidance:g}: only an unguided field has a density, leave it out")
+        return self
+
+
 class Check(ImageData):
     """Look every picture of a source over: counts, sizes, classes, what is twice, what is broken and why."""
 

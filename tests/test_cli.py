@@ -20,6 +20,7 @@ from flowimg.config import (
     Figures,
     Interpolate,
     Invert,
+    Likelihood,
     Play,
     Report,
     Sample,
@@ -29,8 +30,8 @@ from flowimg.config import (
 
 ROOT = Path(__file__).parents[1]
 KNOWN = (
-    "train, estimate, sample, interpolate, invert, export, evaluate, figures, report, play, experiment, data, config, "
-    "doctor"
+    "train, estimate, sample, interpolate, invert, export, evaluate, likelihood, figures, report, play, experiment, data, "
+    "config, doctor"
 )
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
@@ -104,7 +105,7 @@ def test_without_a_settings_file_those_at_hand_are_named(verb, complaint, tmp_pa
     assert message.startswith("there is no settings file configs/c.yaml; did you mean configs/")
 
 
-@pytest.mark.parametrize("verb", ["sample", "evaluate", "interpolate", "invert", "export"])
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "likelihood", "interpolate", "invert", "export"])
 def test_without_the_folder_of_a_run_one_is_asked_for(verb, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"invert": ["a.png"], "export": ["folder"]}.get(verb, [])
@@ -482,6 +483,7 @@ def test_the_version_is_said(capsys):
         (["sample"], Sample(run="r")),
         (["sample", "r"], Sample(run="r")),
         (["evaluate"], Evaluate(run="r")),
+        (["likelihood"], Likelihood(run="r")),
         (["interpolate"], Interpolate(run="r")),
         (["invert", "r", "a.png"], Invert(run="r")),
         (["export"], Export(run="r")),
@@ -498,6 +500,7 @@ def test_the_version_is_said(capsys):
         "sample",
         "sample RUN",
         "evaluate",
+        "likelihood",
         "interpolate",
         "invert",
         "export",

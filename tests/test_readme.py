@@ -26,6 +26,7 @@ SHORT = {
     ),
     "sample": ["--num-steps", "1"],
     "evaluate": ["--num-steps", "1", "--count", "30"],
+    "likelihood": ["--count", "8", "--solver", "euler", "--num-steps", "1"],
     "interpolate": ["--num-steps", "1"],
     "figures": ["--num-steps", "1"],
     "experiment": ["--cells", "2", "--steps", "1"],

@@ -30,6 +30,11 @@ class Toy(ABC):
     def extent(self) -> float:
         """Half the side of a square around the origin that holds all of the support."""
 
+    @property
+    def entropy(self) -> float | None:
+        """Differential entropy in nats, where it is known: what -log p of a perfect field is on average."""
+        return None
+
     @abstractmethod
     def sample(self, u: Tensor) -> Tensor:
         """Exact samples from uniform numbers in [0, 1): u (N, 3) -> (N, 2). u[:, 0] picks the part."""
@@ -66,6 +71,11 @@ class Checkerboard(Toy):
     def parts(self) -> int:
         """Filled cells."""
         return (self.cells**2 + 1) // 2
+
+    @property
+    def entropy(self) -> float | None:
+        """ln of the filled area."""
+        return math.log(self.parts * (2 * self.extent / self.cells) ** 2)
 
     def sample(self, u: Tensor) -> Tensor:
         cell = 2 * (u[:, 0] * self.parts).long()

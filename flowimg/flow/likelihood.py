@@ -5,7 +5,8 @@ Along dx/dt = v(x, t) the log-density changes by minus the divergence of v, so w
     log p_1(x_1) = log N(x_0; 0, I) - integral_0^1 div v(x_t, t) dt.
 
 The divergence is the sum of D derivatives: exact, by one vector-Jacobian product each (points); or estimated by
-Hutchinson's probes e of independent signs, div v = E <e, (dv/dx)^T e>, one product a probe (pictures), drawn once a flow.
+Hutchinson's probes e of independent signs, div v = E <e, (dv/dx)^T e>, one product a probe (pictures), drawn once
+for a whole flow.
 Source: Chen et al. 2018, arXiv:1806.07366, theorem 1; Grathwohl et al. 2019, arXiv:1810.01367, section 3.
 """
 
@@ -90,7 +91,7 @@ def _slope(value: Tensor, x: Tensor) -> Tensor:
 def bits_per_dim(log_p: Tensor, dims: int) -> Tensor:
     """Bits a dimension of pictures of 256 grey levels, of which log_p is the log-density of dequantised ones.
 
-    A grey level k of 0 .. 255 is x = (k + u - 1/2) / 127.5 - 1 with u uniform in [0, 1), so k moves by 1 as x by 1 / 127.5:
+    A grey level k of 0 .. 255 is x = (k + u - 1/2) / 127.5 - 1 with u uniform in [0, 1), so a step of k is 1 / 127.5:
 
         bits = -(log p(x) - D ln 127.5) / (D ln 2),
 

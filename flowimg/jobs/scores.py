@@ -29,6 +29,7 @@ def made_how(how: Solving, seeds: Sequence[int], nfe: int) -> dict[str, Any]:
 
 
 HOW = (
+    "of",
     *made_how(Solving(), range(1), 0),
     *("step", "weights", "arithmetic", "weights_sha256"),
     *("distance", "features", "features_sha256", "resize", "reference", "reference_hash", "during"),

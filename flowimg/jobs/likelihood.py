@@ -1,0 +1,134 @@
+"""`flowimg likelihood`: the density that a run's field gives to data it did not learn from."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowimg.config import Likelihood, SettingsError
+from flowimg.figures.density import log_density_figure
+from flowimg.flow.likelihood import LogDensity, bits_per_dim, log_density
+from flowimg.flow.randomness import generator
+from flowimg.jobs.build import build_solver, build_source, build_times, build_toy
+from flowimg.jobs.figures import Figure, add_figures, describe
+from flowimg.jobs.folder import Trained, open_run
+from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.scores import finite, keep, made_how
+
+COUNT = {"points": 10_000, "images": 100}
+BATCH = {"points": 10_000, "images": 50}
+"""Samples at once, by kind of data."""
+SIDE = 160
+"""Places a side of the map of log-density."""
+
+
+def likelihood(settings: Likelihood) -> dict[str, Any]:
+    """Measure it, print it with how it was measured, and keep it in RUN/evaluations.jsonl."""
+    alone("likelihood")
+    device = pick_device()
+    run = open_run(settings.run, settings.weights, settings.step, device)
+    points = run.config.data.kind == "points"
+    if points and (settings.split or settings.probes != 1):
+        raise SettingsError("--split and --probes are for runs on images: points are drawn afresh, and exact")
+    found = (_points if points else _pictures)(settings, run)
+    how = {"step": run.step, "weights": settings.weights, "arithmetic": settings.precision}
+    record = {**found, **how, "weights_sha256": run.sha256[:16]}
+    keep(run.folder, record)
+    probed = "exact divergence" if points else f"Hutchinson, {settings.probes} probe(s) each"
+    print(
+        f"{settings.run}, step {run.step}, {settings.weights} weights: {found['count']:,} {found['of']}, "
+        f"{describe(settings)}, {found['nfe']} evaluations, {probed}, {settings.precision}"
+    )
+    for name in ("nats", "nats_error", "entropy", "bits_per_dim", "bits_error"):
+        if found.get(name) is not None:
+            print(f"  {name:<32} {found[name]:.4f}")
+    return {"run": settings.run, **finite(record)}
+
+
+def _follow(settings: Likelihood, run: Trained, x_1: Tensor, cond: Tensor | None) -> LogDensity:
+    """Log-densities of all of them, a batch at a time."""
+    device = next(run.field.parameters()).device
+    points = run.config.data.kind == "points"
+    size = settings.batch_size or BATCH[run.config.data.kind]
+    parts: list[LogDensity] = []
+    with autocast(device, settings.precision), tqdm(total=len(x_1), unit="sample", leave=False, disable=None) as bar:
+        for rows in torch.arange(len(x_1)).split(size):
+            x = x_1[rows].to(device)
+            probes = None if points else torch.stack(list(_signs(settings, rows, x.shape[1:]))).to(device)
+            labels = None if cond is None else cond[rows].to(device)
+            found = log_density(run.field, x, build_times(settings), build_solver(settings), labels, probes)
+            parts.append(found._replace(log_p=found.log_p.cpu(), x_0=found.x_0.cpu()))
+            bar.update(len(rows))
+    log_p, x_0 = (torch.cat([part[place] for part in parts]) for place in (0, 1))  # type: ignore[misc]
+    return LogDensity(log_p, x_0, max(part.nfe for part in parts))
+
+
+def _signs(settings: Likelihood, rows: Tensor, shape: torch.Size) -> Iterator[Tensor]:
+    """Hutchinson's probes of these rows, one after another; those of a row do not depend on its batch."""
+    for probe in range(settings.probes):
+        drawn = [
+            torch.randint(0, 2, shape, generator=generator("probe", settings.seed, probe, int(row))) for row in rows
+        ]
+        yield torch.stack(drawn).float() * 2 - 1
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _points(settings: Likelihood, run: Trained) -> dict[str, Any]:
+    toy = build_toy(run.config)
+    count = settings.count or COUNT["points"]
+    x_1 = toy.sample(torch.rand(count, 3, generator=generator("likelihood", settings.seed)))
+    found = _follow(settings, run, x_1, toy.part(x_1) if run.facts.classes else None)
+    nats, error = _mean(-found.log_p)
+    if not run.facts.classes:
+        _map(settings, run, toy, -found.log_p)
+    made = made_how(settings, range(settings.seed, settings.seed + count), found.nfe)
+    return {**made, "nats": nats, "nats_error": error, "entropy": toy.entropy, "of": "fresh points"}
+
+
+def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor) -> None:
+    """Draw the log-density over the plane, for the report."""
+    along = torch.linspace(-1, 1, SIDE) * 1.15 * toy.extent
+    places = torch.cartesian_prod(along, along)
+    density = _follow(settings, run, places, None).log_p.reshape(SIDE, SIDE)
+    inside = (toy.part(places) >= 0).reshape(SIDE, SIDE)
+    made = f"Step {run.step:,}, {describe(settings)}, {settings.weights} weights."
+    figure = Figure(
+        "log_density.png",
+        "The density that the flow gives",
+        "By the change of variables: the map of log-density, and what it is at fresh data.",
+        made,
+    )
+    name = f"{run.config.data.source}, step {run.step:,}"
+    log_density_figure(density, inside, nats, toy.entropy, 1.15 * toy.extent, run.folder.figures / figure.file, name)
+    add_figures(run.folder, [figure])
+    print(run.folder.figures / figure.file)
+
+
+def _pictures(settings: Likelihood, run: Trained) -> dict[str, Any]:
+    config, count = run.config, settings.count or COUNT["images"]
+    if settings.split is None:
+        batches: Any = build_source(config).load(torch.device("cpu"))
+        x_1, cond = batches.held_out(min(count, config.data.held_out))
+        of = "pictures held out"
+    else:
+        asked = {"split": settings.split, "held_out": 1, "first": None}
+        data = config.data.model_copy(update=asked)
+        batches = build_source(config.model_copy(update={"data": data})).load(torch.device("cpu"))
+        some = batches.some(count)
+        x_1, cond = some.pixels.float() / 127.5 - 1, some.labels
+        of = f"pictures of {config.data.source}, {settings.split}"
+    if tuple(x_1.shape[1:]) != run.facts.shape:
+        raise SettingsError(f"--split {settings.split} has pictures of {tuple(x_1.shape[1:])}, not {run.facts.shape}")
+    within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
+    x_1 = x_1 + (torch.stack(within) - 0.5) / 127.5
+    found = _follow(settings, run, x_1, cond if run.facts.classes else None)
+    bits, error = _mean(bits_per_dim(found.log_p, x_1[0].numel()))
+    made = made_how(settings, range(settings.seed, settings.seed + len(x_1)), found.nfe)
+    return {**made, "bits_per_dim": bits, "bits_error": error, "probes": settings.probes, "of": of}

@@ -1,0 +1,119 @@
+"""`flowimg likelihood` on runs of two steps: what is told, kept, drawn and refused."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flowimg.cli import main
+from flowimg.config import Config, PointData
+from flowimg.jobs import likelihood as job
+from flowimg.jobs.build import build_toy
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    def run(name):
+        return Path(shutil.copytree(getattr(tiny, name), tmp_path / name))
+
+    return run
+
+
+class Still(nn.Module):
+    """A velocity of 0: data keep the density of noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x, t, cond=None):
+        return 0 * x
+
+
+def still(monkeypatch):
+    """A run's field that stands still."""
+    open_run = job.open_run
+
+    def opened(*args):
+        from dataclasses import replace
+
+        return replace(open_run(*args), field=Still())
+
+    monkeypatch.setattr(job, "open_run", opened)
+
+
+def newest(folder):
+    return json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_field_that_stands_still_gives_points_the_density_of_noise(run, monkeypatch, capsys):
+    still(monkeypatch)
+    monkeypatch.setattr(job, "SIDE", 20)
+    folder = run("points")
+    main(["likelihood", str(folder), "--count", "4000", "--solver", "euler", "--num-steps", "1"])
+    found = newest(folder)
+    # uniform on the filled cells of a 4 x 4 board of half side e: E x^2 = e^2 / 3 each way
+    e = 2 / 0.45
+    assert found["nats"] == pytest.approx(math.log(2 * math.pi) + e**2 / 3, abs=4 * found["nats_error"])
+    assert found["entropy"] == pytest.approx(math.log(39.506), abs=1e-3)
+    assert found["nfe"] == 1 and found["count"] == 4000
+    assert "exact divergence" in capsys.readouterr().out
+    main(["report", str(folder)])
+    page = (folder / "report.html").read_text()
+    assert "The density that the flow gives" in page
+
+
+@pytest.mark.parametrize("more", [[], ["--split", "train"], ["--batch-size", "3"]])
+def test_bits_of_a_field_that_stands_still_are_those_of_noise(run, monkeypatch, more):
+    still(monkeypatch)
+    folder = run("classes")
+    main(["likelihood", str(folder), "--count", "8", "--solver", "euler", "--num-steps", "1", *more])
+    found = newest(folder)
+    from flowimg.config import load
+    from flowimg.jobs.build import build_source
+
+    if not more or more[0] == "--batch-size":
+        batches = build_source(load(str(folder / "config.yaml"))).load(torch.device("cpu"))
+        x = batches.held_out(8)[0].double()
+        # what dequantisation adds to x^2 on average is (1 / 127.5)^2 / 12
+        square = float((x**2).mean()) + 127.5**-2 / 12
+        wanted = (math.log(2 * math.pi) + square) / 2 / math.log(2) + math.log2(127.5)
+        assert found["bits_per_dim"] == pytest.approx(wanted, abs=2e-4)
+    assert found["count"] == 8 and found["bits_error"] > 0
+
+
+def test_the_same_pictures_have_the_same_bits_whatever_the_batch_and_more_probes_other_ones(run):
+    folder = run("classes")
+    fixed = ["--count", "6", "--solver", "heun", "--num-steps", "2"]
+    for more in ([], ["--batch-size", "2"], ["--probes", "3"], ["--seed", "1"]):
+        main(["likelihood", str(folder), *fixed, *more])
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    first, cut, more, other = (line["bits_per_dim"] for line in lines)
+    assert cut == pytest.approx(first, abs=1e-5)
+    assert more != first != other and more == pytest.approx(first, abs=0.5)
+    assert [line["nfe"] for line in lines] == [4] * 4
+
+
+def test_entropy_is_known_where_the_density_is_even():
+    for cells in (2, 4, 8, 5):
+        toy = build_toy(Config(data=PointData(cells=cells)))
+        filled = sum((row + column) % 2 == 0 for row in range(cells) for column in range(cells))
+        assert toy.entropy == pytest.approx(math.log(filled * (4 / 0.45 / cells) ** 2))
+    assert build_toy(Config(data=PointData(source="moons"))).entropy is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("points", ["--split", "test"], "are for runs on images"),
+        ("points", ["--probes", "2"], "are for runs on images"),
+        ("classes", ["--guidance", "2"], "only an unguided field has a density"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(tiny, name, options, word, refused):
+    status, said = refused("likelihood", getattr(tiny, name), *options)
+    assert status == 2 and word in said
