@@ -18,6 +18,7 @@ from flowimg.config import (
     Check,
     Config,
     Doctor,
+    Ema,
     Evaluate,
     Experiment,
     Export,
@@ -131,6 +132,14 @@ def play(args: Sequence[str]) -> Result:
     return play(settings)
 
 
+def ema(args: Sequence[str]) -> Result:
+    """RUN [--KEY VALUE ...]      list the averages of the weights that can be made after the run"""
+    settings = _verb_settings("ema", Ema, args)
+    from flowimg.jobs.ema import ema
+
+    return ema(settings)
+
+
 def evaluate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
@@ -201,6 +210,7 @@ VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
     "interpolate": interpolate,
     "invert": invert,
     "export": export,
+    "ema": ema,
     "evaluate": evaluate,
     "likelihood": likelihood,
     "figures": figures,

@@ -6,20 +6,32 @@ each, and names the nearest right key. `2e-4` is a number and a YAML list a tupl
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
+Length = Annotated[float, Field(gt=0, le=0.28)]
+
+
+def _weights(value: Any, read: Callable[[Any], Any]) -> Any:
+    """One sentence for all that `Weights` may be."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} is none of ema, raw and a length (above 0, at most 0.28)") from None
+
+
+Weights = Annotated[Literal["ema", "raw"] | Length, WrapValidator(_weights)]
 
 
 class SettingsError(Exception):
@@ -276,6 +288,8 @@ class Train(Settings):
     """Those at a multiple of so many steps are kept as well."""
     keep_best: Literal["loss", "held_out_loss", "held_out_loss_ema"] | None = None
     """The checkpoint with the lowest of this metric is kept as well."""
+    snapshots: Annotated[int, Field(ge=0)] = 0
+    """So many times over the run, two more averages are kept aside, of which --weights LENGTH makes others; 0: none."""
     max_skips: Positive = 10
     """Steps in a row whose loss or gradient is not finite that end the run; fewer are skipped and counted."""
 
@@ -386,8 +400,8 @@ class Drawing(Solving):
 
     run: str
     """The run's folder."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average, or the weights as they are."""
+    weights: Weights = "ema"
+    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -434,8 +448,8 @@ class Play(Settings):
 
     run: str
     """The run's folder."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average, or the weights as they are."""
+    weights: Weights = "ema"
+    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -494,8 +508,8 @@ class Export(Settings):
     """The run's folder."""
     out: str | None = None
     """A new folder; may be given without its name, after RUN."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average, or the weights as they are."""
+    weights: Weights = "ema"
+    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
     num_steps: Positive = 50
@@ -504,6 +518,17 @@ class Export(Settings):
     """Upload the folder to this repository of the Hugging Face hub, OWNER/NAME."""
     private: bool = True
     """A repository made by push_to_hub is seen by its owner alone."""
+
+
+class Ema(Settings):
+    """List which averages of the weights can be made of those that a run kept aside."""
+
+    run: str
+    """The run's folder."""
+    lengths: Annotated[tuple[Length, ...], Field(min_length=1)] = (0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
+    """Share of the run that an average looks back over: its profile's standard deviation over the steps."""
+    step: Annotated[int, Field(ge=1)] | None = None
+    """Averages at this step, one that kept some, instead of the newest."""
 
 
 class Evaluate(Drawing):

@@ -14,6 +14,7 @@ from flowimg import __version__
 from flowimg.cli import VERBS, main
 from flowimg.config import (
     Config,
+    Ema,
     Evaluate,
     Experiment,
     Export,
@@ -30,8 +31,8 @@ from flowimg.config import (
 
 ROOT = Path(__file__).parents[1]
 KNOWN = (
-    "train, estimate, sample, interpolate, invert, export, evaluate, likelihood, figures, report, play, experiment, data, "
-    "config, doctor"
+    "train, estimate, sample, interpolate, invert, export, ema, evaluate, likelihood, figures, report, play, "
+    "experiment, data, config, doctor"
 )
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")
 
@@ -195,7 +196,15 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         (["sample", "r", "--format", "jpg"], "command line: format is 'jpg': did you mean png?"),
         (["sample", "r", "--step", "last"], "command line: step is 'last', but should be a valid integer"),
         (["sample", "r", "s"], "s is not a setting: settings are given as --key value"),
-        (["evaluate", "r", "--weights", "mean"], "command line: weights is 'mean': allowed are ema, raw"),
+        (
+            ["evaluate", "r", "--weights", "mean"],
+            "command line: weights: 'mean' is none of ema, raw and a length (above 0, at most 0.28)",
+        ),
+        (
+            ["sample", "r", "--weights", "0.3"],
+            "command line: weights: 0.3 is none of ema, raw and a length (above 0, at most 0.28)",
+        ),
+        (["ema", "r", "--lengths", "0.3"], "command line: lengths[0] is 0.3, but should be less than or equal to 0.28"),
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),
         (["evaluate", "r", "--max-off", ".nan"], "command line: max_off is nan, but should be a finite number"),
         (["sample", "r", "--times", "emd"], "command line: times is 'emd': did you mean edm?"),
@@ -487,6 +496,7 @@ def test_the_version_is_said(capsys):
         (["interpolate"], Interpolate(run="r")),
         (["invert", "r", "a.png"], Invert(run="r")),
         (["export"], Export(run="r")),
+        (["ema"], Ema(run="r")),
         (["figures"], Figures(run="r")),
         (["report", "r", "s"], Report(run="r")),
         (["play"], Play(run="r")),
@@ -504,6 +514,7 @@ def test_the_version_is_said(capsys):
         "interpolate",
         "invert",
         "export",
+        "ema",
         "figures",
         "report",
         "play",

@@ -20,7 +20,7 @@ from flowimg.jobs.evaluate import evaluate
 from flowimg.jobs.machine import MachineError
 from flowimg.jobs.memory import fixed_bytes, free_bytes, kept_bytes
 from flowimg.jobs.sample import sample
-from flowimg.jobs.train import cut, open_accelerator, recipe_of, train
+from flowimg.jobs.train import cut, lengths_of, open_accelerator, recipe_of, train
 from flowimg.jobs.watch import span
 from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
 from flowimg.training.loop import rehearse, start, state_tensors, train_step
@@ -43,7 +43,7 @@ def estimate(config: Config) -> dict[str, Any]:
     data = source.load(accelerator.device)
     print(f"data      {source.story}")
     size, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, data)
-    fixed = fixed_bytes(field)
+    fixed = fixed_bytes(field, 1 + len(lengths_of(config)))
     kept = kept_bytes(field, objective, data, size, accelerator)
     free_before = free_bytes(accelerator.device)
 
@@ -76,7 +76,8 @@ def estimate(config: Config) -> dict[str, Any]:
     kept_apart = plan.steps // plan.keep_every if plan.keep_every else 0
     # one more while the newest is written; the folder for diffusers, twice while it is replaced
     disk = checkpoint * (plan.keep + 1 + kept_apart + bool(plan.keep_best))
-    disk += 2 * fixed["average"] if config.field.kind == "unet" else 0
+    disk += 2 * fixed["weights"] if config.field.kind == "unet" else 0
+    disk += plan.snapshots * len(lengths_of(config)) * fixed["weights"]
     free_disk = shutil.disk_usage(standing).free
     grids, saves = (plan.steps // every + 1 for every in (plan.sample_every, plan.checkpoint_every))
     seconds = plan.steps * second + grids * grid

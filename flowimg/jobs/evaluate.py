@@ -12,7 +12,7 @@ from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
 from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.figures import Figure, add_figures, describe
-from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, weights_name
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
 from flowimg.jobs.scores import figures_of, finite, keep, made_how, protocol, text_of
 
@@ -45,7 +45,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     leave_together()
     if found is None:
         return None
-    how = {"step": run.step, "weights": settings.weights, "arithmetic": settings.precision}
+    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
     record = {**found, **how, "weights_sha256": run.sha256[:16]}
     keep(run.folder, record)
     print(protocol(settings.run, record))

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowimg.config import Config, Export, SettingsError, UNet, dump
 from flowimg.jobs.build import DataFacts
-from flowimg.jobs.folder import RunFolder, open_run
+from flowimg.jobs.folder import RunFolder, open_run, weights_name
 from flowimg.jobs.machine import MachineError, alone, pick_device
 
 STEPS = Export.model_fields["num_steps"].default
@@ -30,9 +30,10 @@ def export(settings: Export) -> dict[str, Any]:
         raise SettingsError(
             f"{settings.run} has a field of kind {run.config.field.kind}: diffusers has the U-Net alone"
         )
-    grid = grid_for(run.folder, run.step, settings.weights)
+    # the run drew grids of two kinds of weights alone
+    grid = grid_for(run.folder, run.step, settings.weights) if isinstance(settings.weights, str) else None
     write_model(out, run.field, run.config, run.facts, run.step, grid, settings.num_steps, settings.weights)
-    print(f"step {run.step}, {settings.weights} weights: {out}")
+    print(f"step {run.step}, {weights_name(settings.weights)} weights: {out}")
     print(f"how to use it: {out}/README.md")
     if settings.push_to_hub:
         print(f"uploaded: {_push(out, settings.push_to_hub, settings.private)}")
@@ -55,7 +56,7 @@ def write_model(
     step: int,
     grid: Path | None,
     num_steps: int = STEPS,
-    weights: str = "ema",
+    weights: str | float = "ema",
 ) -> None:
     """Write the folder aside, then put it in the place of what was there.
 
@@ -91,7 +92,13 @@ def write_model(
 
 
 def _card(
-    config: Config, facts: DataFacts, step: int, num_steps: int, weights: str, parameters: int, grid: Path | None
+    config: Config,
+    facts: DataFacts,
+    step: int,
+    num_steps: int,
+    weights: str | float,
+    parameters: int,
+    grid: Path | None,
 ) -> str:
     """The model card: what it is, three lines to use it, how it was made."""
     # a card may be published: names of data and run, not where they lie on this machine
@@ -118,7 +125,7 @@ pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 picture = pipeline(num_inference_steps={num_steps}).images[0]"""
         alone = ""
     pictured = f"![Samples at step {int(grid.stem.split('_')[1])}](samples.png)" if grid else ""
-    average = "averaged (EMA)" if weights == "ema" else "raw"
+    average = {"ema": "averaged (EMA)", "raw": "raw"}.get(str(weights), f"averaged ({weights_name(weights)})")
     return f"""---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flowimg.config import Config, SettingsError, load
+from flowimg.jobs.averages import find_kept, make_average, percent
 from flowimg.jobs.build import DataFacts, build_field
-from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, step_folder
+from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state, step_folder
 
 
 @contextmanager
@@ -85,6 +86,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """A folder for each checkpoint kept."""
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """Averages of the weights kept aside, of which others are made."""
+        return self.path / "snapshots"
 
     @property
     def samples(self) -> Path:
@@ -190,20 +196,53 @@ def find_run(run: str) -> RunFolder:
     return folder
 
 
-def open_run(run: str, weights: str, step: int | None, device: torch.device) -> Trained:
+def weights_name(weights: str | float) -> str:
+    """What the weights that were asked for are called: ema, raw, length0.1."""
+    return weights if isinstance(weights, str) else f"length{weights}"
+
+
+def open_run(run: str, weights: str | float, step: int | None, device: torch.device) -> Trained:
     """Read a run back from its folder.
 
     Args:
         run: The folder.
-        weights: "ema" or "raw".
-        step: The checkpoint of this step; None for the newest whole one.
+        weights: "ema", "raw", or the length of an average that is made of those kept aside.
+        step: The checkpoint of this step, or averages at it; None for the newest.
         device: Where the field goes.
     Raises:
-        SettingsError: If the folder holds no run.
+        SettingsError: If the folder holds no run, or no averages to make this one of.
         CheckpointError: If there is no whole checkpoint, or not the one asked for.
     """
     folder = find_run(run)
     config = load(str(folder.config))
+    if isinstance(weights, str):
+        path = find_checkpoint(folder, step)
+        name = "ema" if weights == "ema" else "weights"
+        checkpoint = read_checkpoint(path, (name,))
+        tensors, at = checkpoint.tensors[name], checkpoint.state["step"]
+        facts = facts_of(checkpoint.state, path)
+        check_network(config, facts, tensors, path)
+        sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
+    else:
+        kept = find_kept(folder.snapshots, step)
+        path = find_checkpoint(folder, None)  # any of them says what the data looked like
+        facts = facts_of(read_state(path), path)
+        tensors, at, error, sha256 = make_average(kept, weights, shapes_of(config, facts))
+        print(f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}")
+    field = build_field(config, facts)
+    field.load_state_dict(tensors)
+    field = field.to(device).eval().requires_grad_(False)
+    return Trained(folder, config, facts, field, at, sha256)
+
+
+def find_checkpoint(folder: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step; None for the newest whole one.
+
+    Raises:
+        SettingsError: If there is none of this step.
+        CheckpointError: If none is whole.
+    """
+    run = folder.path
     if step is None:
         path, passed = newest_whole(folder.checkpoints)
         if path is None:
@@ -215,15 +254,7 @@ def open_run(run: str, weights: str, step: int | None, device: torch.device) -> 
         if not path.exists():
             there = ", ".join(str(int(p.name[5:])) for p in sorted(folder.checkpoints.glob("step_*"))) or "none"
             raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
-    name = "ema" if weights == "ema" else "weights"
-    checkpoint = read_checkpoint(path, (name,))
-    facts = facts_of(checkpoint.state, path)
-    check_network(config, facts, checkpoint.tensors[name], path)
-    field = build_field(config, facts)
-    field.load_state_dict(checkpoint.tensors[name])
-    field = field.to(device).eval().requires_grad_(False)
-    sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
-    return Trained(folder, config, facts, field, checkpoint.state["step"], sha256)
+    return path
 
 
 def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
@@ -240,18 +271,23 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
     return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
 
 
+def shapes_of(config: Config, facts: DataFacts) -> dict[str, torch.Size]:
+    """Shape of each weight of the network of the settings, by name; no memory is taken for it."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in build_field(config, facts).state_dict().items()}
+
+
 def check_network(config: Config, facts: DataFacts, tensors: dict[str, Tensor], path: Path) -> None:
     """Refuse a network of the settings that is not the one of the weights, before memory is taken for it.
 
     Raises:
         CheckpointError: If so.
     """
-    with torch.device("meta"):
-        described = build_field(config, facts).state_dict()
+    described = shapes_of(config, facts)
     wrong = [
         name
         for name in sorted({*described, *tensors})
-        if name not in described or name not in tensors or described[name].shape != tensors[name].shape
+        if name not in described or name not in tensors or described[name] != tensors[name].shape
     ]
     if wrong:
         raise CheckpointError(f"{path} does not hold the network of its settings: {len(wrong)} weights, as {wrong[0]}")

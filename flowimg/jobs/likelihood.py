@@ -14,7 +14,7 @@ from flowimg.flow.likelihood import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_solver, build_source, build_times, build_toy
 from flowimg.jobs.figures import Figure, add_figures, describe
-from flowimg.jobs.folder import Trained, open_run
+from flowimg.jobs.folder import Trained, open_run, weights_name
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.jobs.scores import finite, keep, made_how
 
@@ -34,12 +34,12 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     if points and (settings.split or settings.probes != 1):
         raise SettingsError("--split and --probes are for runs on images: points are drawn afresh, and exact")
     found = (_points if points else _pictures)(settings, run)
-    how = {"step": run.step, "weights": settings.weights, "arithmetic": settings.precision}
+    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
     record = {**found, **how, "weights_sha256": run.sha256[:16]}
     keep(run.folder, record)
     probed = "exact divergence" if points else f"Hutchinson, {settings.probes} probe(s) each"
     print(
-        f"{settings.run}, step {run.step}, {settings.weights} weights: {found['count']:,} {found['of']}, "
+        f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights: {found['count']:,} {found['of']}, "
         f"{describe(settings)}, {found['nfe']} evaluations, {probed}, {settings.precision}"
     )
     for name in ("nats", "nats_error", "entropy", "bits_per_dim", "bits_error"):
@@ -98,7 +98,7 @@ def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor) -> None:
     places = torch.cartesian_prod(along, along)
     density = _follow(settings, run, places, None).log_p.reshape(SIDE, SIDE)
     inside = (toy.part(places) >= 0).reshape(SIDE, SIDE)
-    made = f"Step {run.step:,}, {describe(settings)}, {settings.weights} weights."
+    made = f"Step {run.step:,}, {describe(settings)}, {weights_name(settings.weights)} weights."
     figure = Figure(
         "log_density.png",
         "The density that the flow gives",

@@ -1,6 +1,6 @@
 """How much memory a pass takes, and the largest micro-batch that fits.
 
-    fixed       weights, gradients, AdamW's two averages, the moving average: known from the parameters
+    fixed       weights, gradients, AdamW's two averages, those of the weights: known from the parameters
     per sample  what the backward pass keeps of the forward pass, measured at two sizes
 
 The global batch stays as it is: what does not fit at once is accumulated.
@@ -33,10 +33,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fixed_bytes(field: nn.Module) -> dict[str, int]:
-    """Bytes of everything that does not grow with the batch."""
+def fixed_bytes(field: nn.Module, averages: int = 1) -> dict[str, int]:
+    """Bytes of everything that does not grow with the batch, with so many averages of the weights."""
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
-    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": weights}
+    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": averages * weights}
 
 
 def kept_bytes(field: nn.Module, objective: Objective, data: Data, size: int, accelerator: Accelerator) -> int:
@@ -84,7 +84,9 @@ def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
     )
 
 
-def find_micro_batch(accelerator: Accelerator, field: nn.Module, objective: Objective, data: Data, share: int) -> int:
+def find_micro_batch(
+    accelerator: Accelerator, field: nn.Module, objective: Objective, data: Data, share: int, averages: int = 1
+) -> int:
     """The largest micro-batch that fits, the same on all processes.
 
     Args:
@@ -93,6 +95,7 @@ def find_micro_batch(accelerator: Accelerator, field: nn.Module, objective: Obje
         objective: Gives the draws.
         data: Gives the data.
         share: Samples of the global batch that each process has.
+        averages: Averages of the weights that are kept.
     Raises:
         MachineError: If not even one sample fits.
     """
@@ -104,7 +107,7 @@ def find_micro_batch(accelerator: Accelerator, field: nn.Module, objective: Obje
     per_sample = first / small
     if more > small:
         per_sample = max(kept_bytes(field, objective, data, more, accelerator) - first, 0) / (more - small)
-    fixed = sum(fixed_bytes(field).values()) - fixed_bytes(field)["weights"]  # those are there already
+    fixed = sum(fixed_bytes(field, averages).values()) - fixed_bytes(field)["weights"]  # those are there already
     size = largest(share, per_sample, fixed, free_bytes(accelerator.device))
     while accelerator.device.type == "cuda" and size > 1:  # the true answer, with what else is in the memory
         try:

@@ -20,7 +20,7 @@ from flowimg.fields.guidance import guided
 from flowimg.flow.solvers import integrate
 from flowimg.jobs.build import build_solver, build_times
 from flowimg.jobs.figures import between_steps
-from flowimg.jobs.folder import Trained, open_run
+from flowimg.jobs.folder import Trained, open_run, weights_name
 from flowimg.jobs.machine import MachineError, alone, autocast, pick_device
 
 STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
@@ -64,7 +64,7 @@ def play(settings: Play) -> dict[str, Any]:
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
         )
-    print(f"playing   {settings.run}, step {run.step}, {settings.weights} weights")
+    print(f"playing   {settings.run}, step {run.step}, {weights_name(settings.weights)} weights")
     print(f"open      http://{settings.host}:{port}   (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()

@@ -137,6 +137,19 @@ def check_data(state: dict[str, Any], fingerprint: str | None, allowed: tuple[st
         )
 
 
+def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
+    """Refuse to begin in the midst of a run to average all of it.
+
+    Raises:
+        SettingsError: If so.
+    """
+    if config.train.snapshots and "averages" not in checkpoint.tensors:
+        raise SettingsError(
+            f"train.snapshots {config.train.snapshots} needs averages from the first step on, and {folder} has none "
+            f"up to step {checkpoint.state['step']}: go on with --train.snapshots 0, or name another folder with --run"
+        )
+
+
 def last_step(folder: RunFolder) -> int:
     """The last step that a run wrote metrics of; 0 if there is none."""
     text = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from flowimg.config import Drawing, Sample, SettingsError, nearest
 from flowimg.jobs.draw import share, show, stream, turns
-from flowimg.jobs.folder import Trained, check_guidance, open_run, write_text
+from flowimg.jobs.folder import Trained, check_guidance, open_run, weights_name, write_text
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
 from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
 from flowimg.sampling.generate import to_uint8
@@ -160,7 +160,10 @@ def how_name(settings: Drawing, run: Trained, label: int | None) -> str:
         f"from{low:g}to{high:g}": settings.guidance != 1 and settings.guidance_interval != (0, 1),
     }
     return "_".join(
-        [f"step_{run.step:08d}_{settings.weights}_{solver}", *(part for part, said in parts.items() if said)]
+        [
+            f"step_{run.step:08d}_{weights_name(settings.weights)}_{solver}",
+            *(part for part, said in parts.items() if said),
+        ]
     )
 
 

@@ -11,7 +11,7 @@ from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
 from flowimg.jobs import measure
 from flowimg.jobs.evaluate import COUNT, measure_points
 from flowimg.jobs.figures import Figure, add_figures
-from flowimg.jobs.folder import Trained, write_text
+from flowimg.jobs.folder import Trained, weights_name, write_text
 from flowimg.jobs.machine import autocast, leave_together
 from flowimg.jobs.scores import finite
 
@@ -82,7 +82,9 @@ def _nfe(
     enough = {f"{solver}, {grid}": least(points, converged) for (solver, grid), points in lines.items()}
     for way, n in enough.items():
         print(f"  {way:<32} {'more than were tried' if n is None else f'{n} evaluations'} to within {100 * NEAR:.0f} %")
-    made = f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {settings.weights} weights."
+    made = (
+        f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {weights_name(settings.weights)} weights."
+    )
     figure = Figure("nfe.png", "How many evaluations it takes", "The same seeds, followed in many ways.", made)
     nfe_figure(lines, converged, name, run.folder.figures / figure.file)
     rows = [finite(row) for row in rows]

@@ -30,14 +30,16 @@ from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_networ
 from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
-from flowimg.jobs.resume import Change, check_data, check_folder, find_checkpoint, table
+from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
 from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
 from flowimg.jobs.status import Status, hold
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import append, callbacks, keep_model, span
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
+from flowimg.training.ema import LENGTHS
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
 from flowimg.training.loop import train as run_loop
+from flowimg.training.snapshots import drop_later
 
 PREVIEWED = 64
 """Pictures of the grid that a run starts with, of what it sees."""
@@ -127,6 +129,7 @@ def _train(
     if checkpoint:
         facts = facts._replace(architecture=checkpoint.state.get("architecture"))
         check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
+        check_averages(checkpoint, config, folder.path)
     with accelerator.local_main_process_first():
         field = build_field(config, facts)
     check_guidance(config.grid.guidance, facts, config)
@@ -161,6 +164,7 @@ def _train(
         machine |= {"data": source.story, "parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
+        drop_later(folder.snapshots, began)
         append(folder, json.dumps(_event(config, state, machine, changes, passed)) + "\n")
     if not isinstance(batches, PointBatches):
         if accelerator.is_main_process:
@@ -390,10 +394,15 @@ def cut(
     if config.train.micro_batch is None:
         return share // config.train.accumulation, config.train.accumulation
     if config.train.micro_batch == "auto":
-        size = find_micro_batch(accelerator, field, objective, data, share)
+        size = find_micro_batch(accelerator, field, objective, data, share, 1 + len(lengths_of(config)))
     else:
         size = config.train.micro_batch
     return size, share // size
+
+
+def lengths_of(config: Config) -> tuple[float, ...]:
+    """The power averages that a run keeps, by their lengths."""
+    return LENGTHS if config.train.snapshots else ()
 
 
 def recipe_of(config: Config, accumulation: int) -> Recipe:
@@ -409,6 +418,7 @@ def recipe_of(config: Config, accumulation: int) -> Recipe:
         clip=config.optim.clip,
         ema=config.optim.ema,
         max_skips=config.train.max_skips,
+        lengths=lengths_of(config),
     )
 
 
@@ -490,6 +500,8 @@ def _farewell(say: Callable[[str], None], folder: RunFolder, config: Config, sta
         say(f"report    {folder.report} (opens in a browser)")
     if folder.model.exists():
         say(f"diffusers {folder.model} (README.md there says how)")
+    if config.train.snapshots:
+        say(f"averages  {folder.snapshots} (flowimg ema {folder.path} says what can be made of them)")
     if state.step < config.train.steps:
         say(f"next      the same command without --train.stop-at goes on to step {config.train.steps}")
     say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")

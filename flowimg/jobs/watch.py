@@ -32,7 +32,9 @@ from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
 from flowimg.jobs.status import Status
 from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, Keep, write_checkpoint
-from flowimg.training.loop import Callback, Training, Window, state_tensors
+from flowimg.training.ema import snapshot_steps
+from flowimg.training.loop import Callback, Training, Window, average_tensors, state_tensors
+from flowimg.training.snapshots import write_snapshot
 
 REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
@@ -56,7 +58,7 @@ def callbacks(
 ) -> list[Callback]:
     """Everything a run does between its steps, from the step it goes on from (None: new) to its last.
 
-    `thread` is one beside the loop, which writes checkpoints.
+    `thread` is one beside the loop, which writes averages and checkpoints in their order.
     """
     last: dict[str, Any] = {}  # the newest line of metrics
 
@@ -68,6 +70,7 @@ def callbacks(
         _metrics(config, folder, batches, began, until, last, _progress(accelerator, began, until)),
         _grids(config, folder, facts, began, until, wishes, status),
         *([_evaluations(config, folder, facts, began, until, wishes, status)] if config.train.evaluate_every else []),
+        *([_averages(config, folder, until, thread)] if config.train.snapshots else []),
         _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status, thread),
         *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
     ]
@@ -306,6 +309,33 @@ def _interruptible(field: nn.Module, wishes: Wishes) -> Iterator[None]:
         hook.remove()
 
 
+def _averages(config: Config, folder: RunFolder, until: int, thread: Executor) -> Callback:
+    """Keep the power averages aside at `train.snapshots` steps; also at the one that a run goes on from.
+
+    The thread writes them before the checkpoint of the same step: a run that goes on from there lacks none. One that
+    cannot be written is missed.
+    """
+    due = snapshot_steps(config.train.steps, config.train.snapshots)
+    writing: Future[None] | None = None
+
+    def write(step: int, tensors: dict[str, Tensor]) -> None:
+        try:
+            write_snapshot(folder.snapshots, step, tensors)
+        except OSError as error:
+            print(f"warning   the averages of step {step} were not kept ({error})", flush=True)
+
+    def callback(state: Training) -> None:
+        nonlocal writing
+        if state.step in due and state.accelerator.is_main_process:
+            if writing is not None:
+                writing.result()  # on a slow disk copies would heap up
+            writing = thread.submit(write, state.step, _copy(average_tensors(state)))
+        if writing is not None and _is_last(state, until):
+            writing.result()
+
+    return callback
+
+
 def _checkpoints(
     config: Config,
     folder: RunFolder,
@@ -396,11 +426,11 @@ def _snapshot(
         **state.verdict.counted(),
         "metrics": last.copy() if last.get("step") == state.step else {},
     }
-    tensors = {
-        file: {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
-        for file, held in state_tensors(state).items()
-    }
-    return Checkpoint(tensors, about)
+    return Checkpoint({file: _copy(held) for file, held in state_tensors(state).items()}, about)
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from flowimg.flow.objective import Data, Objective, flow_matching_loss
 from flowimg.flow.randomness import key
-from flowimg.training.ema import make_ema, update_ema
+from flowimg.training.ema import gamma_of, make_ema, power_decay, update_ema
 from flowimg.training.schedule import ema_decay, learning_rate
 from flowimg.training.verdict import Reading, Verdict
 
@@ -58,6 +58,7 @@ class Recipe:
     clip: float | None = 1.0
     ema: float = 0.999
     max_skips: int = 10
+    lengths: tuple[float, ...] = ()
 
 
 @dataclass
@@ -76,14 +77,16 @@ class Window:
 class Training:
     """The state of a run: the field, its average, the optimiser, and the steps done.
 
-    `offset` is what samples seen differ from step times batch by, in a run whose batch was changed on the way; `seen`
-    is what the processes last agreed on.
+    `powers` are the power averages by their lengths, where the recipe asks for any. `offset` is what samples seen
+    differ from step times batch by, in a run whose batch was changed on the way; `seen` is what the processes last
+    agreed on.
     """
 
     accelerator: Accelerator
     field: nn.Module
     wrapped: nn.Module
     ema: nn.Module
+    powers: dict[float, nn.Module]
     optimizer: torch.optim.Optimizer
     objective: Objective
     data: Data
@@ -97,6 +100,9 @@ class Training:
         # walking the modules for these at every step would cost a small network more than its arithmetic
         self.parameters: list[Tensor] = list(self.field.parameters())
         self.ema_parameters: list[Tensor] = list(self.ema.parameters())
+        self.power_parameters: list[tuple[float, list[Tensor]]] = [
+            (gamma_of(length), list(average.parameters())) for length, average in self.powers.items()
+        ]
         self.verdict = Verdict(self.accelerator)
 
     @property
@@ -115,19 +121,20 @@ Callback = Callable[[Training], None]
 
 
 def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data: Data, recipe: Recipe) -> Training:
-    """A run at step 0: the field wrapped for its processes, the optimiser, the average."""
+    """A run at step 0: the field wrapped for its processes, the optimiser, the averages."""
     field = field.to(accelerator.device)
     ema = make_ema(field)
+    powers = {length: make_ema(field) for length in recipe.lengths}
     optimizer = torch.optim.AdamW(
         field.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
     # the optimiser is not prepared: accelerate's wrapper would look for a dozen libraries at every step
     wrapped = accelerator.prepare(field)
-    return Training(accelerator, field, wrapped, ema, optimizer, objective, data, recipe)
+    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe)
 
 
 def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
-    """Everything a run needs to go on, as tensors by file: weights, ema, optimizer."""
+    """Everything a run needs to go on, as tensors by file: weights, ema, optimizer and, where kept, averages."""
     names = [name for name, _ in state.field.named_parameters()]
     optimizer = {
         f"{kind}.{names[index]}": value
@@ -137,7 +144,17 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
     if state.accelerator.scaler is not None:
         scaler = state.accelerator.scaler.state_dict()
         optimizer |= {f"scaler.{name}": torch.tensor(value, dtype=torch.float64) for name, value in scaler.items()}
-    return {"weights": state.field.state_dict(), "ema": state.ema.state_dict(), "optimizer": optimizer}
+    tensors = {"weights": state.field.state_dict(), "ema": state.ema.state_dict(), "optimizer": optimizer}
+    return {**tensors, "averages": average_tensors(state)} if state.powers else tensors
+
+
+def average_tensors(state: Training) -> dict[str, Tensor]:
+    """The power averages, by length and name: 0.05/NAME."""
+    return {
+        f"{length:g}/{name}": value
+        for length, average in state.powers.items()
+        for name, value in average.state_dict().items()
+    }
 
 
 def restore(
@@ -149,6 +166,10 @@ def restore(
     state.seen = Reading(in_row, skipped)
     state.field.load_state_dict(tensors["weights"])
     state.ema.load_state_dict(tensors["ema"])
+    for length, average in state.powers.items():
+        start = f"{length:g}/"
+        held = {name: value for name, value in tensors["averages"].items() if name.startswith(start)}
+        average.load_state_dict({name.removeprefix(start): value for name, value in held.items()})
     names = {name: index for index, (name, _) in enumerate(state.field.named_parameters())}
     slots: dict[int, dict[str, Tensor]] = {}
     scaler = {}
@@ -223,6 +244,8 @@ def train_step(state: Training, wanted: int = 0) -> None:
         scaler.update()
     state.optimizer.zero_grad()
     update_ema(state.ema_parameters, state.parameters, ema_decay(state.step, recipe.ema), hold)
+    for gamma, average in state.power_parameters:
+        update_ema(average, state.parameters, power_decay(state.step + 1, gamma), hold)
     state.step += 1
     window.steps += 1
     state.seen = state.verdict.read()

@@ -51,7 +51,7 @@ def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
     config = settings(
         tmp_path / "c.yaml",
         field={"dropout": 0.2},
-        train={"steps": 16, "accumulation": 2, "precision": "bf16", "checkpoint_every": 100},
+        train={"steps": 16, "accumulation": 2, "precision": "bf16", "checkpoint_every": 100, "snapshots": 5},
     )
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     run(BIN / "flowimg", "train", config, "--run", straight)
@@ -59,10 +59,12 @@ def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
     assert not (cut / "checkpoints" / "step_00000016").exists()
     assert "continued from step 10" in run(BIN / "flowimg", "train", config, "--run", cut)
     one, two = tensors(straight, 16), tensors(cut, 16)
-    assert {name.split("/")[0] for name in one} == {"weights", "ema", "optimizer"}
+    assert {name.split("/")[0] for name in one} == {"weights", "ema", "optimizer", "averages"}
     assert one.keys() == two.keys()
     different = [name for name in one if not torch.equal(one[name], two[name])]
     assert different == []
+    kept, again = ({file.name: file.read_bytes() for file in (run / "snapshots").iterdir()} for run in (straight, cut))
+    assert sorted(kept) == [f"step_{step:08d}.safetensors" for step in (4, 7, 10, 13, 16)] and kept == again
     first, second = (RunFolder(run).records() for run in (straight, cut))
     assert [event["step"] for event in RunFolder(cut).events()] == [0, 10]
     assert [r["step"] for r in first] == [r["step"] for r in second] == list(range(17))
