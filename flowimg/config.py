@@ -521,11 +521,11 @@ class Export(Settings):
 
 
 class Ema(Settings):
-    """List which averages of the weights can be made of those that a run kept aside."""
+    """Make averages of the weights, of any length, of those that a run kept aside; without --length, list them."""
 
     run: str
     """The run's folder."""
-    lengths: Annotated[tuple[Length, ...], Field(min_length=1)] = (0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
+    length: tuple[Length, ...] = ()
     """Share of the run that an average looks back over: its profile's standard deviation over the steps."""
     step: Annotated[int, Field(ge=1)] | None = None
     """Averages at this step, one that kept some, instead of the newest."""

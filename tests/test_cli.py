@@ -204,7 +204,7 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
             ["sample", "r", "--weights", "0.3"],
             "command line: weights: 0.3 is none of ema, raw and a length (above 0, at most 0.28)",
         ),
-        (["ema", "r", "--lengths", "0.3"], "command line: lengths[0] is 0.3, but should be less than or equal to 0.28"),
+        (["ema", "r", "--length", "0.3"], "command line: length[0] is 0.3, but should be less than or equal to 0.28"),
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),
         (["evaluate", "r", "--max-off", ".nan"], "command line: max_off is nan, but should be a finite number"),
         (["sample", "r", "--times", "emd"], "command line: times is 'emd': did you mean edm?"),

@@ -1,28 +1,45 @@
-"""`flowimg ema`: which averages of a run's weights can be made after it, and how well."""
+"""`flowimg ema`: averages of a run's weights, of any length, made after it; and how near each can be come by."""
 
 from typing import Any
 
-from flowimg.config import Ema
-from flowimg.jobs.averages import MOST_OFF, find_kept, percent, plan
-from flowimg.jobs.folder import find_run
+from safetensors.torch import save_file
+
+from flowimg.config import Ema, load
+from flowimg.jobs.averages import MOST_OFF, find_kept, make_average, percent, plan
+from flowimg.jobs.folder import facts_of, find_checkpoint, find_run, shapes_of, weights_name, write_aside
 from flowimg.jobs.machine import alone
+from flowimg.training.checkpoint import read_state
 from flowimg.training.ema import LENGTHS
+
+LISTED = (0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
+"""Lengths that are listed where none is asked for."""
 
 
 def ema(settings: Ema) -> dict[str, Any]:
-    """Say how near each length can be come by, and what takes it; nothing is written."""
+    """Say how near each length can be come by; write those that were asked for, and say what takes them."""
     alone("ema")
-    kept = find_kept(find_run(settings.run).snapshots, settings.step)
+    folder = find_run(settings.run)
+    kept = find_kept(folder.snapshots, settings.step)
     both = " and ".join(f"{length:g}" for length in LENGTHS)
     print(f"{settings.run}, step {kept.step}: averages of lengths {both} were kept at {len(kept.steps)} steps up to it")
     print("  length   its profile is off by")
-    made = []
-    for length in settings.lengths:
+    made: list[dict[str, Any]] = []
+    for length in settings.length or LISTED:
         error = plan(kept, length).error
-        made.append({"length": length, "error": error, "able": error <= MOST_OFF})
+        made.append({"length": length, "error": error, "able": error <= MOST_OFF, "file": None})
         print(f"  {length:<8g} {percent(error)}{'' if error <= MOST_OFF else '   too far off to be made'}")
+    for each in made if settings.length else ():
+        checkpoint = find_checkpoint(folder, None)  # any of them says what the data looked like
+        shapes = shapes_of(load(str(folder.config)), facts_of(read_state(checkpoint), checkpoint))
+        average = make_average(kept, each["length"], shapes)
+        path = folder.path / "averages" / f"{weights_name(each['length'])}_step_{kept.step:08d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        with write_aside(path) as aside:
+            save_file(average.tensors, aside)
+        each["file"] = str(path)
+        print(f"written   {path}")
     able = [each["length"] for each in made if each["able"]] or LENGTHS
     how = f"{settings.run} --weights {able[len(able) // 2]:g}" + (f" --step {kept.step}" if settings.step else "")
-    for verb in ("sample", "evaluate", "figures"):
-        print(f"use one   flowimg {verb} {how}")
+    for verb in ("sample", "evaluate", "export"):
+        print(f"use one   flowimg {verb} {how}{' FOLDER' if verb == 'export' else ''}")
     return {"run": settings.run, "step": kept.step, "steps": kept.steps, "lengths": made}

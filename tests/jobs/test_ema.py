@@ -77,15 +77,30 @@ def test_every_verb_that_draws_takes_a_length(kept, capsys):
 
 
 def test_ema_says_what_can_be_made_of_them(kept, capsys):
-    main(["--json", "ema", str(kept), "--lengths", "0.005", "0.05", "0.15", "--step", "30"])
+    main(["--json", "ema", str(kept), "--step", "30"])
     said = capsys.readouterr()
     told = json.loads(said.out)
     assert told["step"] == 30 and told["steps"] == list(range(2, 31, 2))
-    assert [each["able"] for each in told["lengths"]] == [False, True, True]
-    assert told["lengths"][1]["error"] < 1e-6 < told["lengths"][2]["error"] < 0.02
-    assert f"flowimg sample {kept} --weights 0.15 --step 30" in said.err
-    off = told["lengths"][0]["error"]
-    assert 0.3 < off < 1 and f"0.005    {100 * off:.2g} %   too far off to be made\n" in said.err
+    found = {each["length"]: each for each in told["lengths"]}
+    assert found[0.05]["error"] < 1e-6 < found[0.15]["error"] < 0.02
+    assert not found[0.02]["able"] and found[0.05]["able"] and found[0.15]["able"]
+    assert f"flowimg sample {kept} --weights " in said.err and " --step 30\n" in said.err
+    off = found[0.02]["error"]
+    assert 0.1 < off < 1 and f"0.02     {100 * off:.2g} %   too far off to be made\n" in said.err
+    assert not (kept / "averages").exists()
+
+
+def test_ema_writes_those_that_are_asked_for(kept, tmp_path, capsys, refused):
+    run = tmp_path / "run"
+    shutil.copytree(kept, run)
+    main(["ema", str(run), "--length", "0.1", "0.15"])
+    for length in ("0.1", "0.15"):
+        written = load_file(run / "averages" / f"length{length}_step_00000040.safetensors")
+        _, made = opened(run, float(length))
+        assert written.keys() == made.keys() and all(torch.equal(written[name], made[name]) for name in made)
+    assert "flowimg evaluate" in capsys.readouterr().out
+    status, said = refused("ema", run, "--length", "0.005")
+    assert status == 2 and "would be off by" in said
 
 
 def test_what_cannot_be_made_is_one_sentence(kept, tiny, refused, tmp_path):
