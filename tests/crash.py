@@ -30,7 +30,7 @@ def arm(point, step):
         checkpoint._write_json,
         Path.rename,
     )
-    sync, latest, rmtree = checkpoint._sync, checkpoint._point, shutil.rmtree
+    sync, latest, rmtree = checkpoint.sync, checkpoint._point, shutil.rmtree
     now = {"step": None}
 
     def at(name):
@@ -87,7 +87,7 @@ def arm(point, step):
         return rmtree(path, *args, **more)
 
     watch.write_checkpoint = write_checkpoint
-    checkpoint.save_file, checkpoint._write_json, checkpoint._sync, checkpoint._point = (
+    checkpoint.save_file, checkpoint._write_json, checkpoint.sync, checkpoint._point = (
         save_file,
         _write_json,
         _sync,

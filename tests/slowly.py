@@ -20,13 +20,13 @@ if stage == "preparing data":
 elif stage == "saving":
     from flowimg.training import checkpoint
 
-    sync = checkpoint._sync
+    sync = checkpoint.sync
 
     def slow_sync(path):
         sync(path)
         time.sleep(0.3)
 
-    checkpoint._sync = slow_sync
+    checkpoint.sync = slow_sync
 elif stage == "training":
     from flowimg.training import loop
 

@@ -83,4 +83,4 @@ def make_average(kept: Kept, length: float, shapes: Mapping[str, torch.Size]) ->
 
 def percent(error: float) -> str:
     """An error as people say it: 18 %, 1.2 %, 0.03 %."""
-    return f"{100 * error:.2g} %" if error < 0.995 else f"{100 * error:.0f} %"
+    return f"{round(100 * error, 4):.2g} %" if error < 0.995 else f"{100 * error:.0f} %"

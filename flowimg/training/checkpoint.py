@@ -94,21 +94,21 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
         manifest = {}
         for name, tensors in checkpoint.tensors.items():
             file = aside / f"{name}.safetensors"
-            save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+            save_tensors(file, tensors)
             manifest[file.name] = _account(file)
         state = aside / "state.json"
         _write_json(state, {"format": FORMAT, "step": step, **checkpoint.state})
         manifest[state.name] = _account(state)
         _write_json(aside / "manifest.json", manifest)
-        _sync(aside / "manifest.json")
-        _sync(aside)
+        sync(aside / "manifest.json")
+        sync(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
         raise
     if final.exists():  # the same step saved again, or a broken one that a continued run comes by once more
         final.rename(folder / f".{final.name}.before")
     aside.rename(final)
-    _sync(folder)
+    sync(folder)
     _point(folder, final.name)
     for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
@@ -237,14 +237,14 @@ def _point(folder: Path, name: str) -> None:
     """Let `latest` say a name, as it was before or as it is now, never half of it."""
     aside = folder / ".latest"
     aside.write_text(name + "\n")
-    _sync(aside)
+    sync(aside)
     aside.replace(folder / "latest")
-    _sync(folder)
+    sync(folder)
 
 
 def _account(file: Path) -> dict[str, Any]:
     """Sync a file; its size and its SHA-256."""
-    _sync(file)
+    sync(file)
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
@@ -266,7 +266,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: If the disk is full or cannot be written; safetensors has an error of its own for that.
+    """
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

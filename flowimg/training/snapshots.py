@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from flowimg.training.checkpoint import CheckpointError
+from flowimg.training.checkpoint import CheckpointError, save_tensors, sync
 
 TINY = 1e-9
 """What is added with a smaller weight than this is lost in the rounding of fp32, hundreds of them together too."""
@@ -44,13 +43,10 @@ def write_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> No
         leftover.unlink()
     aside = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
-        except SafetensorError as error:  # so it calls a full disk
-            raise OSError(str(error)) from None
-        _sync(aside)
+        save_tensors(aside, tensors)
+        sync(aside)
         aside.replace(final)
-        _sync(folder)
+        sync(folder)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -97,11 +93,3 @@ def weigh(folder: Path, parts: Sequence[tuple[int, str, float]], shapes: Mapping
         if not torch.isfinite(value).all():
             raise CheckpointError(f"the averages in {folder} hold a value that is not finite in {name}")
     return made
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from flowimg.training import checkpoint
 from flowimg.training.checkpoint import (
@@ -217,6 +218,16 @@ def test_a_write_cut_short_leaves_the_old_ones_and_no_new_one(tmp_path, monkeypa
     assert newest_whole(tmp_path) == (tmp_path / "step_00000001", [])
     write_checkpoint(tmp_path, 2, some(2), keep=Keep(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001", "step_00000002"]
+
+
+def test_a_full_disk_is_an_os_error_whoever_meets_it(tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path, 2, some(), keep=Keep(3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_format_of_the_future_is_named(tmp_path, monkeypatch):

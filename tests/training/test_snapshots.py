@@ -5,7 +5,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowimg.training import snapshots
+from flowimg.training import checkpoint
 from flowimg.training.checkpoint import CheckpointError
 from flowimg.training.snapshots import drop_later, kept_steps, snapshot_file, weigh, write_snapshot
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_written_leaves_all_as_it_was(folder, monkeypatch, error)
         raise error
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(snapshots, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match=r"(?i)no space"):
         write_snapshot(folder, 20, averages(3))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
