@@ -190,6 +190,28 @@ class SkewedTimes(TimesBase):
 
 # --- field -----------------------------------------------------------------------------------------------------------
 
+class NoWeighting(Settings):
+    """Every flow time counts alike."""
+
+    kind: Literal["none"] = "none"
+
+
+class CosmapWeighting(Settings):
+    """2 / (pi (1 - 2t + 2t^2)): the middle counts twice as much as the ends."""
+
+    kind: Literal["cosmap"] = "cosmap"
+
+
+class PowerWeighting(Settings):
+    """t^a (1 - t)^b, of mean 1: a 0 and b 2 weigh errors of the data alike, a 2 and b 0 those of the noise."""
+
+    kind: Literal["power"] = "power"
+    a: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Power of t."""
+    b: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Power of 1 - t."""
+
+
 
 class MLP(Settings):
     """Multilayer perceptron, for points."""
@@ -364,6 +386,8 @@ class Config(Settings):
     """The network."""
     optim: Optim = Optim()
     """The optimiser."""
+    weighting: Annotated[NoWeighting | CosmapWeighting | PowerWeighting, Field(discriminator="kind")] = NoWeighting()
+    """How much each flow time counts in the gradient; losses are told unweighted."""
     train: Train = Train()
     """The loop."""
     grid: Grid = Grid()

@@ -154,6 +154,7 @@ def test_a_right_import_is_let_through(path, source):
         ("path", build.PATHS),
         ("coupling", build.COUPLINGS),
         ("times", build.TIMES),
+        ("weighting", build.WEIGHTINGS),
         ("field", build.FIELDS),
         ("data", build.SOURCES),
     ],

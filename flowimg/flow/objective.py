@@ -18,6 +18,7 @@ from flowimg.flow import randomness
 from flowimg.flow.couplings import Coupling, whole_blocks
 from flowimg.flow.paths import Path
 from flowimg.flow.times import TimeDistribution, shift_times, stratify
+from flowimg.flow.weightings import Weighting
 
 NO_CLASS = -1
 """The label that stands for "no class": what label drop and unguided calls use."""
@@ -50,6 +51,7 @@ class Objective:
     label_drop: float
     batch_size: int
     seed: int
+    weighting: Weighting | None = None
 
     def draw(self, data: Data, step: int, places: range) -> Draw:
         """What the optimiser step sees at these places of its global batch.
@@ -82,6 +84,10 @@ class Objective:
                 dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
                 cond = torch.where(dropped.to(cond.device, non_blocking=True), NO_CLASS, cond)
         return Draw(x_0, x_1, t, cond)
+
+    def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
+        """What the gradient is taken of, an example: w(t) times its loss, shape (B,)."""
+        return losses if self.weighting is None else self.weighting(t) * losses
 
 
 def flow_matching_loss(velocity: Velocity, path: Path, draw: Draw) -> Tensor:

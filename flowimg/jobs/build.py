@@ -31,6 +31,7 @@ from flowimg.flow.times import (
     uniform_grid,
 )
 
+from flowimg.flow.weightings import Power, Weighting, cosmap
 Batches = PointBatches | Pictures
 
 
@@ -79,6 +80,12 @@ SOLVERS: dict[str, Solver] = {
 }
 
 TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
+WEIGHTINGS: dict[str, Callable[[Any], Weighting | None]] = {
+    "none": lambda s: None,
+    "cosmap": lambda s: cosmap,
+    "power": lambda s: Power(s.a, s.b),
+}
+
     "uniform": uniform_grid,
     "edm": edm_grid,
     "diffusers": diffusers_grid,
@@ -288,6 +295,7 @@ def build_solver(how: Solving) -> Solver:
     """The solver asked for, at its tolerance."""
     solver = SOLVERS[how.solver]
     return dopri5(how.tolerance) if solver.adaptive else solver
+        weighting=WEIGHTINGS[config.weighting.kind](config.weighting),
 
 
 def build_times(how: Solving) -> Tensor:

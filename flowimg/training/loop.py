@@ -221,8 +221,9 @@ def train_step(state: Training, wanted: int = 0) -> None:
         last = number == len(places) - 1
         with nullcontext() if last else state.accelerator.no_sync(state.wrapped):
             losses = flow_matching_loss(state.wrapped, state.objective.path, draw)
+            # the gradient is weighted; what is told is the plain loss, which compares between runs.
             # a mean over the micro-batch, over all micro-batches here, and (by DDP) over processes: all of one size
-            loss = losses.mean() / len(places)
+            loss = state.objective.weighted(losses, draw.t).mean() / len(places)
             (loss if scaler is None else scaler.scale(loss)).backward()
         window.times.append(draw.t)
         window.losses.append(losses.detach())
