@@ -247,10 +247,12 @@ class UNet(Settings):
     """Dropout in the residual blocks."""
     zero_output: bool = True
     """Start from the velocity 0."""
+    scale_shift: bool = False
+    """Time and class scale and shift what the second norm of a residual block gives, in place of a mere shift."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, far less memory."""
     pretrained: str | None = None
-    """Start from the weights of this UNet2DModel, a hub id or a folder, whose channels, layers and attention win."""
+    """Start from the weights of this UNet2DModel, a hub id or a folder; its channels, layers and the like win."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def new_unet(
         raise ValueError(problem)
     attends = [size >> level in attention for level in range(len(channels))]
     unet = UNet2DModel(
+    scale_shift: bool = False,
         sample_size=size,
         in_channels=image_channels,
         out_channels=image_channels,
@@ -128,6 +129,8 @@ def new_unet(
         dropout=dropout,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )
+        scale_shift: Time and class scale and shift after the second norm of a residual block, in place of a mere shift
+            before it.
     if zero_output:
         nn.init.zeros_(unet.conv_out.weight)
         nn.init.zeros_(unet.conv_out.bias)
@@ -145,6 +148,9 @@ def pretrained_unet(
     """A network that starts from the weights of a stock UNet2DModel; its class embedding is new unless it fits.
 
     Args:
+        # with scale and shift the attention in the middle would have no norm unless it is told so
+        attn_norm_num_groups=GROUPS if scale_shift else None,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         source: A folder, or an id of the hub, with the network itself or, in its folder `unet`, a pipeline's.
         size: Pixels a side of the square pictures.
         image_channels: 1 for grey, 3 for RGB.

@@ -131,3 +131,35 @@ def test_what_does_not_fit_is_one_sentence(size, channels, attention, words):
 def test_digits_at_28_pixels_fit_three_levels():
     assert unet_problem(28, (32, 64, 64), (14, 7)) is None
     assert unet_problem(32, (32, 32, 64, 64), (8,)) is None
+
+
+# --- scale and shift -------------------------------------------------------------------------------------------------
+
+
+def test_scale_and_shift_widens_each_time_projection_and_nothing_else():
+    plain, scaled = tiny(num_classes=2).unet.state_dict(), tiny(num_classes=2, scale_shift=True).unet.state_dict()
+    assert plain.keys() == scaled.keys()  # the norm of the attention in the middle among them
+    wider = {name for name in plain if plain[name].shape != scaled[name].shape}
+    assert wider == {name for name in plain if "time_emb_proj" in name}
+    for name in wider:
+        assert scaled[name].shape == (2 * len(plain[name]), *plain[name].shape[1:])
+
+
+@torch.no_grad()
+def test_scale_and_shift_is_norm_times_one_plus_scale_plus_shift():
+    block = tiny(scale_shift=True).eval().unet.down_blocks[0].resnets[0]
+    x, embedding = torch.randn(2, 32, 8, 8), torch.randn(2, 128)
+    scale, shift = block.time_emb_proj(embedding.sigmoid() * embedding)[:, :, None, None].chunk(2, dim=1)
+    silu = torch.nn.functional.silu
+    h = block.norm2(block.conv1(silu(block.norm1(x)))) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, embedding), x + block.conv2(silu(h)))
+
+
+@torch.no_grad()
+def test_scale_and_shift_loads_as_a_stock_unet(tmp_path):
+    from diffusers import UNet2DModel
+
+    field, x = tiny(scale_shift=True).eval(), pictures()
+    field.unet.save_pretrained(tmp_path)
+    stock = UNet2DModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(stock(x, torch.tensor([400.0])).sample, field.unet(x, torch.tensor([400.0])).sample)
