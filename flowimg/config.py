@@ -102,6 +102,8 @@ class ImageData(Settings):
     """Red, green, blue under transparent pixels and around padded pictures."""
     flip: bool = False
     """Flip left to right, half of the time."""
+    augment: Unit = 0.0
+    """Turn, scale, stretch and move, each so often, and mirror; the field is told, so samples are not (0.12: EDM's)."""
     held_out: Positive = 97
     """Images kept apart for the held-out loss."""
     max_bad: Share = 0.01
@@ -188,8 +190,6 @@ class SkewedTimes(TimesBase):
     kind: Literal["skewed"] = "skewed"
 
 
-# --- field -----------------------------------------------------------------------------------------------------------
-
 class NoWeighting(Settings):
     """Every flow time counts alike."""
 
@@ -211,6 +211,8 @@ class PowerWeighting(Settings):
     b: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Power of 1 - t."""
 
+
+# --- field -----------------------------------------------------------------------------------------------------------
 
 
 class MLP(Settings):
@@ -245,10 +247,10 @@ class UNet(Settings):
     """Sizes (pixels a side) with self-attention; the middle always has it."""
     dropout: Share = 0.0
     """Dropout in the residual blocks."""
-    zero_output: bool = True
-    """Start from the velocity 0."""
     scale_shift: bool = False
     """Time and class scale and shift what the second norm of a residual block gives, in place of a mere shift."""
+    zero_output: bool = True
+    """Start from the velocity 0."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, far less memory."""
     pretrained: str | None = None
@@ -384,12 +386,12 @@ class Config(Settings):
     """Which noise goes with which data."""
     times: Annotated[UniformTimes | LogitNormalTimes | SkewedTimes, Field(discriminator="kind")] = UniformTimes()
     """Which flow times are trained on."""
+    weighting: Annotated[NoWeighting | CosmapWeighting | PowerWeighting, Field(discriminator="kind")] = NoWeighting()
+    """How much each flow time counts in the gradient; losses are told unweighted."""
     field: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
     """The network."""
     optim: Optim = Optim()
     """The optimiser."""
-    weighting: Annotated[NoWeighting | CosmapWeighting | PowerWeighting, Field(discriminator="kind")] = NoWeighting()
-    """How much each flow time counts in the gradient; losses are told unweighted."""
     train: Train = Train()
     """The loop."""
     grid: Grid = Grid()

@@ -1,7 +1,7 @@
 """Batches of x_1: which data an optimiser step sees at which place of its global batch.
 
 All kinds answer `(step, places) -> (x_1, labels)` and are functions of (seed, step, places) alone; nobody after them
-asks whether they hold points or images.
+asks whether they hold points or images. Augmented pictures come with (labels, numbers) in place of labels.
 """
 
 from collections import deque
@@ -13,12 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowimg.data.augment import augmented
 from flowimg.data.order import sample_indices
 from flowimg.data.store import Images, to_unit
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
 
-Data = Callable[[int, range], tuple[Tensor, Tensor | None]]
+Batch = tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]
+"""x_1 and labels, if there are any; of augmented pictures x_1, and labels and the numbers that say how (B, 9)."""
+
+Data = Callable[[int, range], Batch]
 """(step, places) -> (x_1, labels), on the device they will be used on."""
 
 
@@ -56,12 +60,14 @@ class Pictures(Protocol):
     @property
     def flip(self) -> bool: ...
     @property
+    def augment(self) -> float: ...
+    @property
     def seed(self) -> int: ...
     @property
     def size(self) -> int: ...
     @property
     def fingerprint(self) -> str | None: ...
-    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, step: int, places: range) -> Batch: ...
     def rows(self, step: int, places: range) -> list[int]: ...
     def some(self, count: int) -> Images: ...
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]: ...
@@ -69,12 +75,12 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images in the keyed order of each epoch, scaled to [-1, 1], flipped left to right at random where asked.
+    """Images in the keyed order of each epoch, scaled to [-1, 1], flipped and augmented at random where asked.
 
     `images` are all that there are, on `device` or in this machine's memory; `apart` (H,) are the rows kept apart.
     With `window` each is a square of so many pixels cut out at random. `offset` is the samples seen before step 0, so
     to say, in a run whose batch was changed on the way; `fingerprint` the name of all pictures; `left_out` the names
-    of bad ones, with the reason.
+    of bad ones, with the reason; `augment` how often each transformation is used.
     """
 
     images: Images
@@ -87,6 +93,7 @@ class ImageBatches:
     offset: int = 0
     fingerprint: str | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    augment: float = 0.0
 
     def __post_init__(self) -> None:
         # picture i of those learned is row i + (how many kept apart come before it): nothing of size N is stored
@@ -97,7 +104,7 @@ class ImageBatches:
         """Pictures to learn from."""
         return len(self.images.pixels) - len(self.apart)
 
-    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: int, places: range) -> Batch:
         """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on `device`."""
         pixels, labels, _ = self.images
         rows = self._rows(step, places)
@@ -105,7 +112,8 @@ class ImageBatches:
         some = pixels.index_select(0, to_device(rows, pixels.device))
         some = shake(some, self.seed, step, places, self.flip, self.window)
         x_1 = to_unit(to_device(some, self.device))
-        return x_1, None if labels is None else to_device(labels[to_device(rows, labels.device)], self.device)
+        named = None if labels is None else to_device(labels[to_device(rows, labels.device)], self.device)
+        return batch_of(x_1, named, self.seed, step, places, self.augment)
 
     def rows(self, step: int, places: range) -> list[int]:
         """Which rows of the data set a step sees at these places."""
@@ -162,6 +170,14 @@ def shake(pixels: Tensor, seed: int, step: int, places: range, flip: bool, windo
     return pixels
 
 
+def batch_of(x_1: Tensor, labels: Tensor | None, seed: int, step: int, places: range, augment: float) -> Batch:
+    """Pictures and labels, and where they are augmented (`augment` above 0), how."""
+    if augment == 0:
+        return x_1, labels
+    x_1, numbers = augmented(x_1, seed, step, places, augment)
+    return x_1, (labels, numbers)
+
+
 def middle(pixels: Tensor, window: int | None) -> Tensor:
     """The middle squares of `window` pixels; with None the pictures as they are."""
     if window is None:
@@ -189,9 +205,9 @@ class Ahead:
     def __init__(self, data: Data, places: list[range], depth: int = 2) -> None:
         self.data, self.places, self.depth = data, places, depth
         self.thread = ThreadPoolExecutor(1, "data")
-        self.ready: deque[tuple[tuple[int, range], Future[tuple[Tensor, Tensor | None]]]] = deque()
+        self.ready: deque[tuple[tuple[int, range], Future[Batch]]] = deque()
 
-    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: int, places: range) -> Batch:
         """x_1 and labels; what was made ready is taken, anything else is made now."""
         if places not in self.places:
             return self.thread.submit(self.data, step, places).result()

@@ -17,7 +17,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowimg.data.batches import middle, shake, to_device
+from flowimg.data.batches import Batch, batch_of, middle, shake, to_device
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
 from flowimg.data.listing import DataError, Opened, Stream, plain
@@ -90,7 +90,7 @@ def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 @dataclass
 class StreamBatches:
-    """Streamed pictures, scaled to [-1, 1], flipped and cut at random where asked.
+    """Streamed pictures, scaled to [-1, 1], flipped, cut and augmented at random where asked.
 
     `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode. See
     `batches.ImageBatches` for the rest.
@@ -108,6 +108,7 @@ class StreamBatches:
     window: int | None = None
     max_bad: float = 0.01
     offset: int = 0
+    augment: float = 0.0
     seen: int = field(default=0, init=False)
     bad: dict[tuple[int, int], Bad] = field(default_factory=dict, init=False)
 
@@ -126,11 +127,13 @@ class StreamBatches:
         """Pictures to learn from."""
         return self.order.total
 
-    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: int, places: range) -> Batch:
         """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on `device`."""
         pixels, labels = self._decoded(*self._places(step, places))
         pixels = shake(pixels, self.seed, step, places, self.flip, self.window)
-        return to_unit(to_device(pixels, self.device)), None if labels is None else labels.to(self.device)
+        x_1 = to_unit(to_device(pixels, self.device))
+        labels = None if labels is None else labels.to(self.device)
+        return batch_of(x_1, labels, self.seed, step, places, self.augment)
 
     def rows(self, step: int, places: range) -> list[int]:
         """Which pictures a step sees at these places, counted through all shards."""

@@ -5,6 +5,7 @@ diffusers runs from data to noise: its sigma is 1 - t, its timestep 1000 sigma, 
     v(x, t) = -unet(x, 1000 (1 - t)),
 
 and the network inside is, as it stands, the unet of a stock `DDPMPipeline` with `FlowMatchEulerDiscreteScheduler`.
+Where pictures are augmented, a linear layer beside it, which is 0 for pictures as they are, adds to its time embedding.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from flowimg.fields.mlp import class_rows
+from flowimg.flow.objective import Cond
 
 HEAD = 64
 """Channels an attention head; diffusers' default of 8 makes many tiny, slow heads."""
@@ -59,29 +61,47 @@ class UNetField(nn.Module):
         unet: The network, in diffusers' convention; `new_unet` or `pretrained_unet` make one.
         num_classes: Classes the field may be asked for, one less than the network embeds; 0 makes it unconditional.
         gradient_checkpointing: Compute activations again in the backward pass: slower, far less memory.
+        numbers: Numbers that the field is told of a picture's augmentation; 0 where none is augmented.
     """
 
-    def __init__(self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False, numbers: int = 0
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.num_classes = num_classes
+        # without bias: 0 numbers add 0, so that the network alone is the field of pictures as they are
+        self.augment = nn.Linear(numbers, unet.time_embedding.linear_2.out_features, bias=False) if numbers else None
+        if self.augment is not None:
+            nn.init.zeros_(self.augment.weight)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Cond | None = None) -> Tensor:
         """Velocity at x and t.
 
         Args:
             x: Pictures on the way from noise to data, shape (B, C, H, W).
             t: Flow times in [0, 1], shape (B,); 0 is noise, 1 is data.
-            cond: Labels, shape (B,), `NO_CLASS` for none; None is no class for all.
+            cond: Labels, shape (B,), `NO_CLASS` for none; None is no class for all; or labels and the numbers of an
+                augmentation, without which pictures are as they are.
         Returns:
             Velocity, shape (B, C, H, W), in data units per unit of t.
         """
-        labels = class_rows(cond, len(x), self.num_classes, x.device) if self.num_classes else None
+        labels, numbers = cond if isinstance(cond, Cond) else (cond, None)
+        rows = class_rows(labels, len(x), self.num_classes, x.device) if self.num_classes else None
         # a float tensor: UNet2DModel would truncate a Python float to a whole number
         timestep = 1000 * (1 - t)
-        return -self.unet(x, timestep, class_labels=labels).sample
+        if numbers is None:
+            return -self.unet(x, timestep, class_labels=rows).sample
+        assert self.augment is not None
+        more = self.augment(numbers)
+        # the network has no input for it, and stays stock: for this one call
+        hook = self.unet.time_embedding.register_forward_hook(lambda module, args, embedding: embedding + more)
+        try:
+            return -self.unet(x, timestep, class_labels=rows).sample
+        finally:
+            hook.remove()
 
     def architecture(self) -> dict[str, Any]:
         """What the network is, without its weights: enough for `empty_unet`."""
@@ -96,6 +116,7 @@ def new_unet(
     layers: int = 2,
     attention: Sequence[int] = (),
     dropout: float = 0.0,
+    scale_shift: bool = False,
     zero_output: bool = True,
 ) -> UNet2DModel:
     """A network with new weights.
@@ -108,6 +129,8 @@ def new_unet(
         layers: Residual blocks a level.
         attention: Sizes (pixels a side) at which there is self-attention; the middle always has it.
         dropout: Dropout in the residual blocks.
+        scale_shift: Time and class scale and shift after the second norm of a residual block, in place of a mere shift
+            before it.
         zero_output: Start from the velocity 0.
     Raises:
         ValueError: If size, levels and attention do not fit together; the message says what would.
@@ -116,7 +139,6 @@ def new_unet(
         raise ValueError(problem)
     attends = [size >> level in attention for level in range(len(channels))]
     unet = UNet2DModel(
-    scale_shift: bool = False,
         sample_size=size,
         in_channels=image_channels,
         out_channels=image_channels,
@@ -126,11 +148,12 @@ def new_unet(
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         attention_head_dim=HEAD,
         norm_num_groups=GROUPS,
+        # with scale and shift the attention in the middle would have no norm unless it is told so
+        attn_norm_num_groups=GROUPS if scale_shift else None,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         dropout=dropout,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )
-        scale_shift: Time and class scale and shift after the second norm of a residual block, in place of a mere shift
-            before it.
     if zero_output:
         nn.init.zeros_(unet.conv_out.weight)
         nn.init.zeros_(unet.conv_out.bias)
@@ -148,9 +171,6 @@ def pretrained_unet(
     """A network that starts from the weights of a stock UNet2DModel; its class embedding is new unless it fits.
 
     Args:
-        # with scale and shift the attention in the middle would have no norm unless it is told so
-        attn_norm_num_groups=GROUPS if scale_shift else None,
-        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         source: A folder, or an id of the hub, with the network itself or, in its folder `unet`, a pipeline's.
         size: Pixels a side of the square pictures.
         image_channels: 1 for grey, 3 for RGB.

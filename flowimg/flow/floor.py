@@ -15,7 +15,7 @@ Source: the bias-variance split of the regression of Lipman et al. 2023, arXiv:2
 import torch
 from torch import Tensor
 
-from flowimg.flow.objective import NO_CLASS, Draw
+from flowimg.flow.objective import NO_CLASS, Cond, Draw
 from flowimg.flow.paths import Path
 
 PAIRS, CHUNK = 2**22, 4096
@@ -27,7 +27,7 @@ def loss_floor(path: Path, draw: Draw, data: Tensor, labels: Tensor | None = Non
 
     Args:
         path: The path trained on.
-        draw: Noise, data, times and labels; the noise must be independent of the data. B rows.
+        draw: Noise, data, times and labels; the noise must be independent of the data, and those not augmented. B rows.
         data: All data y, shape (N, *D).
         labels: Their classes, shape (N,), if the field is conditional.
         fresh: `data` are a sample of a distribution from which `draw.x_1` comes too; else they are all there is, and
@@ -35,6 +35,7 @@ def loss_floor(path: Path, draw: Draw, data: Tensor, labels: Tensor | None = Non
     Returns:
         Floor an example, shape (B,), float64; nan where a sample holds too few data near x_t to tell.
     """
+    assert not isinstance(draw.cond, Cond)  # what is augmented is none of the data
     x_1, t = draw.x_1.double(), draw.t.double()
     x_t = path.sample(draw.x_0.double(), x_1, t).x_t.flatten(1)
     alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]

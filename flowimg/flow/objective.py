@@ -23,20 +23,31 @@ from flowimg.flow.weightings import Weighting
 NO_CLASS = -1
 """The label that stands for "no class": what label drop and unguided calls use."""
 
-Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x, t, cond) -> v: x and v of shape (B, *D), t of shape (B,), cond None or labels of shape (B,)."""
 
-Data = Callable[[int, range], tuple[Tensor, Tensor | None]]
-"""(step, places) -> (x_1, labels): the data of a step at those places, on the device it will be used on."""
+class Cond(NamedTuple):
+    """What a field is told where pictures are augmented: labels (B,) or None, and numbers (B, N), 0 for "as it is"."""
+
+    labels: Tensor | None
+    augment: Tensor
+
+
+Velocity = Callable[[Tensor, Tensor, Tensor | Cond | None], Tensor]
+"""(x, t, cond) -> v: x and v of shape (B, *D), t of shape (B,), cond None, labels of shape (B,), or a `Cond`."""
+
+Data = Callable[[int, range], tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]]
+"""(step, places) -> (x_1, labels): the data of a step at those places, on the device it will be used on.
+
+Augmented data come with (labels, numbers) in place of labels.
+"""
 
 
 class Draw(NamedTuple):
-    """Everything random in one (micro-)batch: noise, data (B, *D), flow times (B,), labels (B,) or None."""
+    """Everything random in one (micro-)batch: noise, data (B, *D), flow times (B,), and what a field is told."""
 
     x_0: Tensor
     x_1: Tensor
     t: Tensor
-    cond: Tensor | None
+    cond: Tensor | Cond | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class Objective:
         """
         wide = whole_blocks(places, self.coupling.block, self.batch_size)
         mine = slice(places.start - wide.start, places.stop - wide.start)
-        x_1, cond = data(step, wide)
+        x_1, told = data(step, wide)
+        labels, numbers = told if isinstance(told, tuple) else (told, None)
         x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
         x_0 = x_0.to(x_1.device, non_blocking=True)  # the host does not wait for the device
         x_0, x_1 = self.coupling(x_0, x_1)[mine], x_1[mine]
@@ -78,12 +90,12 @@ class Objective:
             u = stratify(u, places, self.batch_size)
         t = shift_times(self.times(u), self.shift).to(x_1.device, non_blocking=True)
 
-        if cond is not None:
-            cond = cond[mine]
+        if labels is not None:
+            labels = labels[mine]
             if self.label_drop > 0:
                 dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
-                cond = torch.where(dropped.to(cond.device, non_blocking=True), NO_CLASS, cond)
-        return Draw(x_0, x_1, t, cond)
+                labels = torch.where(dropped.to(labels.device, non_blocking=True), NO_CLASS, labels)
+        return Draw(x_0, x_1, t, labels if numbers is None else Cond(labels, numbers[mine]))
 
     def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
         """What the gradient is taken of, an example: w(t) times its loss, shape (B,)."""

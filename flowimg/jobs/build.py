@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowimg.config import MLP, Config, ImageData, PointData, Solving, UNet
 from flowimg.data import toys
+from flowimg.data.augment import NUMBERS
 from flowimg.data.batches import ImageBatches, Pictures, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
@@ -30,20 +31,22 @@ from flowimg.flow.times import (
     skewed,
     uniform_grid,
 )
-
 from flowimg.flow.weightings import Power, Weighting, cosmap
+
 Batches = PointBatches | Pictures
 
 
 class DataFacts(NamedTuple):
     """What a field must know of the data: the shape of a sample, and the names of the classes it is conditional on.
 
-    In a run that goes on from a network that was fetched, also what that network is (see `architecture_of`).
+    In a run that goes on from a network that was fetched, also what that network is (see `architecture_of`). `numbers`
+    is what `build_field` adds by the settings: how many the field is told of an augmentation.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     architecture: dict[str, Any] | None = None
+    numbers: int = 0
 
 
 class Source(NamedTuple):
@@ -70,6 +73,12 @@ TIMES: dict[str, Callable[[Any], TimeDistribution]] = {
     "skewed": lambda s: skewed(),
 }
 
+WEIGHTINGS: dict[str, Callable[[Any], Weighting | None]] = {
+    "none": lambda s: None,
+    "cosmap": lambda s: cosmap,
+    "power": lambda s: Power(s.a, s.b),
+}
+
 SOLVERS: dict[str, Solver] = {
     "euler": EULER,
     "midpoint": MIDPOINT,
@@ -80,12 +89,6 @@ SOLVERS: dict[str, Solver] = {
 }
 
 TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
-WEIGHTINGS: dict[str, Callable[[Any], Weighting | None]] = {
-    "none": lambda s: None,
-    "cosmap": lambda s: cosmap,
-    "power": lambda s: Power(s.a, s.b),
-}
-
     "uniform": uniform_grid,
     "edm": edm_grid,
     "diffusers": diffusers_grid,
@@ -168,6 +171,7 @@ def _stored(config: Config, data: ImageData) -> Source:
             data.size if data.random_crop else None,
             fingerprint=stored.fingerprint,
             left_out=(*found.bad, *stored.bad),
+            augment=data.augment,
         )
 
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
@@ -203,6 +207,7 @@ def _streamed(config: Config, data: ImageData) -> Source:
             data.workers or share_of_cores(),
             data.size if data.random_crop else None,
             data.max_bad,
+            augment=data.augment,
         )
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
@@ -247,7 +252,7 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
             f"field.pretrained {settings.pretrained} gives no UNet2DModel in safetensors, from a folder or from the "
             f"hub: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from None
-    return UNetField(unet, classes, settings.gradient_checkpointing)
+    return UNetField(unet, classes, settings.gradient_checkpointing, facts.numbers)
 
 
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
@@ -267,6 +272,8 @@ def build_source(config: Config) -> Source:
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a run, its shape decided by the data, initialised from the seed."""
+    if isinstance(config.data, ImageData) and config.data.augment:
+        facts = facts._replace(numbers=NUMBERS)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return FIELDS[config.field.kind](config.field, facts)
@@ -288,6 +295,7 @@ def build_objective(config: Config) -> Objective:
         label_drop=config.train.label_drop,
         batch_size=config.train.batch_size,
         seed=config.seed,
+        weighting=WEIGHTINGS[config.weighting.kind](config.weighting),
     )
 
 
@@ -295,7 +303,6 @@ def build_solver(how: Solving) -> Solver:
     """The solver asked for, at its tolerance."""
     solver = SOLVERS[how.solver]
     return dopri5(how.tolerance) if solver.adaptive else solver
-        weighting=WEIGHTINGS[config.weighting.kind](config.weighting),
 
 
 def build_times(how: Solving) -> Tensor:

@@ -80,7 +80,7 @@ def write_model(
     save_pipeline(aside, field.unet, facts.classes, num_steps)
     if grid is not None:
         shutil.copyfile(grid, aside / "samples.png")
-    parameters = sum(p.numel() for p in field.parameters())
+    parameters = sum(p.numel() for p in field.unet.parameters())
     (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid))
     if folder.exists():
         before = folder.with_name(f".{folder.name}.before.unfinished")

@@ -150,7 +150,7 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     losses = []
     with state.accelerator.autocast():
         for rows in torch.arange(len(draw.t)).split(256):
-            part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type]
+            part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
             losses.append(flow_matching_loss(field, state.objective.path, part).float())
     field.train(training)
     return float(torch.cat(losses).mean())

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from shards_made import SIDE, numbers, parquet, write_tars
 from survival import launch
 
+from flowimg.data.augment import augmented
 from flowimg.data.batches import Ahead
 from flowimg.data.decode import Decoding
 from flowimg.data.listing import DataError
@@ -118,6 +119,18 @@ def test_rows_are_the_same_however_the_batch_is_cut(stream, step, inner):
 def test_pictures_are_the_numbers_of_their_rows(stream, batches_of):
     batches = batches_of(stream)
     assert numbers(batches(5, range(4, 12))[0]) == batches.rows(5, range(4, 12))
+
+
+def test_streamed_pictures_are_augmented_as_stored_ones_are(stream, batches_of):
+    plain, ours = batches_of(stream), batches_of(stream)
+    ours.augment = 0.5
+    x_1, (labels, a) = ours(5, range(4, 12))
+    before, named = plain(5, range(4, 12))
+    expected, numbers_told = augmented(before, 0, 5, range(4, 12), 0.5)
+    assert torch.equal(x_1, expected) and torch.equal(a, numbers_told) and not torch.equal(x_1, before)
+    assert torch.equal(labels, named)
+    assert torch.equal(ours.held_out(5)[0], plain.held_out(5)[0])
+    assert torch.equal(ours.some(9).pixels, plain.some(9).pixels)
 
 
 def test_a_run_that_goes_on_at_step_37_sees_what_the_one_that_never_stopped_sees(stream, batches_of):

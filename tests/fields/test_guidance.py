@@ -3,7 +3,7 @@ import torch
 
 from flowimg.fields.guidance import Guided, guided
 from flowimg.fields.mlp import MLPField
-from flowimg.flow.objective import NO_CLASS
+from flowimg.flow.objective import NO_CLASS, Cond
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs.build import SOLVERS
@@ -102,3 +102,17 @@ def test_evaluations_of_euler_with_an_interval(field):
     assert integrate(guided(field, 2.0, (0.3, 0.7)), X, uniform_grid(10), EULER, LABELS).nfe == 15
     assert integrate(guided(field, 2.0), X, uniform_grid(10), EULER, LABELS).nfe == 20
     assert integrate(guided(field, 1.0, (0.3, 0.7)), X, uniform_grid(10), EULER, LABELS).nfe == 10
+
+
+def test_what_a_field_is_told_of_an_augmentation_goes_with_both_halves():
+    cond = Cond(torch.tensor([3, 5]), torch.randn(2, 9))
+
+    def field(x, t, told):
+        assert told.labels.tolist() == [3, 5, NO_CLASS, NO_CLASS]
+        assert torch.equal(told.augment, torch.cat([cond.augment, cond.augment]))
+        return told.labels[:, None] + told.augment[:, :1]
+
+    v = Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), cond)
+    torch.testing.assert_close(v, NO_CLASS + 3.0 * (cond.labels[:, None] - NO_CLASS) + cond.augment[:, :1])
+    with pytest.raises(ValueError, match="needs labels"):
+        Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Cond(None, cond.augment))

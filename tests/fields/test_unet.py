@@ -4,6 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
 
 from flowimg.fields.unet import UNetField, new_unet, unet_problem
+from flowimg.flow.objective import NO_CLASS, Cond
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
 
@@ -11,8 +12,9 @@ from flowimg.flow.times import uniform_grid
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
     checkpointing = options.pop("gradient_checkpointing", False)
+    numbers = options.pop("numbers", 0)
     options = {"size": 8, "image_channels": 1, "channels": (32, 64), "layers": 1, "zero_output": False} | options
-    return UNetField(new_unet(**options), options.get("num_classes", 0), checkpointing)
+    return UNetField(new_unet(**options), options.get("num_classes", 0), checkpointing, numbers)
 
 
 def pictures(n=3, channels=1, size=8):
@@ -163,3 +165,70 @@ def test_scale_and_shift_loads_as_a_stock_unet(tmp_path):
     field.unet.save_pretrained(tmp_path)
     stock = UNet2DModel.from_pretrained(tmp_path).eval()
     assert torch.equal(stock(x, torch.tensor([400.0])).sample, field.unet(x, torch.tensor([400.0])).sample)
+
+
+# --- what a field is told of an augmentation -------------------------------------------------------------------------
+
+
+def told(n=3, labels=None):
+    return Cond(labels, torch.randn(n, 9, generator=torch.Generator().manual_seed(4)))
+
+
+def learned(**options):
+    """A field that has learned to listen."""
+    field = tiny(numbers=9, **options).eval()
+    torch.nn.init.normal_(field.augment.weight, generator=torch.Generator().manual_seed(5))
+    return field
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, NO_CLASS])])
+def test_pictures_as_they_are_are_those_of_the_stock_network_bit_for_bit(labels):
+    field, x, t = learned(num_classes=0 if labels is None else 2), pictures(), torch.tensor([0.1, 0.5, 0.9])
+    rows = None if labels is None else torch.tensor([0, 1, 2])
+    stock = -field.unet(x, 1000 * (1 - t), class_labels=rows).sample
+    assert torch.equal(field(x, t, Cond(labels, torch.zeros(3, 9))), stock)
+    assert torch.equal(field(x, t, labels), stock)
+    assert (field(x, t, told(labels=labels)) - stock).abs().amax((1, 2, 3)).min() > 1e-3
+    assert torch.equal(field(x, t, labels), stock)  # nothing of a call is left behind
+
+
+@torch.no_grad()
+def test_numbers_add_to_the_time_embedding():
+    field, x, t, cond = learned(), pictures(), torch.tensor([0.1, 0.5, 0.9]), told()
+    unet = field.unet
+    embedding = unet.time_embedding(unet.time_proj(1000 * (1 - t)))
+    more = cond.augment @ field.augment.weight.T
+    # a network whose embedding is constant, by its last bias
+    expected = []
+    for row in range(3):
+        by_hand = tiny().eval()
+        torch.nn.init.zeros_(by_hand.unet.time_embedding.linear_2.weight)
+        by_hand.unet.time_embedding.linear_2.bias.copy_((embedding + more)[row])
+        expected.append(by_hand(x[row : row + 1], t[:1]))
+    torch.testing.assert_close(field(x, t, cond), torch.cat(expected), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_new_field_does_not_listen_yet_and_its_network_is_that_of_a_field_without():
+    plain, ours = tiny(), tiny(numbers=9)
+    assert plain.augment is None and ours.state_dict().keys() - plain.state_dict().keys() == {"augment.weight"}
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in plain.state_dict().items())
+    x, t = pictures(), torch.rand(3)
+    assert torch.equal(ours.eval()(x, t, told()), plain.eval()(x, t))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_new_field_learns_to_listen(checkpointing):
+    field, cond = tiny(numbers=9, gradient_checkpointing=checkpointing), told()
+    cond.augment[:, 3] = 0  # nobody was told this one
+    field.train()(pictures(), torch.tensor([0.1, 0.5, 0.9]), cond).square().mean().backward()
+    assert field.augment.weight.grad[:, [0, 1, 2, *range(4, 9)]].abs().amax(0).min() > 0
+    assert (field.augment.weight.grad[:, 3] == 0).all()
+
+
+def test_a_batch_of_pictures_as_they_are_gives_every_parameter_a_gradient():
+    # processes wait for each other's gradients, whatever their pictures
+    field = tiny(numbers=9)
+    field(pictures(), torch.rand(3), Cond(None, torch.zeros(3, 9))).square().mean().backward()
+    assert all(p.grad is not None for p in field.parameters())

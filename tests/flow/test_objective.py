@@ -9,7 +9,7 @@ from torch.func import jvp
 
 from flowimg.config import Config, validate
 from flowimg.flow import randomness
-from flowimg.flow.objective import NO_CLASS, Draw, flow_matching_loss
+from flowimg.flow.objective import NO_CLASS, Cond, Draw, flow_matching_loss
 from flowimg.flow.paths import Linear, expand_like
 from flowimg.flow.times import shift_times
 from flowimg.jobs.build import COUPLINGS, PATHS, TIMES, build_objective
@@ -76,6 +76,30 @@ def test_optimal_transport_reaches_the_draw():
     # in one dimension the least cost pairs in order
     draw = objective(64, coupling={"kind": "ot", "block": 64}).draw(line, 0, range(64))
     assert (draw.x_0[draw.x_1.flatten().argsort()].flatten().diff() > 0).all()
+
+
+def numbered_and_told(step, places):
+    x_1, place = numbered(step, places)
+    return x_1, (place, place[:, None] + torch.arange(9) / 16)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@few
+@given(inner=st.lists(st.integers(1, 299), max_size=4))
+def test_numbers_of_an_augmentation_stay_at_their_place_however_the_batch_is_cut(coupling, inner):
+    ours = objective(300, 0.3, coupling={"kind": coupling})
+    plain = ours.draw(numbered, 4, range(300))
+    parts = [ours.draw(numbered_and_told, 4, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
+    assert all(isinstance(part.cond, Cond) for part in parts)
+    assert torch.equal(torch.cat([part.cond.labels for part in parts]), plain.cond)  # dropped as ever
+    numbers = torch.cat([part.cond.augment for part in parts])
+    assert torch.equal(numbers, torch.arange(300)[:, None] + torch.arange(9) / 16)
+    assert torch.equal(torch.cat([part.x_0 for part in parts]), plain.x_0)
+
+
+def test_numbers_come_without_labels_too():
+    draw = objective().draw(lambda step, places: (numbered(step, places)[0], (None, torch.ones(64, 9))), 0, range(64))
+    assert draw.cond.labels is None and torch.equal(draw.cond.augment, torch.ones(64, 9))
 
 
 def test_every_step_and_seed_draws_afresh():

@@ -113,6 +113,15 @@ def test_how_it_was_made_is_said(more, said):
 # --- the floor -------------------------------------------------------------------------------------------------------
 
 
+def test_the_floor_beside_augmentation_is_that_of_pictures_as_they_are_and_says_so(tmp_path):
+    config = load(str(write_settings(tmp_path / "a.yaml")))
+    whole = build_source(config).load(CPU).images.take(torch.arange(21))
+    batches = ImageBatches(whole, torch.tensor([20]), False, 0, 16, CPU)
+    plain, beside = estimate_floor(config, batches), estimate_floor(config, replace(batches, augment=0.5))
+    assert (plain.mean, plain.by_t) == (beside.mean, beside.by_t)
+    assert beside.of == f"{plain.of}, of pictures that are not augmented"
+
+
 def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
