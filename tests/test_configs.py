@@ -6,7 +6,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowimg.cli import main
 from flowimg.config import load
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
 SHAPES = {
     "cifar10": DataFacts((3, 32, 32), ()),
+    "cifar10_large": DataFacts((3, 32, 32), ()),
     "cats": DataFacts((3, 64, 64), ()),
     "folder": DataFacts((3, 64, 64), ()),
     "fashion_mnist": DataFacts((1, 32, 32), tuple("0123456789")),
@@ -62,6 +65,38 @@ def test_cifar10_is_the_recipe_of_its_header():
     assert f"{epochs:,.0f} epochs" in header(ROOT / "configs" / "cifar10.yaml")
 
 
+def test_cifar10_large_is_the_recipe_of_its_header():
+    config = load(str(ROOT / "configs" / "cifar10_large.yaml"))
+    data, field, optim, train = config.data, config.field, config.optim, config.train
+    assert (data.source, data.augment) == ("uoft-cs/cifar10", 0)
+    assert (field.channels, field.layers, field.attention, field.dropout) == ((256, 256, 256), 4, (16,), 0.3)
+    assert field.scale_shift
+    assert (optim.lr, optim.warmup, optim.schedule, optim.clip, optim.ema) == (1e-4, 0, "constant", None, 0.999)
+    assert (optim.betas, optim.weight_decay) == ((0.9, 0.95), 0.01)
+    assert (train.steps, train.batch_size, train.precision) == (175_000, 512, "bf16")
+    assert (config.path.kind, config.coupling.kind, config.weighting.kind) == ("linear", "independent", "none")
+    assert (config.times.kind, config.times.stratified, config.times.shift) == ("skewed", False, 1.0)
+    assert (config.grid.solver, config.grid.times, config.grid.num_steps) == ("heun", "edm", 50)
+    epochs = train.steps * train.batch_size / (50_000 - data.held_out)
+    assert f"{epochs:,.0f} epochs" in header(ROOT / "configs" / "cifar10_large.yaml")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_large"])
+def test_the_header_counts_operations_as_they_are(name):
+    path = ROOT / "configs" / f"{name}.yaml"
+    config, text = load(str(path)), header(path)
+    with torch.device("meta"), torch.no_grad():
+        field = build_field(config, SHAPES[name]).eval()
+        with FlopCounterMode(display=False) as counter:
+            field(torch.randn(1, 3, 32, 32), torch.rand(1))
+    each = counter.get_total_flops()
+    told = float(re.search(r"([\d.]+) GFLOP a picture forward", text)[1])
+    assert f"{told:.1f}" in (f"{each / 1e9:.1f}", f"{3 * each / 1e9:.1f}")
+    whole = 3 * each * config.train.steps * config.train.batch_size
+    assert float(re.search(r"([\d.]+e\d+) in all", text)[1]) == float(f"{whole:.1e}")
+    assert int(re.search(r"(\d+) hours", text)[1]) == round(whole / 100e12 / 3600)
+
+
 def test_cats_keeps_one_class_at_64_pixels():
     data = load(str(ROOT / "configs" / "cats.yaml")).data
     assert (data.source, data.classes, data.size, data.resize) == ("huggan/AFHQ", ("cat",), 64, "crop")
@@ -76,11 +111,13 @@ def parquet(folder, image, names, count, side):
     datasets.Dataset.from_dict(columns, features).to_parquet(str(folder / "train-00000-of-00001.parquet"))
 
 
+CIFAR10 = (
+    ("img", ["airplane", "automobile", "bird"], 540, 32),
+    "540 pictures of train (column img), 32 x 32, RGB",
+)
 CASES = {
-    "cifar10": (
-        ("img", ["airplane", "automobile", "bird"], 540, 32),
-        "540 pictures of train (column img), 32 x 32, RGB",
-    ),
+    "cifar10": CIFAR10,
+    "cifar10_large": CIFAR10,
     "cats": (("image", ["cat", "dog", "wild"], 480, 80), "160 of 480 pictures of train (column image), 80 x 80, RGB"),
 }
 
