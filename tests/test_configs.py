@@ -19,6 +19,7 @@ CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
 SHAPES = {
     "cifar10": DataFacts((3, 32, 32), ()),
     "cifar10_large": DataFacts((3, 32, 32), ()),
+    "cifar10_ours": DataFacts((3, 32, 32), ()),
     "cats": DataFacts((3, 64, 64), ()),
     "folder": DataFacts((3, 64, 64), ()),
     "fashion_mnist": DataFacts((1, 32, 32), tuple("0123456789")),
@@ -49,7 +50,8 @@ def test_the_header_counts_parameters_steps_and_pictures_as_they_are(name):
             config.train.batch_size,
         ]
     labelled = name == "fashion_mnist"
-    assert config.data.kind == "images" and config.data.labels == labelled and config.data.flip != labelled
+    assert config.data.kind == "images" and config.data.labels == labelled
+    assert (config.data.flip or config.data.augment > 0) != labelled
 
 
 def test_cifar10_is_the_recipe_of_its_header():
@@ -81,7 +83,15 @@ def test_cifar10_large_is_the_recipe_of_its_header():
     assert f"{epochs:,.0f} epochs" in header(ROOT / "configs" / "cifar10_large.yaml")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_large"])
+def test_our_recipe_sees_as_many_pictures_by_the_same_network_as_torchcfms():
+    ours, theirs = (load(str(ROOT / "configs" / f"{name}.yaml")) for name in ("cifar10_ours", "cifar10"))
+    assert ours.train.steps * ours.train.batch_size == theirs.train.steps * theirs.train.batch_size
+    same = ("channels", "layers", "attention", "scale_shift")
+    assert [getattr(ours.field, name) for name in same] == [getattr(theirs.field, name) for name in same]
+    assert ours.train.snapshots > 0 and ours.data.held_out == theirs.data.held_out
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_large", "cifar10_ours"])
 def test_the_header_counts_operations_as_they_are(name):
     path = ROOT / "configs" / f"{name}.yaml"
     config, text = load(str(path)), header(path)
@@ -118,6 +128,7 @@ CIFAR10 = (
 CASES = {
     "cifar10": CIFAR10,
     "cifar10_large": CIFAR10,
+    "cifar10_ours": CIFAR10,
     "cats": (("image", ["cat", "dog", "wild"], 480, 80), "160 of 480 pictures of train (column image), 80 x 80, RGB"),
 }
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowimg.flow.objective import Velocity
+from flowimg.flow.objective import Cond, Velocity
 from flowimg.flow.solvers import Solver, integrate
 
 
@@ -33,7 +33,7 @@ def log_density(
     x_1: Tensor,
     times: Tensor,
     solver: Solver,
-    cond: Tensor | None = None,
+    cond: Tensor | Cond | None = None,
     probes: Tensor | None = None,
 ) -> LogDensity:
     """Follow samples back to noise, and their density with them.
@@ -50,7 +50,7 @@ def log_density(
     """
     exact = torch.float32 if x_1.device.type == "mps" else torch.float64
 
-    def both(state: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    def both(state: Tensor, t: Tensor, cond: Tensor | Cond | None) -> Tensor:
         x = state[:, :-1].reshape(x_1.shape).to(x_1.dtype)
         v, divergence = velocity_and_divergence(velocity, x, t.to(x_1.dtype), cond, probes)
         return torch.cat([v.flatten(1).to(exact), divergence[:, None].to(exact)], dim=1)
@@ -64,7 +64,7 @@ def log_density(
 
 
 def velocity_and_divergence(
-    velocity: Velocity, x: Tensor, t: Tensor, cond: Tensor | None, probes: Tensor | None
+    velocity: Velocity, x: Tensor, t: Tensor, cond: Tensor | Cond | None, probes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """v, shape (B, *D), and its divergence, shape (B,), exact or by probes of shape (K, B, *D); nothing is kept."""
     with torch.enable_grad():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from flowimg.flow.objective import Velocity
+from flowimg.flow.objective import Cond, Velocity
 
 
 class Slope(Protocol):
@@ -138,7 +138,7 @@ def integrate(
     x: Tensor,
     times: Tensor,
     solver: Solver = EULER,
-    cond: Tensor | None = None,
+    cond: Tensor | Cond | None = None,
     trajectory: bool = False,
 ) -> Flow:
     """Follow the velocity through the given times.
@@ -172,7 +172,7 @@ def integrate(
 class _Counted:
     """A velocity as a slope, which counts evaluations of the network as they happen."""
 
-    def __init__(self, velocity: Velocity, cond: Tensor | None) -> None:
+    def __init__(self, velocity: Velocity, cond: Tensor | Cond | None) -> None:
         self.velocity, self.cond = velocity, cond
         self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
         self.nfe = 0
