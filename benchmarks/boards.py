@@ -90,7 +90,7 @@ def _quiet(values: dict[str, Any], run: Path, seed: int, steps: int) -> dict[str
     }  # fmt: skip
 
 
-def runs(what: str, out: Path, seeds: list[int]) -> list[tuple[str, Config]]:
+def runs(what: str, out: Path, seeds: list[int], recipes: list[str]) -> list[tuple[str, Config]]:
     """Names and runs, seeds interleaved."""
     out = out / what
     if what == "ablation":
@@ -103,10 +103,12 @@ def runs(what: str, out: Path, seeds: list[int]) -> list[tuple[str, Config]]:
     meta, torchcfm = STEPS[what]
     found = []
     for seed in seeds:
-        if what != "full":
+        if what != "full" and "ours" in recipes:
             found.append((f"configs/{NAMES[what]}.yaml", ours(NAMES[what], out, "ours", seed, {})))
+        if what != "full" and "torchcfm" in recipes:
             found.append(("torchcfm's recipe", peer(TORCHCFM, cells, torchcfm, out, "torchcfm", seed)))
-        found.append(("Meta's recipe", peer(META, cells, meta, out, "meta", seed)))
+        if "meta" in recipes:
+            found.append(("Meta's recipe", peer(META, cells, meta, out, "meta", seed)))
     return found
 
 
@@ -145,9 +147,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("what", choices=["short", "long", "fine", "ablation", "full"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipes", nargs="+", default=["ours", "torchcfm", "meta"])
     given = parser.parse_args()
     rows = []
-    for name, config in runs(given.what, given.out, given.seeds):
+    for name, config in runs(given.what, given.out, given.seeds, given.recipes):
         rows.append((name, measure(config)))
         print(f"{name}, seed {config.seed}: {rows[-1][1]}", flush=True)
     print(table(rows))
