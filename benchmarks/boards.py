@@ -41,7 +41,7 @@ TORCHCFM = {
     "batch": 256,
 }
 STEPS = {"short": (300, 15_000), "long": (1850, 90_000), "fine": (1850, 90_000), "full": (20_001, 0)}
-"""Of Meta's recipe, what two cores do in 30 s and in 3 minutes: about twice our CPU seconds; of torchcfm's, about ours."""
+"""Of Meta's recipe, what two cores do in 30 s and 3 minutes, twice our CPU seconds; of torchcfm's, about as many."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "configs/checkerboard.yaml": {},
