@@ -638,7 +638,7 @@ class Check(ImageData):
 
 
 class Preview(ImageData):
-    """Draw a grid of what a field will see of a source: cut, scaled, flipped, in the order of the first step."""
+    """Draw a grid of what a field will see of a source: cut, scaled, augmented, in the order of the first step."""
 
     source: Annotated[str, Field(min_length=1)] = "digits"
     """As data.source of a run, or a settings file, whose data are meant."""
@@ -647,7 +647,7 @@ class Preview(ImageData):
     count: Annotated[int, Field(ge=1, le=4096)] = 64
     """Pictures."""
     seed: Seed = 0
-    """Seed of the run, which decides the order, windows and flips."""
+    """Seed of the run, which decides the order, windows, flips and augmentation."""
 
     @model_validator(mode="after")
     def _png(self) -> "Preview":

@@ -134,6 +134,23 @@ def test_cubic_interpolation_and_mirrors_agree_with_scipy_on_a_smooth_picture():
     np.testing.assert_allclose(carried(x, a)[0, 0], by_scipy, atol=0.01)
 
 
+def test_half_a_pixel_off_a_fine_ripple_keeps_more_than_straight_lines_would_leave():
+    x = torch.cos(torch.arange(32) * 2 * math.pi / 4)[None, None, None].expand(1, 1, 32, 32)
+    ours = carried(x, numbers(right=0.5 / 32 / 0.125))[0, 0, 16, 4:-4]
+    # a mean of neighbours keeps cos(pi / 4) = 0.71 of it; this kernel's taps are (-3, 19, 19, -3) / 32
+    kept = (2 * 19 * math.cos(math.pi / 4) - 2 * 3 * math.cos(3 * math.pi / 4)) / 32
+    expected = kept * torch.cos((torch.arange(32) - 0.5) * 2 * math.pi / 4)[4:-4]
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mirror", ["mirrored", "upside_down"])
+def test_a_picture_that_is_mirrored_and_moved_is_mirrored_once_and_first(mirror):
+    x, move = pictures(), {"right": 2 / 8 / 0.125, "down": 1 / 8 / 0.125}
+    torch.testing.assert_close(
+        carried(x, numbers(**{mirror: 1}, **move)), carried(carried(x, numbers(**{mirror: 1})), numbers(**move))
+    )
+
+
 def test_values_stay_in_range():
     x = pictures(64).sign()
     drawn, maps = draw_numbers(0, 0, range(64), 1.0)
