@@ -147,6 +147,8 @@ def test_the_full_network_takes_a_step_on_local_data_of_the_hubs_form(name, tmp_
         "2",
         "--train.log-every",
         "1",
+        "--data.held-out",
+        "8",
         "--grid.count",
         "1",
         "--grid.num-steps",

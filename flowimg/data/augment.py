@@ -14,7 +14,7 @@ with n a standard normal number each; Y, S, R, A and T are each tried with proba
 
 from which M follows. a = 0 is the picture as it is: asked with it, a field draws what was not transformed, and has
 learned its shapes from many more pictures than there are. Twice the direction, as a stretch along a direction and
-along its opposite is one stretch. (EDM's code tells the direction itself, which leaves open which of two it was.)
+along its opposite is one stretch.
 
 A picture that is moved is resampled once, by torch's cubic convolution (a = -3/4), over its mirror images beyond the
 edge: it loses the finest detail (half a pixel off, what is two pixels long is gone), rings a little at edges, and
