@@ -28,7 +28,10 @@ def nfe_figure(
     solvers = list(dict.fromkeys(solver for solver, _ in lines))
     grids = list(dict.fromkeys(grid for _, grid in lines))
     counts = sorted({n for points in lines.values() for n, _ in points})
-    with drawing(path, 2.9 * len(grids) + 0.6, 4.2, 1, len(grids), sharey=True, squeeze=False) as (figure, panels):
+    with drawing(path, max(8, 2.9 * len(grids) + 0.6), 4.2, 1, len(grids), sharey=True, squeeze=False) as (
+        figure,
+        panels,
+    ):
         for axes, grid in zip(panels[0], grids, strict=True):
             axes.axhspan(converged * (1 - NEAR), converged * (1 + NEAR), color=NOISE, alpha=0.3, lw=0)
             for place, solver in enumerate(solvers):
