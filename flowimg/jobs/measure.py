@@ -78,7 +78,8 @@ def find_yardstick(config: Config, features: str, file: str | None, download: bo
     cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
     pictures = batches.some(MOST_PICTURES) if batches is not None else None
     # told by the first to the others: one trained elsewhere would round otherwise, and see otherwise
-    weights: list[Any] = [_judge(cache, batches.fingerprint, pictures, classes) if pictures and classes else None]
+    sha256 = _name(labelled, batches.fingerprint, pictures) if pictures else ""
+    weights: list[Any] = [_judge(cache, sha256, pictures, classes) if pictures and classes else None]
     broadcast_object_list(weights)
     judge = None
     if weights[0] is not None:
@@ -86,7 +87,7 @@ def find_yardstick(config: Config, features: str, file: str | None, download: bo
         judge.load_state_dict(weights[0])
         judge = judge.eval()
     extractor = _extractor(features, file, download, source.facts, judge, state.device)
-    reference = _reference(config, cache, batches, pictures, extractor) if pictures else None
+    reference = _reference(labelled, cache, sha256, batches, pictures, extractor) if pictures else None
     return Yardstick(extractor, reference, judge)
 
 
@@ -102,10 +103,16 @@ def _extractor(
     return extractors.transformer(features, download, device)
 
 
-def _judge(cache: Path, fingerprint: str | None, pictures: Images, classes: int) -> dict[str, Tensor]:
+def _name(config: Config, fingerprint: str | None, pictures: Images) -> str:
+    """A name of these pictures as they are seen: a stream's fingerprint, and a window's, is of more than that."""
+    seen = {"size", "resize", "random_crop", "background", "channels", "held_out", "labels"}
+    return name_of(fingerprint, tuple(pictures.pixels.shape), sorted(config.data.model_dump(include=seen).items()))
+
+
+def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str, Tensor]:
     """The weights of a classifier of the data, trained once."""
     assert pictures.labels is not None
-    path = cache / "classifiers" / f"{name_of(fingerprint, len(pictures.labels), classes, 1)}.safetensors"
+    path = cache / "classifiers" / f"{name_of(sha256, classes, 1)}.safetensors"
     if path.is_file():
         return load_file(path)
     print("training   a classifier of the real pictures, once; samples are compared in what it sees", flush=True)
@@ -114,9 +121,10 @@ def _judge(cache: Path, fingerprint: str | None, pictures: Images, classes: int)
     return weights
 
 
-def _reference(config: Config, cache: Path, batches: Any, pictures: Images, extractor: Extractor) -> Reference:
+def _reference(
+    config: Config, cache: Path, sha256: str, batches: Any, pictures: Images, extractor: Extractor
+) -> Reference:
     count = len(pictures.pixels)
-    sha256 = name_of(batches.fingerprint, count, config.data.held_out)
     path = cache / "references" / f"{name_of(sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
     kept = read_arrays(path)
     if kept is None:

@@ -117,6 +117,21 @@ def test_the_arithmetic_of_the_samples_is_not_that_of_the_features(run, monkeypa
     assert exact["frechet"] != rough["frechet"] == pytest.approx(exact["frechet"], rel=0.05)
 
 
+def test_other_pictures_of_one_source_are_another_reference(run):
+    """A cache that took one for the other would give distances to the wrong data."""
+    folder = run("plain")
+    config = folder / "config.yaml"
+    found = []
+    for change in (("held_out: 8", "held_out: 8"), ("held_out: 8", "held_out: 30"), ("first: null", "first: 500")):
+        text = config.read_text()
+        assert change[0] in text
+        config.write_text(text.replace(*change))
+        main(["evaluate", str(folder), *QUICK, "--features", "proxy-random"])
+        config.write_text(text)
+        found.append(evaluated(folder)[-1])
+    assert len({one["reference_hash"] for one in found}) == len({one["frechet"] for one in found}) == 3
+
+
 def test_the_nearest_training_pictures_are_shown_in_the_report(run):
     folder = run("classes")
     main(["evaluate", str(folder), *QUICK])
