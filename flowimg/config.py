@@ -302,7 +302,7 @@ class Train(Settings):
     """Steps between sample grids."""
     evaluate_every: Positive | None = None
     """Steps between evaluations of the averaged field; null for none while training."""
-    evaluate_count: Annotated[int, Field(ge=16)] = 1000
+    evaluate_count: Annotated[int, Field(ge=2)] = 1000
     """Samples of each, drawn as those of the grid are."""
     evaluate_features: Annotated[str, Field(min_length=1)] = "proxy"
     """What they are compared in; see --features of flowimg evaluate."""
@@ -562,7 +562,7 @@ class Ema(Settings):
 class Evaluate(Drawing):
     """Measure a run's samples against its data."""
 
-    count: Annotated[int, Field(ge=16)] | None = None
+    count: Annotated[int, Field(ge=2)] | None = None
     """Samples; by default 20,000 points or 1,000 images."""
     seed: Seed = 0
     """Seed of the first sample."""

@@ -27,9 +27,13 @@ class Nearest(NamedTuple):
 
 
 def within_class_spread(x: Tensor, labels: Tensor) -> float:
-    """Root of the summed variances of the pixels within a class, mean over the classes; x (N, D), labels (N,)."""
-    spreads = [x[labels == label].var(dim=0).sum().sqrt() for label in labels.unique()]
-    return float(torch.stack(spreads).mean())
+    """Root of the summed variances of the pixels within a class, mean over the classes; x (N, D), labels (N,).
+
+    A class of one has no spread; with no other, the mean is nan.
+    """
+    several = [label for label, count in zip(*labels.unique(return_counts=True), strict=True) if count > 1]
+    spreads = [x[labels == label].var(dim=0).sum().sqrt() for label in several]
+    return float(torch.stack(spreads).mean()) if spreads else math.nan
 
 
 def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:

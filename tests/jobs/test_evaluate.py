@@ -171,12 +171,20 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--sweep-guidance", "1", "--sweep-nfe", "2"], 2, "give one of them"),
         ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is not there"),
         ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors"),
-        ("classes", ["--count", "3"], 2, "count is 3"),
+        ("classes", ["--count", "1"], 2, "count is 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, name, options, status, word, refused):
     code, said = refused("evaluate", getattr(tiny, name), *options)
     assert code == status and word in said
+
+
+@pytest.mark.parametrize("count", ["2", "5", "6"])
+def test_few_samples_have_the_scores_that_few_have(run, count):
+    folder = run("classes")
+    main(["evaluate", str(folder), "--count", count, "--num-steps", "1"])
+    found = evaluated(folder)[-1]
+    assert found["frechet"] > 0 and ("coverage" in found) == (int(count) > 5)
 
 
 def test_a_limit_on_the_distance_is_a_gate(run, refused, capsys):
