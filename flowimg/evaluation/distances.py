@@ -52,10 +52,10 @@ class Neighbourhoods(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
-    """Count, mean and unbiased covariance of features, shape (N, F), N 2 or more."""
+    """Count, mean and unbiased covariance of features, shape (N, F); of one row, to be merged with others, 0."""
     x = features.double()
     mean = x.mean(0)
-    return Moments(len(x), mean, (x - mean).T @ (x - mean) / (len(x) - 1))
+    return Moments(len(x), mean, (x - mean).T @ (x - mean) / max(len(x) - 1, 1))
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -11,6 +11,7 @@ weights and its resizing, for the line that is told with every figure.
 What is called proxy ranks runs on the same data, and compares with nobody else's figures.
 """
 
+import copy
 import hashlib
 import tempfile
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Extractor(NamedTuple):
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The features of these pictures, (B, F), float32, on the CPU; in full precision, however samples are drawn."""
-        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return self.features(pixels).float().cpu()
 
     @property
@@ -92,7 +93,7 @@ def random_convolutions(channels: int, size: int, device: torch.device) -> Extra
 
 def classifier_features(classifier: Classifier, device: torch.device) -> Extractor:
     """What the last layer of a classifier sees, shape (B, 128)."""
-    classifier = classifier.to(device).eval()
+    classifier = copy.deepcopy(classifier).to(device).eval()  # its owner keeps it where it is
     found = _digest(list(classifier.state_dict().values()))
 
     def features(pixels: Tensor) -> Tensor:
@@ -185,7 +186,11 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     local = Path(source).expanduser().is_dir() or not download
     try:
         network: Any = AutoModel.from_pretrained(
-            str(Path(source).expanduser()), use_safetensors=True, local_files_only=local, dtype=torch.float32
+            str(Path(source).expanduser()),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            dtype=torch.float32,
         )
     except Exception as error:  # of many types, for a folder that may be anything
         said = " ".join(str(error).split())[:160]

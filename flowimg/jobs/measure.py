@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flowimg.config import Config, Solving
 from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays, write_whole
-from flowimg.data.store import Images, to_unit
+from flowimg.data.store import Images, fingerprint, to_unit
 from flowimg.evaluation import extractors
 from flowimg.evaluation.classifier import Classifier, agreement, train_classifier
 from flowimg.evaluation.distances import NEAREST, Moments, frechet, kid, merge, moments, neighbourhoods
@@ -78,7 +78,7 @@ def find_yardstick(config: Config, features: str, file: str | None, download: bo
     cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
     pictures = batches.some(MOST_PICTURES) if batches is not None else None
     # told by the first to the others: one trained elsewhere would round otherwise, and see otherwise
-    sha256 = _name(labelled, batches.fingerprint, pictures) if pictures else ""
+    sha256 = fingerprint(pictures) if pictures else ""
     weights: list[Any] = [_judge(cache, sha256, pictures, classes) if pictures and classes else None]
     broadcast_object_list(weights)
     judge = None
@@ -101,12 +101,6 @@ def _extractor(
     if features in ("proxy", "proxy-random"):
         return extractors.random_convolutions(facts.shape[0], facts.shape[1], device)
     return extractors.transformer(features, download, device)
-
-
-def _name(config: Config, fingerprint: str | None, pictures: Images) -> str:
-    """A name of these pictures as they are seen: a stream's fingerprint, and a window's, is of more than that."""
-    seen = {"size", "resize", "random_crop", "background", "channels", "held_out", "labels"}
-    return name_of(fingerprint, tuple(pictures.pixels.shape), sorted(config.data.model_dump(include=seen).items()))
 
 
 def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str, Tensor]:
