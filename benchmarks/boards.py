@@ -11,16 +11,13 @@ chosen for about 30 and 180 CPU seconds of one core. Scores are of 20,000 sample
 """
 
 import argparse
-import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
+from timed import cpu_seconds, scores_of
+
 from flowimg.config import Config, Evaluate, load, validate
-from flowimg.jobs.evaluate import evaluate
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = {"short": "checkerboard", "long": "checkerboard_long", "fine": "checkerboard_fine"}
@@ -120,18 +117,9 @@ def runs(what: str, out: Path, seeds: list[int], recipes: list[str]) -> list[tup
 
 def measure(config: Config) -> dict[str, float]:
     """CPU seconds and scores; trained and evaluated where that is not done."""
-    folder = RunFolder(Path(str(config.run)))
-    spent = folder.path / "cpu_seconds.json"
-    if not spent.exists():
-        before = time.process_time()
-        train(config)
-        spent.write_text(json.dumps(time.process_time() - before) + "\n")
-    weights = "ema" if config.optim.ema else "raw"
-    done = [e for e in folder.evaluated() if e["weights"] == weights and e["num_steps"] == 100]
-    scores = done[-1] if done else evaluate(Evaluate(run=str(config.run), weights=weights))
-    assert scores is not None
-    named = {name: scores[name] for name in ("off", "sw2", "mass_ratio")}
-    return {**named, "steps": config.train.steps, "cpu": float(json.loads(spent.read_text()))}
+    cpu = cpu_seconds(config)
+    scores = scores_of(Evaluate(run=str(config.run), weights="ema" if config.optim.ema else "raw"))
+    return {**{name: scores[name] for name in ("off", "sw2", "mass_ratio")}, "steps": config.train.steps, "cpu": cpu}
 
 
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:

@@ -12,16 +12,13 @@ Run with OMP_NUM_THREADS=1: CPU seconds are then those of one core.
 """
 
 import argparse
-import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
+from timed import cpu_seconds, scores_of
+
 from flowimg.config import Config, Evaluate, validate
-from flowimg.jobs.evaluate import evaluate
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.train import train
 
 PICTURES, FEW = 172_800, 43_200
 """Pictures seen: in about 20 minutes of one core, and in the ablation."""
@@ -126,19 +123,9 @@ def runs(what: str, source: str, out: Path) -> list[tuple[str, Config]]:
 
 def measure(config: Config, samples: int) -> dict[str, float]:
     """CPU seconds, and the distance of each kind of weights; trained and evaluated where that is not done."""
-    folder = RunFolder(Path(str(config.run)))
-    spent = folder.path / "cpu_seconds.json"
-    if not spent.exists():
-        before = time.process_time()
-        train(config)
-        spent.write_text(json.dumps(time.process_time() - before) + "\n")
-    found = {"cpu": float(json.loads(spent.read_text()))}
+    found = {"cpu": cpu_seconds(config)}
     for weights in ("ema", "raw"):
-        done = [e for e in folder.evaluated() if e["weights"] == weights and e["count"] == samples]
-        how = Evaluate(run=str(config.run), weights=weights, count=samples, **HOW)
-        scores = done[-1] if done else evaluate(how)
-        assert scores is not None
-        found[weights] = scores["frechet"]
+        found[weights] = scores_of(Evaluate(run=str(config.run), weights=weights, count=samples, **HOW))["frechet"]
     return found
 
 

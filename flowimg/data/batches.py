@@ -131,8 +131,7 @@ class ImageBatches:
 
         Evenly spread over the source: one folder after another, the first so many might be of one class.
         """
-        count = min(count, self.size)
-        return self._middle(self._learned(torch.arange(count) * self.size // count))
+        return self._middle(self._learned(evenly(self.size, count)))
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Images that no step sees: the first `count` of those kept apart, or all of them."""
@@ -168,6 +167,12 @@ def shake(pixels: Tensor, seed: int, step: int, places: range, flip: bool, windo
         both = torch.arange(len(pixels)) + len(pixels) * flipped
         pixels = torch.cat([pixels, pixels.flip(-1)]).index_select(0, to_device(both, pixels.device))
     return pixels
+
+
+def evenly(size: int, most: int) -> Tensor:
+    """Places 0 .. size - 1, or as many of them as `most`, evenly spread."""
+    count = min(size, most)
+    return torch.arange(count) * size // count
 
 
 def batch_of(x_1: Tensor, labels: Tensor | None, seed: int, step: int, places: range, augment: float) -> Batch:

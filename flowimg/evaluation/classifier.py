@@ -56,7 +56,7 @@ def train_classifier(pictures: Tensor, labels: Tensor, classes: int) -> Classifi
         while len(order) < BATCH:
             order = torch.cat([order, torch.randperm(len(pictures), generator=generator)])
         rows, order = order[:BATCH], order[BATCH:]
-        loss = F.cross_entropy(model(_floats(pictures[rows])), labels[rows], label_smoothing=0.05)
+        loss = F.cross_entropy(model(floats(pictures[rows])), labels[rows], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -68,11 +68,12 @@ def train_classifier(pictures: Tensor, labels: Tensor, classes: int) -> Classifi
 def agreement(model: Classifier, pictures: Tensor, labels: Tensor) -> float:
     """Share of the pictures that the classifier gives their label."""
     right = [
-        (model(_floats(x)).argmax(dim=1) == y).float()
+        (model(floats(x)).argmax(dim=1) == y).float()
         for x, y in zip(pictures.split(1000), labels.split(1000), strict=True)
     ]
     return float(torch.cat(right).mean())
 
 
-def _floats(pictures: Tensor) -> Tensor:
+def floats(pictures: Tensor) -> Tensor:
+    """Bytes to [-1, 1]; floats as they are."""
     return pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowimg.evaluation.classifier import Classifier
+from flowimg.evaluation.classifier import Classifier, floats
 from flowimg.flow.randomness import generator
 
 INCEPTION = "6726825d"
@@ -81,7 +81,7 @@ def random_convolutions(channels: int, size: int, device: torch.device) -> Extra
     weights = [weight.to(device) for weight in filters]
 
     def features(pixels: Tensor) -> Tensor:
-        h = _unit(pixels, device)
+        h = floats(pixels.to(device))
         parts = []
         for place, weight in enumerate(weights):
             h = F.conv2d(F.avg_pool2d(h, 2) if place else h, weight, padding=1).relu()
@@ -97,7 +97,7 @@ def classifier_features(classifier: Classifier, device: torch.device) -> Extract
     found = _digest(list(classifier.state_dict().values()))
 
     def features(pixels: Tensor) -> Tensor:
-        return classifier.features(_unit(pixels, device)).mean((2, 3))
+        return classifier.features(floats(pixels.to(device))).mean((2, 3))
 
     return Extractor("proxy-classifier", found, "none", features)
 
@@ -219,11 +219,6 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     found = _digest(list(network.state_dict().values()))
     name = Path(source).name if Path(source).expanduser().is_dir() else source
     return Extractor(name, found, f"bicubic {size}, antialiased", features)
-
-
-def _unit(pixels: Tensor, device: torch.device) -> Tensor:
-    """Bytes to [-1, 1]."""
-    return pixels.to(device).float() / 127.5 - 1
 
 
 def _three(pixels: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
 
-from flowimg.config import Ema, load
-from flowimg.jobs.averages import MOST_OFF, find_kept, make_average, percent, plan
-from flowimg.jobs.folder import facts_of, find_checkpoint, find_run, shapes_of, weights_name, write_aside
+from flowimg.config import Ema
+from flowimg.jobs.averages import MOST_OFF, find_kept, percent, plan
+from flowimg.jobs.folder import find_run, open_run, weights_name, write_aside
 from flowimg.jobs.machine import alone
-from flowimg.training.checkpoint import read_state
+from flowimg.training.checkpoint import save_tensors
 from flowimg.training.ema import LENGTHS
 
 LISTED = (0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
@@ -29,13 +29,11 @@ def ema(settings: Ema) -> dict[str, Any]:
         made.append({"length": length, "error": error, "able": error <= MOST_OFF, "file": None})
         print(f"  {length:<8g} {percent(error)}{'' if error <= MOST_OFF else '   too far off to be made'}")
     for each in made if settings.length else ():
-        checkpoint = find_checkpoint(folder, None)  # any of them says what the data looked like
-        shapes = shapes_of(load(str(folder.config)), facts_of(read_state(checkpoint), checkpoint))
-        average = make_average(kept, each["length"], shapes)
+        run = open_run(settings.run, each["length"], kept.step, torch.device("cpu"))
         path = folder.path / "averages" / f"{weights_name(each['length'])}_step_{kept.step:08d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         with write_aside(path) as aside:
-            save_file(average.tensors, aside)
+            save_tensors(aside, run.field.state_dict())
         each["file"] = str(path)
         print(f"written   {path}")
     able = [each["length"] for each in made if each["able"]] or LENGTHS

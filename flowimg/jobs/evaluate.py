@@ -111,11 +111,10 @@ def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialStat
     from flowimg.jobs import measure
 
     yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
-    with autocast(state.device, settings.precision):
-        own = measure.draw_share(
-            run.field, run.config, run.facts, settings, seeds, yard.extractor, state, settings.batch_size
-        )
-    drawn = measure.together(own, seeds, run.facts, state)
+    inside = [autocast(state.device, settings.precision)]
+    drawn = measure.draw_all(
+        run.field, run.config, run.facts, settings, seeds, yard.extractor, state, inside, settings.batch_size
+    )
     if drawn is None:
         return None
     scores, near = measure.score(drawn, yard)

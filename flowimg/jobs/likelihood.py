@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowimg.config import Likelihood, SettingsError
+from flowimg.data.store import to_unit
 from flowimg.figures.density import log_density_figure
 from flowimg.flow.likelihood import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
@@ -122,7 +123,7 @@ def _pictures(settings: Likelihood, run: Trained) -> dict[str, Any]:
         data = config.data.model_copy(update=asked)
         batches = build_source(config.model_copy(update={"data": data})).load(torch.device("cpu"))
         some = batches.some(count)
-        x_1, cond = some.pixels.float() / 127.5 - 1, some.labels
+        x_1, cond = to_unit(some.pixels), some.labels
         of = f"pictures of {config.data.source}, {settings.split}"
     if tuple(x_1.shape[1:]) != run.facts.shape:
         raise SettingsError(f"--split {settings.split} has pictures of {tuple(x_1.shape[1:])}, not {run.facts.shape}")

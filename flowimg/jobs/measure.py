@@ -1,19 +1,19 @@
 """What the samples of a run are measured with: the run's data, and a network whose features both are compared in."""
 
-import io
-import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config, Solving
-from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays, write_whole
+from flowimg.data.batches import evenly
+from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays
 from flowimg.data.store import Images, fingerprint, to_unit
 from flowimg.evaluation import extractors
 from flowimg.evaluation.classifier import Classifier, agreement, train_classifier
@@ -69,10 +69,13 @@ def find_yardstick(config: Config, features: str, file: str | None, download: bo
     Raises:
         ExtractorError: If there is no such network.
     """
-    # a run without labels may be judged by those of its data
-    labelled = config.model_copy(update={"data": config.data.model_copy(update={"labels": True})})
+    wanted = features == "proxy" or config.data.labels  # by whom samples are judged, or what they are compared in
+    # a run without labels may be compared in what those of its data teach
+    seen = config.model_copy(update={"data": config.data.model_copy(update={"labels": wanted})})
     with state.main_process_first():  # one fills the cache of what was looked through, the others read it
-        source = build_source(labelled)
+        source = build_source(seen)
+    # before anything slow: it may not be there
+    extractor = None if features == "proxy" else _extractor(features, file, download, source.facts, state.device)
     classes = len(source.facts.classes)
     batches: Any = source.load(torch.device("cpu")) if state.is_main_process else None
     cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
@@ -86,19 +89,18 @@ def find_yardstick(config: Config, features: str, file: str | None, download: bo
         judge = Classifier(source.facts.shape[0], classes)
         judge.load_state_dict(weights[0])
         judge = judge.eval()
-    extractor = _extractor(features, file, download, source.facts, judge, state.device)
-    reference = _reference(labelled, cache, sha256, batches, pictures, extractor) if pictures else None
+    if extractor is None and judge is not None:
+        extractor = extractors.classifier_features(judge, state.device)
+    elif extractor is None:
+        extractor = _extractor("proxy-random", file, download, source.facts, state.device)
+    reference = _reference(seen, cache, sha256, batches, pictures, extractor) if pictures else None
     return Yardstick(extractor, reference, judge)
 
 
-def _extractor(
-    features: str, weights: str | None, download: bool, facts: DataFacts, judge: Classifier | None, device: torch.device
-) -> Extractor:
+def _extractor(features: str, file: str | None, download: bool, facts: DataFacts, device: torch.device) -> Extractor:
     if features == "inception":
-        return extractors.inception(weights, download, device)
-    if features == "proxy" and judge is not None:
-        return extractors.classifier_features(judge, device)
-    if features in ("proxy", "proxy-random"):
+        return extractors.inception(file, download, device)
+    if features == "proxy-random":
         return extractors.random_convolutions(facts.shape[0], facts.shape[1], device)
     return extractors.transformer(features, download, device)
 
@@ -106,12 +108,12 @@ def _extractor(
 def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str, Tensor]:
     """The weights of a classifier of the data, trained once."""
     assert pictures.labels is not None
-    path = cache / "classifiers" / f"{name_of(sha256, classes, 1)}.safetensors"
-    if path.is_file():
-        return load_file(path)
+    path = cache / "classifiers" / f"{name_of(sha256, classes, 1)}.npz"
+    if kept := read_arrays(path):
+        return {name: torch.from_numpy(value) for name, value in kept.items()}
     print("training   a classifier of the real pictures, once; samples are compared in what it sees", flush=True)
     weights = train_classifier(pictures.pixels, pictures.labels, classes).state_dict()
-    write_whole(path, lambda file: shutil.copyfileobj(io.BytesIO(save(weights)), file))
+    keep_arrays(path, **{name: value.numpy() for name, value in weights.items()})
     return weights
 
 
@@ -122,7 +124,7 @@ def _reference(
     path = cache / "references" / f"{name_of(sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
     kept = read_arrays(path)
     if kept is None:
-        found, parts, wanted = None, [], torch.arange(min(count, KEPT)) * count // min(count, KEPT)
+        found, parts, wanted = None, [], evenly(count, KEPT)
         bar = tqdm(total=count, unit="picture", desc="the data in features", leave=False, disable=None)
         for rows in torch.arange(count).split(BATCH):
             seen = extractor(pictures.pixels[rows[0] : rows[-1] + 1])
@@ -143,14 +145,14 @@ def _reference(
 
 
 class Share(NamedTuple):
-    """What one process drew: evaluations counted, features, and the pixels among the first `KEPT`."""
+    """What one process drew: evaluations counted, and, batch by batch, features and the pixels of the first `KEPT`."""
 
     nfe: int
-    features: Tensor
-    pixels: Tensor
+    features: list[Tensor]
+    pixels: list[Tensor]
 
 
-def draw_share(
+def draw_all(
     field: nn.Module,
     config: Config,
     facts: DataFacts,
@@ -158,38 +160,66 @@ def draw_share(
     seeds: range,
     extractor: Extractor,
     state: PartialState,
+    inside: Sequence[AbstractContextManager[Any]] = (),
     batch_size: int | None = None,
-) -> Share:
-    """Draw this process's share of the samples of these seeds, and see them; pixels past the first are let go."""
-    mine = share(range(len(seeds)), state.process_index, state.num_processes)
-    labels = turns(seeds, facts.classes)
-    wanted = None if labels is None else labels[list(mine)]
-    features, pixels = [torch.empty(0)], [torch.empty(0, dtype=torch.uint8)]
-    nfe = done = 0
-    shown = None if state.is_main_process else True
-    with tqdm(total=len(mine), unit="sample", leave=False, disable=shown) as bar:
-        for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
-            seen = to_uint8(batch.x_1.float())
-            features.append(extractor(seen))
-            if mine[done] < KEPT:
-                pixels.append(seen)
-            nfe = max(nfe, batch.nfe)
-            done += len(seen)
-            bar.update(len(seen))
-    return Share(nfe, torch.cat(features[1:] or features), torch.cat(pixels[1:] or pixels))
+) -> Drawn | None:
+    """Draw the samples of these seeds, shared out over all processes, and see them.
 
-
-def together(own: Share | None, seeds: range, facts: DataFacts, state: PartialState) -> Drawn | None:
-    """The shares of all processes, in order, on the first; None elsewhere, and where a process gave up its own."""
+    Args:
+        field: The field, and what it was built from: `config` and `facts`.
+        config: See above.
+        facts: See above.
+        how: How the flow is followed.
+        seeds: One a sample.
+        extractor: What sees them.
+        state: The processes.
+        inside: Contexts to draw in; one that ends the drawing gives up the whole.
+        batch_size: Samples at once.
+    Returns:
+        All samples in features, on the first process; None elsewhere, and where a process gave up its share.
+    """
+    own = None
+    with ExitStack() as stack:
+        for context in inside:
+            stack.enter_context(context)
+        own = _draw_share(field, config, facts, how, seeds, extractor, state, batch_size)
     shares: list[Share | None] = gather_object([own])
     drawn = [part for part in shares if part is not None]
     if not state.is_main_process or len(drawn) < len(shares):
         return None
-    features = torch.cat([part.features for part in drawn if len(part.features)])
-    pixels = torch.cat([part.pixels for part in drawn if len(part.pixels)])[:KEPT]
+    features = torch.cat([batch for part in drawn for batch in part.features])
+    pixels = torch.cat([batch for part in drawn for batch in part.pixels])[:KEPT]
     labels = turns(seeds[:KEPT], facts.classes)
     nfe = max(part.nfe for part in drawn)
     return Drawn(len(seeds), nfe, moments(features), features[:KEPT], pixels, labels)
+
+
+def _draw_share(
+    field: nn.Module,
+    config: Config,
+    facts: DataFacts,
+    how: Solving,
+    seeds: range,
+    extractor: Extractor,
+    state: PartialState,
+    batch_size: int | None,
+) -> Share:
+    """This process's share; pixels past the first `KEPT` are let go."""
+    mine = share(range(len(seeds)), state.process_index, state.num_processes)
+    labels = turns(seeds, facts.classes)
+    wanted = None if labels is None else labels[list(mine)]
+    found, done = Share(0, [], []), 0
+    shown = None if state.is_main_process else True
+    with tqdm(total=len(mine), unit="sample", leave=False, disable=shown) as bar:
+        for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
+            seen = to_uint8(batch.x_1.float())
+            found.features.append(extractor(seen))
+            if mine[done] < KEPT:
+                found.pixels.append(seen)
+            found = found._replace(nfe=max(found.nfe, batch.nfe))
+            done += len(seen)
+            bar.update(len(seen))
+    return found
 
 
 def distance(drawn: Drawn, yard: Yardstick) -> float:
@@ -207,8 +237,7 @@ def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, float], Nearest]:
     if min(len(reference.features), len(drawn.features)) > NEAREST:
         scores |= neighbourhoods(reference.features, drawn.features)._asdict()
     pixels = reference.pictures.pixels
-    most = max(1, MOST_NUMBERS // pixels[0].numel())
-    some = torch.arange(min(most, len(pixels))) * len(pixels) // min(most, len(pixels))
+    some = evenly(len(pixels), max(1, MOST_NUMBERS // pixels[0].numel()))
     data = to_unit(pixels.index_select(0, some)).flatten(1)
     x = to_unit(drawn.pixels).flatten(1)
     found = nearest(x[:1000], data, min(4, len(data)))

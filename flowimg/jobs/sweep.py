@@ -4,19 +4,21 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from flowimg.config import Evaluate
 from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
+from flowimg.flow.solvers import integrate
+from flowimg.flow.times import uniform_grid
 from flowimg.jobs import measure
+from flowimg.jobs.build import SOLVERS
 from flowimg.jobs.evaluate import COUNT, measure_points
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, weights_name, write_text
 from flowimg.jobs.machine import autocast, leave_together
 from flowimg.jobs.scores import finite
 
-STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}
-"""Evaluations a step, to turn those asked for into steps; the ones told are counted."""
 CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
 """How the flow is followed that the others are compared with."""
 
@@ -31,14 +33,14 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
 
     def scored(**change: Any) -> dict[str, Any] | None:
         how = settings.model_copy(update=change)
-        with autocast(state.device, settings.precision):
-            if yard is None:
+        inside = autocast(state.device, settings.precision)
+        if yard is None:
+            with inside:
                 found = measure_points(run.field, run.config, run.facts, how, seeds)
-                return {**found, "score": found["sw2"]}
-            own = measure.draw_share(
-                run.field, run.config, run.facts, how, seeds, yard.extractor, state, settings.batch_size
-            )
-        drawn = measure.together(own, seeds, run.facts, state)
+            return {**found, "score": found["sw2"]}
+        drawn = measure.draw_all(
+            run.field, run.config, run.facts, how, seeds, yard.extractor, state, [inside], settings.batch_size
+        )
         if drawn is None:
             return None
         # neighbourhoods take as long as the samples, and tell nothing of a solver
@@ -55,14 +57,13 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
 def _nfe(
     settings: Evaluate, run: Trained, scored: Any, seeds: Sequence[int], state: PartialState
 ) -> dict[str, Any] | None:
-    first = state.is_main_process
     best = scored(**CONVERGED)
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
     rows = []
     for solver in settings.sweep_solvers:
         for times, shift in grids:
-            steps = sorted({wanted // STAGES.get(solver, 1) for wanted in settings.sweep_nfe} - {0})
+            steps = sorted({wanted // stages(solver) for wanted in settings.sweep_nfe} - {0})
             # EDM's grid of one step would not go from 0 to 1
             for num_steps in (n for n in steps if n > 1 or times == "uniform"):
                 found = scored(solver=solver, times=times, shift=shift, num_steps=num_steps)
@@ -71,7 +72,7 @@ def _nfe(
                 grid = times if shift == 1 else f"{times}, shift {shift:g}"
                 rows.append({"solver": solver, "grid": grid, "num_steps": num_steps, **found})
                 print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
-    if not first:
+    if not state.is_main_process:
         return None
     name = best.get("distance", "sliced Wasserstein-2")
     converged = best["score"]
@@ -89,6 +90,11 @@ def _nfe(
     nfe_figure(lines, converged, name, run.folder.figures / figure.file)
     rows = [finite(row) for row in rows]
     return _kept(run, settings, figure, {"converged": finite(best), "rows": rows, "enough": enough})
+
+
+def stages(solver: str) -> int:
+    """Evaluations of a step, as they are counted in one."""
+    return integrate(lambda x, t, cond: x, torch.zeros(1, 1), uniform_grid(1), SOLVERS[solver]).nfe
 
 
 def least(points: Sequence[tuple[int, float]], converged: float) -> int | None:

@@ -242,10 +242,8 @@ def _evaluations(
 
         processes = PartialState()
         yard = yard or measure.find_yardstick(config, config.train.evaluate_features, None, False, processes)
-        own = None
-        with state.accelerator.autocast(), _interruptible(state.ema, wishes):
-            own = measure.draw_share(state.ema, config, facts, config.grid, seeds, yard.extractor, processes)
-        drawn = measure.together(own, seeds, facts, processes)
+        inside = [_interruptible(state.ema, wishes), state.accelerator.autocast()]
+        drawn = measure.draw_all(state.ema, config, facts, config.grid, seeds, yard.extractor, processes, inside)
         if drawn is None:
             return None
         return {**measure.score(drawn, yard)[0], **made_how(config.grid, seeds, drawn.nfe), **measure.told(yard, drawn)}
