@@ -199,7 +199,8 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     network = network.to(device).eval().requires_grad_(False)
     config = getattr(network.config, "vision_config", network.config)
     # DINOv2 says 518, at which it was tuned last, and is used at 224 by those who compare pictures with it
-    size = min(int(getattr(config, "image_size", 224)), 224)
+    sides = getattr(config, "image_size", 224)
+    size = min(int(max(sides) if isinstance(sides, list | tuple) else sides), 224)
     clip = hasattr(network, "get_image_features")
     # those of CLIP, and of ImageNet, on which nearly all others are trained
     mean = [0.48145466, 0.4578275, 0.40821073] if clip else [0.485, 0.456, 0.406]
@@ -216,6 +217,11 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         pooled: Tensor | None = out.pooler_output
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
+    try:
+        features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    except Exception as error:  # of many types, for a network that may be anything
+        said = " ".join(str(error).split())[:160]
+        raise ExtractorError(f"{source} makes no features of a picture ({said}): give a network of pictures") from None
     found = _digest(list(network.state_dict().values()))
     name = Path(source).name if Path(source).expanduser().is_dir() else source
     return Extractor(name, found, f"bicubic {size}, antialiased", features)

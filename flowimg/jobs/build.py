@@ -270,6 +270,22 @@ def build_source(config: Config) -> Source:
     return SOURCES[config.data.kind](config)
 
 
+def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
+    """Refuse data that are of another form than a run learned from.
+
+    Raises:
+        DataError: With what differs.
+    """
+    if before.shape != now.shape:
+        new, old = (" x ".join(map(str, facts.shape)) for facts in (now, before))
+        differs = f"pictures of {new}, and the run learned from {old}"
+    elif before.classes and before.classes != now.classes:
+        differs = f"the classes {listed(now.classes)}, and the run learned {listed(before.classes)}"
+    else:
+        return
+    raise DataError(f"{config.data.source}, {config.data.split}, has {differs}: give back the data of the run")  # type: ignore[union-attr]
+
+
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a run, its shape decided by the data, initialised from the seed."""
     if isinstance(config.data, ImageData) and config.data.augment:

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch import nn
 
 from flowimg.config import Config, Evaluate, SettingsError, Solving
+from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
@@ -70,6 +71,8 @@ def _check(settings: Evaluate, run: Trained, points: bool) -> None:
         raise SettingsError(f"--inception {settings.inception} needs --features inception")
     if settings.sweep_guidance and (points or not run.facts.classes):
         raise SettingsError(f"--sweep-guidance needs a conditional run on images, and {settings.run} is not one")
+    if settings.sweep_guidance and (settings.count or COUNT["images"]) <= NEAREST:
+        raise SettingsError(f"--count {settings.count} is too few for --sweep-guidance: give more than {NEAREST}")
     for scale in (settings.guidance, *settings.sweep_guidance):
         check_guidance(scale, run.facts, run.config)
 
@@ -110,7 +113,9 @@ def _points(settings: Evaluate, run: Trained, seeds: range, state: PartialState)
 def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
     from flowimg.jobs import measure
 
-    yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
+    yard = measure.find_yardstick(
+        run.config, run.facts, settings.features, settings.inception, settings.download, state
+    )
     inside = [autocast(state.device, settings.precision)]
     drawn = measure.draw_all(
         run.field, run.config, run.facts, settings, seeds, yard.extractor, state, inside, settings.batch_size

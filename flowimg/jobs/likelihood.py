@@ -13,7 +13,7 @@ from flowimg.data.store import to_unit
 from flowimg.figures.density import log_density_figure
 from flowimg.flow.likelihood import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
-from flowimg.jobs.build import build_solver, build_source, build_times, build_toy
+from flowimg.jobs.build import build_solver, build_source, build_times, build_toy, check_same
 from flowimg.jobs.figures import Figure, add_figures, describe
 from flowimg.jobs.folder import Trained, open_run, weights_name
 from flowimg.jobs.machine import alone, autocast, pick_device
@@ -121,12 +121,13 @@ def _pictures(settings: Likelihood, run: Trained) -> dict[str, Any]:
     else:
         asked = {"split": settings.split, "held_out": 1, "first": None}
         data = config.data.model_copy(update=asked)
-        batches = build_source(config.model_copy(update={"data": data})).load(torch.device("cpu"))
+        config = config.model_copy(update={"data": data})
+        source = build_source(config)
+        check_same(config, run.facts, source.facts)
+        batches = source.load(torch.device("cpu"))
         some = batches.some(count)
         x_1, cond = to_unit(some.pixels), some.labels
         of = f"pictures of {config.data.source}, {settings.split}"
-    if tuple(x_1.shape[1:]) != run.facts.shape:
-        raise SettingsError(f"--split {settings.split} has pictures of {tuple(x_1.shape[1:])}, not {run.facts.shape}")
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
     x_1 = x_1 + (torch.stack(within) - 0.5) / 127.5
     found = _follow(settings, run, x_1, cond if run.facts.classes else None)

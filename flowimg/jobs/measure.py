@@ -20,7 +20,7 @@ from flowimg.evaluation.classifier import Classifier, agreement, train_classifie
 from flowimg.evaluation.distances import NEAREST, Moments, frechet, kid, merge, moments, neighbourhoods
 from flowimg.evaluation.extractors import Extractor
 from flowimg.evaluation.images import Nearest, copying, nearest, within_class_spread
-from flowimg.jobs.build import DataFacts, build_source
+from flowimg.jobs.build import DataFacts, build_source, check_same
 from flowimg.jobs.draw import share, stream, turns
 from flowimg.sampling.generate import to_uint8
 
@@ -63,17 +63,21 @@ class Drawn(NamedTuple):
     labels: Tensor | None
 
 
-def find_yardstick(config: Config, features: str, file: str | None, download: bool, state: PartialState) -> Yardstick:
+def find_yardstick(
+    config: Config, facts: DataFacts, features: str, file: str | None, download: bool, state: PartialState
+) -> Yardstick:
     """The network that is asked for, and the run's data seen by it; kept in the cache folder for the next time.
 
     Raises:
         ExtractorError: If there is no such network.
+        DataError: If the data are not what the run, whose are `facts`, learned from.
     """
     wanted = features == "proxy" or config.data.labels  # by whom samples are judged, or what they are compared in
     # a run without labels may be compared in what those of its data teach
     seen = config.model_copy(update={"data": config.data.model_copy(update={"labels": wanted})})
     with state.main_process_first():  # one fills the cache of what was looked through, the others read it
         source = build_source(seen)
+    check_same(config, facts, source.facts)
     # before anything slow: it may not be there
     extractor = None if features == "proxy" else _extractor(features, file, download, source.facts, state.device)
     classes = len(source.facts.classes)
@@ -235,7 +239,9 @@ def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, float], Nearest]:
     mean, spread = kid(reference.features, drawn.features)
     scores = {"frechet": distance(drawn, yard), "kid": mean, "kid_spread": spread}
     if min(len(reference.features), len(drawn.features)) > NEAREST:
-        scores |= neighbourhoods(reference.features, drawn.features)._asdict()
+        # as many of each: among more data fewer are covered, however good the samples
+        data_features = reference.features[evenly(len(reference.features), len(drawn.features))]
+        scores |= neighbourhoods(data_features, drawn.features[: len(data_features)])._asdict()
     pixels = reference.pictures.pixels
     some = evenly(len(pixels), max(1, MOST_NUMBERS // pixels[0].numel()))
     data = to_unit(pixels.index_select(0, some)).flatten(1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from flowimg.config import Evaluate
+from flowimg.config import Evaluate, SettingsError
 from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
 from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
@@ -29,7 +29,9 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
     points = run.config.data.kind == "points"
     yard = None
     if not points:
-        yard = measure.find_yardstick(run.config, settings.features, settings.inception, settings.download, state)
+        yard = measure.find_yardstick(
+            run.config, run.facts, settings.features, settings.inception, settings.download, state
+        )
 
     def scored(**change: Any) -> dict[str, Any] | None:
         how = settings.model_copy(update=change)
@@ -57,21 +59,29 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
 def _nfe(
     settings: Evaluate, run: Trained, scored: Any, seeds: Sequence[int], state: PartialState
 ) -> dict[str, Any] | None:
-    best = scored(**CONVERGED)
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
+    ways = [
+        {"solver": solver, "times": times, "shift": shift, "num_steps": num_steps}
+        for solver in settings.sweep_solvers
+        for times, shift in grids
+        for num_steps in sorted({wanted // stages(solver) for wanted in settings.sweep_nfe} - {0})
+        if num_steps > 1 or times == "uniform"  # EDM's grid of one step would not go from 0 to 1
+    ]
+    if not ways:
+        raise SettingsError(
+            f"--sweep-nfe {' '.join(map(str, settings.sweep_nfe))} is too few evaluations for a step of "
+            f"{', '.join(settings.sweep_solvers)} over {', '.join(settings.sweep_times)} times: give more"
+        )
+    best = scored(**CONVERGED)
     rows = []
-    for solver in settings.sweep_solvers:
-        for times, shift in grids:
-            steps = sorted({wanted // stages(solver) for wanted in settings.sweep_nfe} - {0})
-            # EDM's grid of one step would not go from 0 to 1
-            for num_steps in (n for n in steps if n > 1 or times == "uniform"):
-                found = scored(solver=solver, times=times, shift=shift, num_steps=num_steps)
-                if found is None:
-                    continue
-                grid = times if shift == 1 else f"{times}, shift {shift:g}"
-                rows.append({"solver": solver, "grid": grid, "num_steps": num_steps, **found})
-                print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
+    for way in ways:
+        found = scored(**way)
+        if found is not None:
+            solver, times, shift, num_steps = way.values()
+            grid = times if shift == 1 else f"{times}, shift {shift:g}"
+            rows.append({"solver": solver, "grid": grid, "num_steps": num_steps, **found})
+            print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
     if not state.is_main_process:
         return None
     name = best.get("distance", "sliced Wasserstein-2")
@@ -81,8 +91,10 @@ def _nfe(
         lines.setdefault((row["solver"], row["grid"]), []).append((row["nfe"], row["score"]))
     print(f"converged ({best['nfe']} evaluations of dopri5 at 1e-5): {name} {converged:.4g}")
     enough = {f"{solver}, {grid}": least(points, converged) for (solver, grid), points in lines.items()}
-    for way, n in enough.items():
-        print(f"  {way:<32} {'more than were tried' if n is None else f'{n} evaluations'} to within {100 * NEAR:.0f} %")
+    for which, n in enough.items():
+        print(
+            f"  {which:<32} {'more than were tried' if n is None else f'{n} evaluations'} to within {100 * NEAR:.0f} %"
+        )
     made = (
         f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {weights_name(settings.weights)} weights."
     )

@@ -241,7 +241,7 @@ def _evaluations(
         from flowimg.jobs import measure
 
         processes = PartialState()
-        yard = yard or measure.find_yardstick(config, config.train.evaluate_features, None, False, processes)
+        yard = yard or measure.find_yardstick(config, facts, config.train.evaluate_features, None, False, processes)
         inside = [_interruptible(state.ema, wishes), state.accelerator.autocast()]
         drawn = measure.draw_all(state.ema, config, facts, config.grid, seeds, yard.extractor, processes, inside)
         if drawn is None:

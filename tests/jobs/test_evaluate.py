@@ -277,3 +277,72 @@ def test_points_are_swept_by_their_distance(run):
     main(["evaluate", str(folder), "--count", "200", "--sweep-nfe", "2", "8", "--sweep-solvers", "euler"])
     told = json.loads((folder / "figures/nfe.json").read_text())
     assert len(told["rows"]) == 8 and told["converged"]["score"] == told["converged"]["sw2"]
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--sweep-nfe", "1", "--sweep-solvers", "rk4"], "too few evaluations for a step of rk4"),
+        (["--sweep-nfe", "1", "--sweep-times", "edm"], "over edm times"),
+        (["--sweep-guidance", "1", "2", "--count", "5"], "too few for --sweep-guidance: give more than 5"),
+    ],
+)
+def test_a_sweep_over_nothing_is_one_sentence(tiny, options, word, refused):
+    status, said = refused("evaluate", tiny.classes, *options)
+    assert status == 2 and word in said
+
+
+def test_a_network_of_texts_is_one_sentence(tiny, tmp_path, refused):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=9, **small)).save_pretrained(tmp_path / "bert")
+    status, said = refused("evaluate", tiny.classes, "--features", tmp_path / "bert", *QUICK)
+    assert status == 4 and "makes no features of a picture" in said
+
+
+@pytest.fixture
+def of_folders(tmp_path):
+    """A conditional run on a folder a class, and that folder."""
+    source = tmp_path / "pictures"
+    noise = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        file = source / ("b", "c", "d")[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    data = {"kind": "images", "source": str(source), "held_out": 3}
+    main(["train", str(write_settings(tmp_path / "r.yaml", data=data)), "--run", str(tmp_path / "run")])
+    return tmp_path / "run", source
+
+
+def test_data_of_other_classes_or_shape_than_the_runs_are_refused(of_folders, refused):
+    run, source = of_folders
+    main(["evaluate", str(run), *QUICK])
+    (source / "a").mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels[..., 0]).save(source / "a" / "new.png")
+    status, said = refused("evaluate", run, *QUICK)
+    assert status == 3 and "has the classes a, b, c, d, and the run learned b, c, d" in said
+    Image.fromarray(pixels).save(source / "a" / "new.png")
+    status, said = refused("evaluate", run, *QUICK)
+    assert status == 3 and "has pictures of 3 x 8 x 8, and the run learned from 1 x 8 x 8" in said
+    shutil.rmtree(source)
+    status, said = refused("evaluate", run, *QUICK)
+    assert status == 3 and str(source) in said
+
+
+def test_the_data_themselves_are_covered_however_few_are_looked_at():
+    """A thousand more of the data against ten thousand are as good as samples get."""
+    from flowimg.jobs import measure
+
+    g = torch.Generator().manual_seed(0)
+    features, few = torch.randn(10_000, 8, generator=g), torch.randn(500, 8, generator=g)
+    pictures = measure.Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
+    reference = measure.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None))
+    yard = measure.Yardstick(random_convolutions(1, 4, torch.device("cpu")), reference, None)
+    drawn = measure.Drawn(500, 1, moments(few), few, pictures.pixels, None)
+    scores, near = measure.score(drawn, yard)
+    assert scores["coverage"] > 0.9 and 0.8 < scores["density"] < 1.2
+    assert scores["nearest"] == 0 and near.row[:, 0].tolist() == list(range(50))

@@ -5,8 +5,11 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny import write_settings
 from torch import nn
 
 from flowimg.cli import main
@@ -117,3 +120,17 @@ def test_entropy_is_known_where_the_density_is_even():
 def test_what_has_no_meaning_is_refused(tiny, name, options, word, refused):
     status, said = refused("likelihood", getattr(tiny, name), *options)
     assert status == 2 and word in said
+
+
+def test_a_split_of_other_classes_than_the_runs_is_refused(tmp_path, refused):
+    """Class 0 of the other split would be taken for class 0 of the run."""
+    for split, names in (("train", ("a", "b", "c")), ("test", ("b", "c"))):
+        for number in range(12):
+            file = tmp_path / "pictures" / split / names[number % len(names)] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+    data = {"kind": "images", "source": str(tmp_path / "pictures"), "held_out": 2}
+    main(["train", str(write_settings(tmp_path / "r.yaml", data=data)), "--run", str(tmp_path / "run")])
+    status, said = refused("likelihood", tmp_path / "run", "--split", "test", "--count", "4")
+    assert status == 3 and "has the classes b, c, and the run learned a, b, c" in said
