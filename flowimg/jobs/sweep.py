@@ -27,6 +27,7 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
     """Evaluate again and again, with the same seeds; draw what came of it into RUN/figures."""
     seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
     points = run.config.data.kind == "points"
+    ways = _ways(settings) if settings.sweep_nfe else []  # refuses before anything is trained or looked at
     yard = None
     if not points:
         yard = measure.find_yardstick(
@@ -51,14 +52,17 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
         scores, _ = measure.score(drawn, yard)
         return {**measure.told(yard, drawn), "nfe": drawn.nfe, **scores, "score": scores["frechet"]}
 
-    told = (_guidance if settings.sweep_guidance else _nfe)(settings, run, scored, seeds, state)
+    told = _nfe(settings, run, scored, seeds, state, ways) if ways else _guidance(settings, run, scored, seeds, state)
     leave_together()
     return told
 
 
-def _nfe(
-    settings: Evaluate, run: Trained, scored: Any, seeds: Sequence[int], state: PartialState
-) -> dict[str, Any] | None:
+def _ways(settings: Evaluate) -> list[dict[str, Any]]:
+    """Solvers, grids and steps that come to the evaluations asked for.
+
+    Raises:
+        SettingsError: If none does.
+    """
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
     ways = [
@@ -73,6 +77,17 @@ def _nfe(
             f"--sweep-nfe {' '.join(map(str, settings.sweep_nfe))} is too few evaluations for a step of "
             f"{', '.join(settings.sweep_solvers)} over {', '.join(settings.sweep_times)} times: give more"
         )
+    return ways
+
+
+def _nfe(
+    settings: Evaluate,
+    run: Trained,
+    scored: Any,
+    seeds: Sequence[int],
+    state: PartialState,
+    ways: Sequence[dict[str, Any]],
+) -> dict[str, Any] | None:
     best = scored(**CONVERGED)
     rows = []
     for way in ways:

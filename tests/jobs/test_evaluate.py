@@ -295,10 +295,11 @@ def test_a_sweep_over_nothing_is_one_sentence(tiny, options, word, refused):
     assert status == 2 and word in said
 
 
-def test_a_network_of_texts_is_one_sentence(tiny, tmp_path, refused):
+def test_a_network_of_texts_is_one_sentence(tiny, tmp_path, refused, capsys):
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     transformers.BertModel(transformers.BertConfig(vocab_size=9, **small)).save_pretrained(tmp_path / "bert")
+    capsys.readouterr()  # its bar
     status, said = refused("evaluate", tiny.classes, "--features", tmp_path / "bert", *QUICK)
     assert status == 4 and "makes no features of a picture" in said
 
