@@ -257,6 +257,11 @@ def main(args: Sequence[str] | None = None) -> None:
         status = getattr(error, "exit_status", None)
         if as_json and (found := getattr(error, "result", None)):
             print(json.dumps(found, allow_nan=False))
+        if status is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from flowimg.jobs.machine import lost_others
+
+            if lost_others(error):
+                _fail("another process of this launch ended: its message says why", 4)
         if status is None:
             traceback.print_exc()
             _fail("that is a fault of flowimg, not yours; please report the lines above", 70)

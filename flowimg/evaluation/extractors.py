@@ -14,7 +14,8 @@ What is called proxy ranks runs on the same data, and compares with nobody else'
 import copy
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ class Extractor(NamedTuple):
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The features of these pictures, (B, F), float32, on the CPU; in full precision, however samples are drawn."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), _full():
             return self.features(pixels).float().cpu()
 
     @property
@@ -202,9 +203,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     sides = getattr(config, "image_size", 224)
     size = min(int(max(sides) if isinstance(sides, list | tuple) else sides), 224)
     clip = hasattr(network, "get_image_features")
-    # those of CLIP, and of ImageNet, on which nearly all others are trained
-    mean = [0.48145466, 0.4578275, 0.40821073] if clip else [0.485, 0.456, 0.406]
-    deviation = [0.26862954, 0.26130258, 0.27577711] if clip else [0.229, 0.224, 0.225]
+    mean, deviation = _normalised(str(Path(source).expanduser()), local, clip)
     shift, scale = (torch.tensor(value, device=device)[:, None, None] for value in (mean, deviation))
 
     def features(pixels: Tensor) -> Tensor:
@@ -222,14 +221,45 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     except Exception as error:  # of many types, for a network that may be anything
         said = " ".join(str(error).split())[:160]
         raise ExtractorError(f"{source} makes no features of a picture ({said}): give a network of pictures") from None
-    found = _digest(list(network.state_dict().values()))
+    found = _digest([*network.state_dict().values(), shift, scale])
     name = Path(source).name if Path(source).expanduser().is_dir() else source
     return Extractor(name, found, f"bicubic {size}, antialiased", features)
+
+
+def _normalised(source: str, local: bool, clip: bool) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the pictures that a network was trained on: as its preprocessor_config.json says.
+
+    Where there is none: those of CLIP, or of ImageNet, on which nearly all others are trained.
+    """
+    from transformers import ImageProcessingMixin
+
+    try:
+        told, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)
+        mean, deviation = [float(n) for n in told["image_mean"]], [float(n) for n in told["image_std"]]
+        if len(mean) == len(deviation) == 3 and min(deviation) > 0:
+            return mean, deviation
+    except (OSError, KeyError, TypeError, ValueError):
+        pass
+    if clip:
+        return [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def _three(pixels: Tensor) -> Tensor:
     """Grey pictures as red, green and blue."""
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
+@contextmanager
+def _full() -> Iterator[None]:
+    """fp32 that is fp32: on GPUs convolutions would round to TF32's 10 bits."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _digest(tensors: list[Tensor]) -> str:

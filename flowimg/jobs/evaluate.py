@@ -12,10 +12,10 @@ from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
 from flowimg.jobs.draw import draw, turns
-from flowimg.jobs.figures import Figure, add_figures, describe
+from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, weights_name
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
-from flowimg.jobs.scores import figures_of, finite, keep, made_how, protocol, text_of
+from flowimg.jobs.scores import describe, figures_of, finite, keep, made_how, protocol, text_of
 
 COUNT = {"points": 20_000, "images": 1000}
 """Samples, by kind of data."""
@@ -110,12 +110,20 @@ def _points(settings: Evaluate, run: Trained, seeds: range, state: PartialState)
         return measure_points(run.field, run.config, run.facts, settings, seeds)
 
 
+def find_yard(settings: Evaluate, run: Trained, state: PartialState) -> Any:
+    """What samples of a run on pictures are measured with, by the settings."""
+    from flowimg.jobs import measure
+
+    extractor = measure.find_extractor(  # before anything slow: it may not be there
+        settings.features, run.facts.shape, state.device, settings.inception, settings.download
+    )
+    return measure.find_yardstick(run.config, run.facts, extractor, state, run.data)
+
+
 def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
     from flowimg.jobs import measure
 
-    yard = measure.find_yardstick(
-        run.config, run.facts, settings.features, settings.inception, settings.download, state
-    )
+    yard = find_yard(settings, run, state)
     inside = [autocast(state.device, settings.precision)]
     drawn = measure.draw_all(
         run.field, run.config, run.facts, settings, seeds, yard.extractor, state, inside, settings.batch_size
@@ -123,7 +131,7 @@ def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialStat
     if drawn is None:
         return None
     scores, near = measure.score(drawn, yard)
-    show_nearest(run.folder, run.facts, drawn, near, yard, f"Step {run.step:,}, {describe(settings)}.")
+    show_nearest(run.folder, run.facts, drawn, near, yard, f"Step {run.step:,}, {describe(settings.model_dump())}.")
     return {**scores, **made_how(settings, seeds, drawn.nfe), **measure.told(yard, drawn)}
 
 

@@ -26,6 +26,7 @@ from flowimg.jobs.build import Batches, build_objective, build_solver, build_sou
 from flowimg.jobs.draw import BATCH, turns
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, write_text
 from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.scores import describe
 from flowimg.sampling.generate import between, noise, to_uint8
 
 PARTICLES, FRAMES = 1500, 91
@@ -76,7 +77,7 @@ def draw_figures(run: Trained, how: Solving, seed: int, batches: Batches | None)
         batches: The run's data where they are loaded; else they are, if the floor of the loss is not known yet.
     """
     floor = find_floor(run.folder, run.config, batches)
-    made = f"Step {run.step:,}, {describe(how)}, seeds from {seed}."
+    made = f"Step {run.step:,}, {describe(how.model_dump())}, seeds from {seed}."
     seen = (_point_figures if _points(run) else _image_figures)(run, how, seed)
     jobs = [*((figure._replace(how=made), job) for figure, job in seen), *curve_figures(run.folder, floor)]
     drawn = []
@@ -114,15 +115,6 @@ def kept_figures(folder: RunFolder) -> list[Figure]:
         return [Figure(**{**figure, "file": Path(figure["file"]).name}) for figure in told]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-
-
-def describe(how: Solving) -> str:
-    """How the flow was followed, in words."""
-    solver = f"dopri5 at {how.tolerance:g}" if how.solver == "dopri5" else f"{how.solver}, {how.num_steps} steps"
-    times = "" if how.times == "uniform" or how.solver == "dopri5" else f" of {how.times} times"
-    low, high = how.guidance_interval
-    within = f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
-    return f"{solver}{times}" + (f", guidance {how.guidance:g}{within}" if how.guidance != 1 else "")
 
 
 Job = Callable[[Path], object]
@@ -285,7 +277,7 @@ def _point_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figu
 def _image_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figure, Job]]:
     from flowimg.figures.pictures import growth_animation, picture_table
 
-    made = f"step {run.step:,}, {describe(how)}"
+    made = f"step {run.step:,}, {describe(how.model_dump())}"
     classes = run.facts.classes
 
     def named(seeds: object, label: int | None) -> str:

@@ -172,7 +172,7 @@ def check_links(folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run read back: settings, what its data looked like, its field on a device, step, and the weights' SHA-256."""
+    """A run read back: settings, what its data looked like, field on a device, step, weights' SHA-256, data's name."""
 
     folder: RunFolder
     config: Config
@@ -180,6 +180,7 @@ class Trained:
     field: nn.Module
     step: int
     sha256: str
+    data: str | None = None
 
 
 def find_run(run: str) -> RunFolder:
@@ -220,19 +221,21 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         name = "ema" if weights == "ema" else "weights"
         checkpoint = read_checkpoint(path, (name,))
         tensors, at = checkpoint.tensors[name], checkpoint.state["step"]
-        facts = facts_of(checkpoint.state, path)
+        about = checkpoint.state
+        facts = facts_of(about, path)
         check_network(config, facts, tensors, path)
         sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
     else:
         kept = find_kept(folder.snapshots, step)
         path = find_checkpoint(folder, None)  # any of them says what the data looked like
-        facts = facts_of(read_state(path), path)
+        about = read_state(path)
+        facts = facts_of(about, path)
         tensors, at, error, sha256 = make_average(kept, weights, shapes_of(config, facts))
         print(f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}")
     field = build_field(config, facts)
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)
-    return Trained(folder, config, facts, field, at, sha256)
+    return Trained(folder, config, facts, field, at, sha256, about.get("data"))
 
 
 def find_checkpoint(folder: RunFolder, step: int | None) -> Path:

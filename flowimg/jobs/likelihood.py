@@ -14,10 +14,10 @@ from flowimg.figures.density import log_density_figure
 from flowimg.flow.likelihood import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_solver, build_source, build_times, build_toy, check_same
-from flowimg.jobs.figures import Figure, add_figures, describe
+from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, open_run, weights_name
 from flowimg.jobs.machine import alone, autocast, pick_device
-from flowimg.jobs.scores import finite, keep, made_how
+from flowimg.jobs.scores import describe, finite, keep, made_how
 
 COUNT = {"points": 10_000, "images": 100}
 BATCH = {"points": 10_000, "images": 50}
@@ -41,7 +41,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     probed = "exact divergence" if points else f"Hutchinson, {settings.probes} probe(s) each"
     print(
         f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights: {found['count']:,} {found['of']}, "
-        f"{describe(settings)}, {found['nfe']} evaluations, {probed}, {settings.precision}"
+        f"{describe(settings.model_dump())}, {found['nfe']} evaluations, {probed}, {settings.precision}"
     )
     for name in ("nats", "nats_error", "entropy", "bits_per_dim", "bits_error"):
         if found.get(name) is not None:
@@ -99,7 +99,7 @@ def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor) -> None:
     places = torch.cartesian_prod(along, along)
     density = _follow(settings, run, places, None).log_p.reshape(SIDE, SIDE)
     inside = (toy.part(places) >= 0).reshape(SIDE, SIDE)
-    made = f"Step {run.step:,}, {describe(settings)}, {weights_name(settings.weights)} weights."
+    made = f"Step {run.step:,}, {describe(settings.model_dump())}, {weights_name(settings.weights)} weights."
     figure = Figure(
         "log_density.png",
         "The density that the flow gives",

@@ -58,6 +58,11 @@ def leave_together() -> None:
     atexit.register(PartialState().destroy_process_group)
 
 
+def lost_others(error: Exception) -> bool:
+    """Whether a process of many fails because another one, which told why, has ended."""
+    return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
+
+
 def check_launch(processes: int, verb: str) -> None:
     """Refuse processes that were launched together and do not see each other.
 

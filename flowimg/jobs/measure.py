@@ -1,5 +1,6 @@
 """What the samples of a run are measured with: the run's data, and a network whose features both are compared in."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from flowimg.config import Config, Solving
 from flowimg.data.batches import evenly
 from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays
 from flowimg.data.store import Images, fingerprint, to_unit
+from flowimg.data.stream import StreamBatches
 from flowimg.evaluation import extractors
 from flowimg.evaluation.classifier import Classifier, agreement, train_classifier
 from flowimg.evaluation.distances import NEAREST, Moments, frechet, kid, merge, moments, neighbourhoods
@@ -26,8 +28,8 @@ from flowimg.sampling.generate import to_uint8
 
 KEPT = 10_000
 """Features, and samples, that KID and neighbourhoods are taken of; the Fréchet distance is of all."""
-MOST_PICTURES = 200_000
-"""Training pictures that the reference is made of at most."""
+MOST_PICTURES, MOST_BYTES = 200_000, 2**33
+"""Training pictures that the reference is made of at most, and what they may take of the memory."""
 MOST_NUMBERS = 2**28
 """Numbers of the training pictures that samples are held against, for memory's sake: 60,000 pictures of 38 pixels."""
 BATCH = 250
@@ -53,7 +55,7 @@ class Yardstick(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Samples in features: moments of all of them, and of the first `KEPT` features, pixels and labels."""
+    """Samples in features: moments of all of them; features, pixels and labels of those kept, the first."""
 
     number: int
     nfe: int
@@ -63,27 +65,64 @@ class Drawn(NamedTuple):
     labels: Tensor | None
 
 
-def find_yardstick(
-    config: Config, facts: DataFacts, features: str, file: str | None, download: bool, state: PartialState
-) -> Yardstick:
-    """The network that is asked for, and the run's data seen by it; kept in the cache folder for the next time.
+def find_extractor(
+    features: str, shape: tuple[int, ...], device: torch.device, file: str | None = None, download: bool = False
+) -> Extractor | None:
+    """The network that is asked for; None for `proxy`, which the data decide.
 
+    Args:
+        features: See --features of flowimg evaluate.
+        shape: Of a picture.
+        device: Where it runs.
+        file: Weights of Inception.
+        download: Fetch what is not on this machine.
     Raises:
         ExtractorError: If there is no such network.
-        DataError: If the data are not what the run, whose are `facts`, learned from.
     """
-    wanted = features == "proxy" or config.data.labels  # by whom samples are judged, or what they are compared in
-    # a run without labels may be compared in what those of its data teach
+    if features == "proxy":
+        return None
+    if features == "proxy-random":
+        return extractors.random_convolutions(shape[0], shape[1], device)
+    if features == "inception":
+        return extractors.inception(file, download, device)
+    return extractors.transformer(features, download, device)
+
+
+def find_yardstick(
+    config: Config, facts: DataFacts, extractor: Extractor | None, state: PartialState, learned: str | None = None
+) -> Yardstick:
+    """A network, and the run's data seen by it; kept in the cache folder for the next time.
+
+    Args:
+        config: The run.
+        facts: What it learned of its data.
+        extractor: The network; None for the one that the data decide: a classifier of their labels, or fixed filters.
+        state: The processes.
+        learned: The fingerprint of what it learned from, if known; other data of the same form are warned of.
+    Raises:
+        DataError: If the data are of another form than what the run learned from.
+    """
+    # by whom samples are judged, or what they are compared in: a run without labels may be compared in what those of
+    # its data teach
+    wanted = extractor is None or config.data.labels
     seen = config.model_copy(update={"data": config.data.model_copy(update={"labels": wanted})})
     with state.main_process_first():  # one fills the cache of what was looked through, the others read it
         source = build_source(seen)
     check_same(config, facts, source.facts)
-    # before anything slow: it may not be there
-    extractor = None if features == "proxy" else _extractor(features, file, download, source.facts, state.device)
     classes = len(source.facts.classes)
-    batches: Any = source.load(torch.device("cpu")) if state.is_main_process else None
     cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
-    pictures = batches.some(MOST_PICTURES) if batches is not None else None
+    pictures = apart = None
+    if state.is_main_process:
+        batches: Any = source.load(torch.device("cpu"))
+        if wanted == config.data.labels and learned not in (None, batches.fingerprint):
+            print(
+                f"warning   {config.data.source} has changed: the run learned from pictures of fingerprint {learned}, "  # type: ignore[union-attr]
+                f"and is compared with those there now, {batches.fingerprint}"
+            )
+        pictures = batches.some(min(MOST_PICTURES, MOST_BYTES // math.prod(facts.shape)))
+        apart = batches.held_out(config.data.held_out)
+        if isinstance(batches, StreamBatches):
+            batches.close()
     # told by the first to the others: one trained elsewhere would round otherwise, and see otherwise
     sha256 = fingerprint(pictures) if pictures else ""
     weights: list[Any] = [_judge(cache, sha256, pictures, classes) if pictures and classes else None]
@@ -96,17 +135,9 @@ def find_yardstick(
     if extractor is None and judge is not None:
         extractor = extractors.classifier_features(judge, state.device)
     elif extractor is None:
-        extractor = _extractor("proxy-random", file, download, source.facts, state.device)
-    reference = _reference(seen, cache, sha256, batches, pictures, extractor) if pictures else None
+        extractor = extractors.random_convolutions(facts.shape[0], facts.shape[1], state.device)
+    reference = _reference(seen, cache, sha256, pictures, apart, extractor) if pictures and apart else None
     return Yardstick(extractor, reference, judge)
-
-
-def _extractor(features: str, file: str | None, download: bool, facts: DataFacts, device: torch.device) -> Extractor:
-    if features == "inception":
-        return extractors.inception(file, download, device)
-    if features == "proxy-random":
-        return extractors.random_convolutions(facts.shape[0], facts.shape[1], device)
-    return extractors.transformer(features, download, device)
 
 
 def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str, Tensor]:
@@ -122,7 +153,12 @@ def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str
 
 
 def _reference(
-    config: Config, cache: Path, sha256: str, batches: Any, pictures: Images, extractor: Extractor
+    config: Config,
+    cache: Path,
+    sha256: str,
+    pictures: Images,
+    apart: tuple[Tensor, Tensor | None],
+    extractor: Extractor,
 ) -> Reference:
     count = len(pictures.pixels)
     path = cache / "references" / f"{name_of(sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
@@ -145,11 +181,11 @@ def _reference(
         found = Moments(count, torch.from_numpy(kept["mean"]), torch.from_numpy(kept["covariance"]))
         features = torch.from_numpy(kept["features"])
     name = f"{count:,} training pictures of {config.data.source}, {config.data.split}"  # type: ignore[union-attr]
-    return Reference(name, sha256, found, features, pictures, batches.held_out(config.data.held_out))
+    return Reference(name, sha256, found, features, pictures, apart)
 
 
 class Share(NamedTuple):
-    """What one process drew: evaluations counted, and, batch by batch, features and the pixels of the first `KEPT`."""
+    """What one process drew: evaluations counted, and, batch by batch, features and the pixels of those kept."""
 
     nfe: int
     features: list[Tensor]
@@ -166,6 +202,7 @@ def draw_all(
     state: PartialState,
     inside: Sequence[AbstractContextManager[Any]] = (),
     batch_size: int | None = None,
+    kept: int = KEPT,
 ) -> Drawn | None:
     """Draw the samples of these seeds, shared out over all processes, and see them.
 
@@ -179,6 +216,7 @@ def draw_all(
         state: The processes.
         inside: Contexts to draw in; one that ends the drawing gives up the whole.
         batch_size: Samples at once.
+        kept: Samples whose features and pixels are kept; the moments are of all.
     Returns:
         All samples in features, on the first process; None elsewhere, and where a process gave up its share.
     """
@@ -186,16 +224,16 @@ def draw_all(
     with ExitStack() as stack:
         for context in inside:
             stack.enter_context(context)
-        own = _draw_share(field, config, facts, how, seeds, extractor, state, batch_size)
+        own = _draw_share(field, config, facts, how, seeds, extractor, state, batch_size, kept)
     shares: list[Share | None] = gather_object([own])
     drawn = [part for part in shares if part is not None]
     if not state.is_main_process or len(drawn) < len(shares):
         return None
     features = torch.cat([batch for part in drawn for batch in part.features])
-    pixels = torch.cat([batch for part in drawn for batch in part.pixels])[:KEPT]
-    labels = turns(seeds[:KEPT], facts.classes)
+    pixels = torch.cat([batch for part in drawn for batch in part.pixels] or [torch.zeros(0)])[:kept]
+    labels = turns(seeds[:kept], facts.classes)
     nfe = max(part.nfe for part in drawn)
-    return Drawn(len(seeds), nfe, moments(features), features[:KEPT], pixels, labels)
+    return Drawn(len(seeds), nfe, moments(features), features[:kept], pixels, labels)
 
 
 def _draw_share(
@@ -207,8 +245,9 @@ def _draw_share(
     extractor: Extractor,
     state: PartialState,
     batch_size: int | None,
+    kept: int,
 ) -> Share:
-    """This process's share; pixels past the first `KEPT` are let go."""
+    """This process's share; pixels past the first `kept` are let go."""
     mine = share(range(len(seeds)), state.process_index, state.num_processes)
     labels = turns(seeds, facts.classes)
     wanted = None if labels is None else labels[list(mine)]
@@ -218,7 +257,7 @@ def _draw_share(
         for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
             seen = to_uint8(batch.x_1.float())
             found.features.append(extractor(seen))
-            if mine[done] < KEPT:
+            if mine[done] < kept:
                 found.pixels.append(seen)
             found = found._replace(nfe=max(found.nfe, batch.nfe))
             done += len(seen)
@@ -271,4 +310,5 @@ def told(yard: Yardstick, drawn: Drawn) -> dict[str, Any]:
         "resize": yard.extractor.resize,
         "reference": yard.reference.name,
         "reference_hash": yard.reference.sha256[:16],
+        "in_turns": drawn.labels is not None,
     }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowimg.config import Solving
@@ -32,7 +32,7 @@ HOW = (
     "of",
     *made_how(Solving(), range(1), 0),
     *("step", "weights", "arithmetic", "weights_sha256"),
-    *("distance", "features", "features_sha256", "resize", "reference", "reference_hash", "during"),
+    *("distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during"),
 )
 """What an evaluation says of how it was made."""
 
@@ -50,20 +50,30 @@ def finite(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def describe(how: Mapping[str, Any]) -> str:
+    """How a flow was followed, in words; `how` has the names of `Solving`."""
+    adaptive = how["solver"] == "dopri5"
+    parts = [f"dopri5 at {how['tolerance']:g}" if adaptive else f"{how['solver']}, {how['num_steps']} steps"]
+    if not adaptive and how["times"] != "uniform":
+        parts[0] += f" of {how['times']} times"
+    if not adaptive and how["shift"] != 1:
+        parts.append(f"shift {how['shift']:g}")
+    if how["guidance"] != 1:
+        low, high = how["guidance_interval"]
+        within = f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
+        parts.append(f"guidance {how['guidance']:g}{within}")
+    return ", ".join(parts)
+
+
 def protocol(run: str, found: dict[str, Any]) -> str:
     """One line that tells all that the figures depend on."""
-    solver = f"dopri5 at {found['tolerance']:g}" if found["solver"] == "dopri5" else found["solver"]
     parts = [
         f"{found['count']:,} samples of seeds {found['seeds'][0]} to {found['seeds'][1]}",
-        solver if found["num_steps"] is None else f"{solver}, {found['num_steps']} steps",
-        *([f"{found['times']} times"] if found["times"] != "uniform" else []),
-        *([f"shift {found['shift']:g}"] if found["shift"] != 1 else []),
+        *(["classes in equal turns"] if found.get("in_turns") else []),
+        describe(found),
         f"{found['nfe']} evaluations",
-        f"guidance {found['guidance']:g}"
-        + (f" from t = {found['guidance_interval'][0]:g} to {found['guidance_interval'][1]:g}"
-           if found["guidance"] != 1 and found["guidance_interval"] != [0.0, 1.0] else ""),
         found["arithmetic"],
-    ]  # fmt: skip
+    ]
     if "features" in found:
         parts += [
             f"against {found['reference']} ({found['reference_hash']})",

@@ -13,7 +13,7 @@ from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs import measure
 from flowimg.jobs.build import SOLVERS
-from flowimg.jobs.evaluate import COUNT, measure_points
+from flowimg.jobs.evaluate import COUNT, find_yard, measure_points
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, weights_name, write_text
 from flowimg.jobs.machine import autocast, leave_together
@@ -28,11 +28,7 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
     seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
     points = run.config.data.kind == "points"
     ways = _ways(settings) if settings.sweep_nfe else []  # refuses before anything is trained or looked at
-    yard = None
-    if not points:
-        yard = measure.find_yardstick(
-            run.config, run.facts, settings.features, settings.inception, settings.download, state
-        )
+    yard = None if points else find_yard(settings, run, state)
 
     def scored(**change: Any) -> dict[str, Any] | None:
         how = settings.model_copy(update=change)
@@ -41,13 +37,23 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
             with inside:
                 found = measure_points(run.field, run.config, run.facts, how, seeds)
             return {**found, "score": found["sw2"]}
+        # neighbourhoods take as long as the samples, and tell nothing of a solver
+        alone = "guidance" not in change
         drawn = measure.draw_all(
-            run.field, run.config, run.facts, how, seeds, yard.extractor, state, [inside], settings.batch_size
+            run.field,
+            run.config,
+            run.facts,
+            how,
+            seeds,
+            yard.extractor,
+            state,
+            [inside],
+            settings.batch_size,
+            0 if alone else measure.KEPT,
         )
         if drawn is None:
             return None
-        # neighbourhoods take as long as the samples, and tell nothing of a solver
-        if "guidance" not in change:
+        if alone:
             return {**measure.told(yard, drawn), "nfe": drawn.nfe, "score": measure.distance(drawn, yard)}
         scores, _ = measure.score(drawn, yard)
         return {**measure.told(yard, drawn), "nfe": drawn.nfe, **scores, "score": scores["frechet"]}

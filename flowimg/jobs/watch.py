@@ -235,13 +235,16 @@ def _evaluations(
     """Measure the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     yard: Any = None
+    extractor: Any = None
+    if config.data.kind == "images":  # found before the first step: it may not be there
+        from flowimg.jobs import measure
+
+        extractor = measure.find_extractor(config.train.evaluate_features, facts.shape, PartialState().device)
 
     def pictures(state: Training) -> dict[str, Any] | None:
         nonlocal yard
-        from flowimg.jobs import measure
-
         processes = PartialState()
-        yard = yard or measure.find_yardstick(config, facts, config.train.evaluate_features, None, False, processes)
+        yard = yard or measure.find_yardstick(config, facts, extractor, processes)
         inside = [_interruptible(state.ema, wishes), state.accelerator.autocast()]
         drawn = measure.draw_all(state.ema, config, facts, config.grid, seeds, yard.extractor, processes, inside)
         if drawn is None:

@@ -194,6 +194,20 @@ def test_networks_of_transformers_are_read_from_a_folder(name, tmp_path):
     assert extractor.features(x[:, :1]).shape == seen.shape  # grey
 
 
+def test_pictures_are_normalised_as_the_network_says_or_as_its_kind_is(tmp_path):
+    transformers = clip_and_dino(tmp_path)
+    usual = transformer(str(tmp_path / "dino"), False, CPU)
+    told = transformers.CLIPImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
+    told.save_pretrained(tmp_path / "dino")
+    found = transformer(str(tmp_path / "dino"), False, CPU)
+    x = pictures(3, 3, 32)
+    values = told([p.permute(1, 2, 0).numpy() for p in x], return_tensors="pt", do_resize=False, do_center_crop=False)
+    with torch.no_grad():
+        wanted = transformers.AutoModel.from_pretrained(tmp_path / "dino").eval()(values["pixel_values"]).pooler_output
+    torch.testing.assert_close(found(x), wanted, atol=1e-4, rtol=1e-4)
+    assert found.sha256 != usual.sha256 and (found(x) - usual(x)).abs().max() > 1e-2
+
+
 def test_what_is_no_network_is_refused_in_a_sentence(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text("{}")

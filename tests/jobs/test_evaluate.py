@@ -195,12 +195,17 @@ def test_a_limit_on_the_distance_is_a_gate(run, refused, capsys):
     assert status == 1 and "FD@40 is" in said and "more than 0.001" in said
 
 
-def test_two_processes_find_what_one_finds(run, tmp_path):
-    folder = run("classes")
+def launch(folder, *options):
+    """`accelerate launch` of two processes."""
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--main_process_port", "0", ROOT / "scripts/evaluate.py", folder]
-    done = subprocess.run([*launch, "--count", "41", "--num-steps", "2"], env=env, capture_output=True, text=True)
+    command = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--main_process_port", "0", ROOT / "scripts/evaluate.py", folder]
+    return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_find_what_one_finds(run):
+    folder = run("classes")
+    done = launch(folder, "--count", "41", "--num-steps", "2")
     assert done.returncode == 0, done.stderr
     main(["evaluate", str(folder), "--count", "41", "--num-steps", "2"])
     two, one = evaluated(folder)
@@ -220,6 +225,31 @@ def test_a_run_is_evaluated_while_it_trains_and_not_twice_when_it_goes_on(tmp_pa
     found = evaluated(tmp_path / "r")
     assert [(one["step"], one.get("during", False)) for one in found] == [(2, True), (2, False), (4, True), (6, True)]
     assert found[-1]["distance"] == "FD@20" and found[-1]["weights"] == "ema"
+
+
+def test_features_that_are_not_there_are_refused_before_the_first_step(tmp_path, refused):
+    file = write_settings(tmp_path / "r.yaml", train={"evaluate_every": 2, "evaluate_features": "./nowhere"})
+    status, said = refused("train", file, "--run", tmp_path / "r")
+    assert status == 4 and "./nowhere is no picture network" in said
+    assert not (tmp_path / "r/metrics.jsonl").exists() or '"loss"' not in (tmp_path / "r/metrics.jsonl").read_text()
+
+
+def test_other_pictures_than_the_run_learned_from_are_told(run, capsys):
+    """Of the same shape and classes: 500 of them, where the run learned from all."""
+    folder = run("classes")
+    main(["evaluate", str(folder), *QUICK])
+    assert "has changed" not in capsys.readouterr().out
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("first: null", "first: 500"))
+    main(["evaluate", str(folder), *QUICK])
+    assert "warning   digits has changed: the run learned from" in capsys.readouterr().out
+
+
+def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypatch):
+    monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
+    done = launch(run("classes"))
+    assert done.returncode and "/dev/null/cache" in done.stderr
+    assert "fault of flowimg" not in done.stderr and 'jobs/measure.py", line' not in done.stderr
 
 
 def test_points_are_evaluated_while_they_train(tmp_path):

@@ -17,8 +17,9 @@ from flowimg.flow.objective import flow_matching_loss
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.jobs import figures, train, watch
 from flowimg.jobs.build import build_objective, build_source
-from flowimg.jobs.figures import carry, describe, estimate_floor, find_floor, follow, kept_figures
+from flowimg.jobs.figures import carry, estimate_floor, find_floor, follow, kept_figures
 from flowimg.jobs.folder import RunFolder, open_run
+from flowimg.jobs.scores import describe
 from flowimg.sampling.generate import noise
 
 CPU = torch.device("cpu")
@@ -102,12 +103,13 @@ def test_the_last_state_is_the_sample_of_the_seed(tiny, tmp_path):
     [
         ({}, "euler, 50 steps"),
         ({"solver": "heun", "num_steps": 7, "times": "edm"}, "heun, 7 steps of edm times"),
-        ({"solver": "dopri5", "tolerance": 1e-3}, "dopri5 at 0.001"),
+        ({"solver": "dopri5", "tolerance": 1e-3, "shift": 3.0}, "dopri5 at 0.001"),
+        ({"num_steps": 7, "shift": 3.0}, "euler, 7 steps, shift 3"),
         ({"guidance": 2.5, "guidance_interval": (0.1, 0.8)}, "euler, 50 steps, guidance 2.5 from t = 0.1 to 0.8"),
     ],
 )
 def test_how_it_was_made_is_said(more, said):
-    assert describe(Figures(run="r", **more)) == said
+    assert describe(Figures(run="r", **more).model_dump()) == said
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
