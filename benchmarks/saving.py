@@ -16,10 +16,11 @@ from pathlib import Path
 from flowimg.config import load, validate
 from flowimg.jobs.build import build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.save import keep_checkpoints
 from flowimg.jobs.signals import Wishes
 from flowimg.jobs.status import Status
+from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.train import cut, open_accelerator, recipe_of
-from flowimg.jobs.watch import _checkpoints
 from flowimg.training.loop import rehearse, start, train_step
 
 BLOCK = 4
@@ -40,8 +41,8 @@ with tempfile.TemporaryDirectory() as folder:
     wishes = Wishes()
     every = config.train.checkpoint_every
     with ThreadPoolExecutor(1) as thread:
-        save = _checkpoints(
-            config, run, source.facts, data.fingerprint, 1, 10**9, {}, wishes, Status(run, 1, wishes), thread
+        save = keep_checkpoints(
+            config, run, source.facts, data.fingerprint, Stretch(1, 10**9), {}, wishes, Status(run, 1, wishes), thread
         )
         state.wrapped.train()
         rehearse(state)

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from flowimg.jobs import watch
+from flowimg.jobs import save as saving
 from flowimg.training import checkpoint
 
 POINTS = [
@@ -86,7 +86,7 @@ def arm(point, step):
             die()
         return rmtree(path, *args, **more)
 
-    watch.write_checkpoint = write_checkpoint
+    saving.write_checkpoint = write_checkpoint
     checkpoint.save_file, checkpoint._write_json, checkpoint.sync, checkpoint._point = (
         save_file,
         _write_json,

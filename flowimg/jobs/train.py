@@ -31,10 +31,12 @@ from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environme
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
+from flowimg.jobs.save import keep_model
 from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
 from flowimg.jobs.status import Status, hold
+from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import check_tracker, start_tracker
-from flowimg.jobs.watch import append, callbacks, keep_model, span
+from flowimg.jobs.watch import append, callbacks, span
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
 from flowimg.training.ema import LENGTHS
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
@@ -155,6 +157,7 @@ def _train(
     status.saved = began if checkpoint else None
     resumed = began if checkpoint else None
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
+    stretch = Stretch(resumed, until)
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
     if accelerator.is_main_process:
@@ -187,7 +190,7 @@ def _train(
         try:
             # left after what is being written is written
             with ThreadPoolExecutor(1, "checkpoint") as thread, wishes.at_the_end_of_a_step():
-                each = callbacks(config, folder, facts, batches, accelerator, resumed, until, wishes, status, thread)
+                each = callbacks(config, folder, facts, batches, accelerator, stretch, wishes, status, thread)
                 run_loop(state, until, each, wishes.wanted)
         except NotFiniteError as error:
             raise _not_finite(error, state, batches, folder) from None

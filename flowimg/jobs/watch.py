@@ -1,11 +1,10 @@
-"""What happens every N steps of a run: metrics, pictures, checkpoints, progress. The loop only calls back."""
+"""What happens every N steps of a run: metrics, pictures, evaluations, progress. The loop only calls back."""
 
-import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,29 +18,24 @@ from flowimg.figures.curves import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
-from flowimg.jobs.build import Batches, DataFacts, architecture_of
+from flowimg.jobs.build import Batches, DataFacts
 from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.evaluate import measure_points
-from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.machine import MachineError
 from flowimg.jobs.report import write_report
+from flowimg.jobs.save import keep_averages, keep_checkpoints
 from flowimg.jobs.scores import figures_of, keep, made_how
-from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
+from flowimg.jobs.signals import Stopped, Wishes
 from flowimg.jobs.status import Status
+from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import track_numbers, track_picture
-from flowimg.training.checkpoint import Checkpoint, CheckpointError, Keep, write_checkpoint
-from flowimg.training.ema import snapshot_steps
-from flowimg.training.loop import Callback, Training, Window, average_tensors, state_tensors
-from flowimg.training.snapshots import write_snapshot
+from flowimg.training.loop import Callback, Training, Window
 
 REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
-MISSES = 3
-"""Checkpoints in a row that could not be saved, which end the run."""
 
 
 def callbacks(
@@ -50,13 +44,12 @@ def callbacks(
     facts: DataFacts,
     batches: Batches,
     accelerator: Accelerator,
-    began: int | None,
-    until: int,
+    stretch: Stretch,
     wishes: Wishes,
     status: Status,
     thread: Executor,
 ) -> list[Callback]:
-    """Everything a run does between its steps, from the step it goes on from (None: new) to its last.
+    """Everything a run does between its steps.
 
     `thread` is one beside the loop, which writes averages and checkpoints in their order.
     """
@@ -67,30 +60,20 @@ def callbacks(
 
     return [
         tell,
-        _metrics(config, folder, batches, began, until, last, _progress(accelerator, began, until)),
-        _grids(config, folder, facts, began, until, wishes, status),
-        *([_evaluations(config, folder, facts, began, until, wishes, status)] if config.train.evaluate_every else []),
-        *([_averages(config, folder, until, thread)] if config.train.snapshots else []),
-        _checkpoints(config, folder, facts, batches.fingerprint, began, until, last, wishes, status, thread),
-        *([_report(config, folder, batches, until)] if config.figures and accelerator.is_main_process else []),
+        _metrics(config, folder, batches, stretch, last, _progress(accelerator, stretch)),
+        _grids(config, folder, facts, stretch, wishes, status),
+        *([_evaluations(config, folder, facts, stretch, wishes, status)] if config.train.evaluate_every else []),
+        *([keep_averages(config, folder, stretch, thread)] if config.train.snapshots else []),
+        keep_checkpoints(config, folder, facts, batches.fingerprint, stretch, last, wishes, status, thread),
+        *([_report(config, folder, batches, stretch)] if config.figures and accelerator.is_main_process else []),
     ]
-
-
-def _due(state: Training, every: int, began: int | None, until: int) -> bool:
-    """Every N steps, at step 0 and at the end, also an early one; not again at the step that a run goes on from."""
-    return (state.step % every == 0 or _is_last(state, until)) and state.step != began
-
-
-def _is_last(state: Training, until: int) -> bool:
-    return state.step == until or bool(state.seen.stop)
 
 
 def _metrics(
     config: Config,
     folder: RunFolder,
     batches: Batches,
-    began: int | None,
-    until: int,
+    stretch: Stretch,
     last: dict[str, Any],
     progress: Callable[[Training, dict[str, Any] | None], None],
 ) -> Callback:
@@ -100,7 +83,7 @@ def _metrics(
 
     def callback(state: Training) -> None:
         record = None
-        if _due(state, config.train.log_every, began, until):
+        if stretch.due(state, config.train.log_every):
             record = _record(state, held_out)
             state.window = Window()
             if state.accelerator.is_main_process:
@@ -195,8 +178,7 @@ def _grids(
     config: Config,
     folder: RunFolder,
     facts: DataFacts,
-    began: int | None,
-    until: int,
+    stretch: Stretch,
     wishes: Wishes,
     status: Status,
 ) -> Callback:
@@ -206,7 +188,7 @@ def _grids(
 
     def callback(state: Training) -> None:
         # a run that was asked to end draws no more
-        if state.seen.stop or not _due(state, config.train.sample_every, began, until):
+        if state.seen.stop or not stretch.due(state, config.train.sample_every):
             return
         accelerator = state.accelerator
         status.at("drawing samples")
@@ -230,7 +212,7 @@ def _grids(
 
 
 def _evaluations(
-    config: Config, folder: RunFolder, facts: DataFacts, began: int | None, until: int, wishes: Wishes, status: Status
+    config: Config, folder: RunFolder, facts: DataFacts, stretch: Stretch, wishes: Wishes, status: Status
 ) -> Callback:
     """Measure the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
@@ -252,7 +234,7 @@ def _evaluations(
         return {**measure.score(drawn, yard)[0], **made_how(config.grid, seeds, drawn.nfe), **measure.told(yard, drawn)}
 
     def callback(state: Training) -> None:
-        if state.seen.stop or state.step == 0 or not _due(state, every, began, until):
+        if state.seen.stop or state.step == 0 or not stretch.due(state, every):
             return
         status.at("evaluating")
         found = None
@@ -310,144 +292,14 @@ def _interruptible(field: nn.Module, wishes: Wishes) -> Iterator[None]:
         hook.remove()
 
 
-def _averages(config: Config, folder: RunFolder, until: int, thread: Executor) -> Callback:
-    """Keep the power averages aside at `train.snapshots` steps; also at the one that a run goes on from.
-
-    The thread writes them before the checkpoint of the same step: a run that goes on from there lacks none. One that
-    cannot be written is missed.
-    """
-    due = snapshot_steps(config.train.steps, config.train.snapshots)
-    writing: Future[None] | None = None
-
-    def write(step: int, tensors: dict[str, Tensor]) -> None:
-        try:
-            write_snapshot(folder.snapshots, step, tensors)
-        except OSError as error:
-            print(f"warning   the averages of step {step} were not kept ({error})", flush=True)
-
-    def callback(state: Training) -> None:
-        nonlocal writing
-        if state.step in due and state.accelerator.is_main_process:
-            if writing is not None:
-                writing.result()  # on a slow disk copies would heap up
-            writing = thread.submit(write, state.step, _copy(average_tensors(state)))
-        if writing is not None and _is_last(state, until):
-            writing.result()
-
-    return callback
-
-
-def _checkpoints(
-    config: Config,
-    folder: RunFolder,
-    facts: DataFacts,
-    fingerprint: str | None,
-    began: int | None,
-    until: int,
-    last: dict[str, Any],
-    wishes: Wishes,
-    status: Status,
-    thread: Executor,
-) -> Callback:
-    """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end.
-
-    A thread writes a copy of the state while the next steps are done; the first and the last are waited for. One that
-    cannot be written is missed, and the run goes on, until MISSES in a row are.
-    """
-    keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
-    writing: Future[int] | None = None
-    average: nn.Module | None = None
-    misses = 0
-
-    def write(step: int, checkpoint: Checkpoint) -> int:
-        write_checkpoint(folder.checkpoints, step, checkpoint, keep)
-        if average is not None:
-            average.load_state_dict(checkpoint.tensors["ema"])
-            try:
-                keep_model(config, folder, facts, average, step)
-            except OSError as error:
-                print(f"warning   {folder.model} is not of step {step} ({error})", flush=True)
-        return step
-
-    def settle(must: bool) -> None:
-        """Wait for what is being written; what fails is a miss, or the end if it must not fail."""
-        nonlocal writing, misses
-        if writing is None:
-            return
-        try:
-            status.saved = writing.result()
-            misses = 0
-        except (OSError, CheckpointError) as error:
-            misses += 1
-            saved = f"the last whole one is of step {status.saved}" if status.saved is not None else "there is none"
-            if must:
-                raise MachineError(f"the checkpoint of step {status.step} cannot be saved ({error}); {saved}") from None
-            print(f"warning   a checkpoint was not saved ({error}); {saved}; miss {misses} of {MISSES}", flush=True)
-            if misses == MISSES:
-                wishes.ask(GIVEN_UP, f"{MISSES} checkpoints in a row that could not be saved ({error})")
-        finally:
-            writing = None
-
-    def callback(state: Training) -> None:
-        nonlocal writing, average
-        if writing is not None and writing.done():
-            settle(must=False)
-        if not _due(state, config.train.checkpoint_every, began, until):
-            return
-        end = _is_last(state, until)
-        if state.accelerator.is_main_process:
-            settle(must=False)
-            if average is None and config.field.kind == "unet":
-                average = copy.deepcopy(state.ema).cpu()
-            status.at("saving")
-            writing = thread.submit(write, state.step, _snapshot(state, config, facts, fingerprint, last))
-            if end or state.step == 0:
-                settle(must=True)
-            status.at("training")
-        if end:
-            state.accelerator.wait_for_everyone()
-
-    return callback
-
-
-def _snapshot(
-    state: Training, config: Config, facts: DataFacts, fingerprint: str | None, last: dict[str, Any]
-) -> Checkpoint:
-    """A copy of the state as it is now, in memory."""
-    about = {
-        "shape": facts.shape,
-        "classes": facts.classes,
-        "seed": config.seed,
-        "architecture": architecture_of(config, state.field),
-        "data": fingerprint,
-        "batch_size": state.objective.batch_size,
-        "samples": state.samples,
-        "processes": state.accelerator.num_processes,
-        # a start from here must not forget how long nothing was finite, or starts would creep through it
-        **state.verdict.counted(),
-        "metrics": last.copy() if last.get("step") == state.step else {},
-    }
-    return Checkpoint({file: _copy(held) for file, held in state_tensors(state).items()}, about)
-
-
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-
-
-def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:
-    """Write RUN/model, the averaged field for diffusers, where the field is a U-Net."""
-    if config.field.kind == "unet":
-        write_model(folder.model, ema, config, facts, step, grid_for(folder, step))
-
-
-def _report(config: Config, folder: RunFolder, batches: Batches, until: int) -> Callback:
+def _report(config: Config, folder: RunFolder, batches: Batches, stretch: Stretch) -> Callback:
     """Rewrite RUN/report.html with the grids of a run, but not all the time; its end writes the last one."""
     last = -math.inf
 
     def callback(state: Training) -> None:
         nonlocal last
         now = time.monotonic()
-        if _is_last(state, until) or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
+        if stretch.is_last(state) or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
             return
         try:
             if last > -math.inf:  # at its start a run has no curves
@@ -460,11 +312,9 @@ def _report(config: Config, folder: RunFolder, batches: Batches, until: int) -> 
     return callback
 
 
-def _progress(
-    accelerator: Accelerator, began: int | None, until: int
-) -> Callable[[Training, dict[str, Any] | None], None]:
+def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training, dict[str, Any] | None], None]:
     """A bar on a terminal; elsewhere a plain line now and then. Called with None as record between log steps."""
-    first = began or 0
+    first, until = stretch.began or 0, stretch.until
     bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
     started = last = time.perf_counter()
@@ -477,11 +327,11 @@ def _progress(
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()
-            if plain and (now - last >= QUIET_SECONDS or _is_last(state, until) or last == started):
+            if plain and (now - last >= QUIET_SECONDS or stretch.is_last(state) or last == started):
                 left = (now - started) / (state.step - first) * (until - state.step)
                 print(f"step {state.step}/{until}  loss {loss}  {speed}  {span(left)} left", flush=True)
                 last = now
-        if _is_last(state, until):
+        if stretch.is_last(state):
             bar.close()
 
     return update
