@@ -261,12 +261,16 @@ class UNet(Settings):
 
 
 class Optim(Settings):
-    """AdamW and its learning rate."""
+    """What moves the weights, and its learning rate."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon moves hidden matrices by their orthogonalised momentum, and all else as adamw does."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """Decay of the averages of gradient and squared gradient."""
+    """AdamW's decay of the averages of gradient and squared gradient."""
+    momentum: Share = 0.95
+    """Muon's decay of the average of the gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
     warmup: Annotated[int, Field(ge=0)] = 0

@@ -28,6 +28,9 @@ class MLPField(nn.Module):
         zero_output: Start from the velocity 0.
     """
 
+    edges = ("enter", "embed", "leave")
+    """Modules whose weights do not map hidden units to hidden units."""
+
     def __init__(
         self,
         dim: int,

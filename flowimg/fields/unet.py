@@ -64,6 +64,9 @@ class UNetField(nn.Module):
         numbers: Numbers that the field is told of a picture's augmentation; 0 where none is augmented.
     """
 
+    edges = ("unet.conv_in", "unet.conv_out", "unet.class_embedding", "augment")
+    """Modules whose weights do not map hidden units to hidden units."""
+
     def __init__(
         self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False, numbers: int = 0
     ) -> None:

@@ -1,6 +1,6 @@
 """How much memory a pass takes, and the largest micro-batch that fits.
 
-    fixed       weights, gradients, AdamW's two averages, those of the weights: known from the parameters
+    fixed       weights, gradients, the optimiser's two averages, those of the weights: known from the parameters
     per sample  what the backward pass keeps of the forward pass, measured at two sizes
 
 The global batch stays as it is: what does not fit at once is accumulated.
@@ -34,7 +34,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fixed_bytes(field: nn.Module, averages: int = 1) -> dict[str, int]:
-    """Bytes of everything that does not grow with the batch, with so many averages of the weights."""
+    """Bytes of everything that does not grow with the batch, with so many averages of the weights.
+
+    AdamW has two averages of its own; Muon has one of a matrix, and needs as much again while it moves it.
+    """
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
     return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": averages * weights}
 

@@ -416,6 +416,7 @@ def recipe_of(config: Config, accumulation: int) -> Recipe:
         lr=config.optim.lr,
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
+        momentum=config.optim.momentum if config.optim.kind == "muon" else None,
         warmup=config.optim.warmup,
         schedule=config.optim.schedule,
         clip=config.optim.clip,

@@ -5,7 +5,7 @@
         weights.safetensors     the field
         ema.safetensors         its moving average
         averages.safetensors    0.05/NAME and 0.1/NAME, its power averages, where the run keeps them
-        optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME, step.NAME and, in fp16, scaler.*
+        optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (AdamW), step.NAME and, in fp16, scaler.*
         state.json              the step, what the data looked like, the format
         manifest.json           size and SHA-256 of every file above, written last
 

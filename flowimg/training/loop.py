@@ -3,7 +3,7 @@
 A step, on every process:
 
     draw (x_0, x_1, t, labels) of my places -> loss -> backward, a micro-batch at a time
-    -> clip -> finite on all processes? -> AdamW at learning_rate(step) -> EMA at ema_decay(step)
+    -> clip -> finite on all processes? -> AdamW or Muon at learning_rate(step) -> EMA at ema_decay(step)
 
 A step that is not finite moves neither weights nor optimiser nor average, and counts: data, learning rate and step go
 on. So many of them in a row end the run.
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from flowimg.flow.objective import Data, Objective, flow_matching_loss
 from flowimg.flow.randomness import key
 from flowimg.training.ema import gamma_of, make_ema, power_decay, update_ema
+from flowimg.training.muon import Muon, hidden_matrices
 from flowimg.training.schedule import ema_decay, learning_rate
 from flowimg.training.verdict import Reading, Verdict
 
@@ -46,13 +48,14 @@ class NotFiniteError(Exception):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the optimiser moves; see the settings of the same names."""
+    """How the optimiser moves; see the settings of the same names. With a momentum it is Muon, else AdamW."""
 
     steps: int
     accumulation: int = 1
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    momentum: float | None = None
     warmup: int = 0
     schedule: str = "constant"
     clip: float | None = 1.0
@@ -125,9 +128,13 @@ def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data
     field = field.to(accelerator.device)
     ema = make_ema(field)
     powers = {length: make_ema(field) for length in recipe.lengths}
-    optimizer = torch.optim.AdamW(
-        field.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-    )
+    how: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
+    optimizer: torch.optim.Optimizer
+    if recipe.momentum is None:
+        optimizer = torch.optim.AdamW(field.parameters(), fused=True, **how)
+    else:
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        optimizer = Muon(field.parameters(), hidden_matrices(field), recipe.momentum, dtype, **how)
     # the optimiser is not prepared: accelerate's wrapper would look for a dozen libraries at every step
     wrapped = accelerator.prepare(field)
     return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe)

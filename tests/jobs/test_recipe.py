@@ -1,4 +1,4 @@
-"""Augmentation, weighting, scale and shift together: a run, continued, kept, drawn from, and read by others."""
+"""Augmentation, weighting, Muon, scale and shift together: a run, continued, kept, drawn from, and read by others."""
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ AUGMENTED = {
     "data": {"kind": "images", "source": "digits", "held_out": 8, "flip": True, "augment": 0.5},
     "field": {**UNET, "scale_shift": True},
     "weighting": {"kind": "cosmap"},
+    "optim": {"kind": "muon", "weight_decay": 0.01},
     "coupling": {"kind": "ot", "block": 8},
     "train": {"steps": 6, "checkpoint_every": 3, "sample_every": 6, "accumulation": 2},
 }
@@ -52,6 +53,14 @@ def test_a_continued_run_is_the_run_bit_for_bit(whole, capsys):
     assert one.keys() == two.keys() and [name for name in one if not torch.equal(one[name], two[name])] == []
     first, second = (RunFolder(whole / name).records() for name in ("run", "cut"))
     assert [r.get("loss") for r in first] == [r.get("loss") for r in second]
+
+
+def test_hidden_matrices_are_moved_as_matrices_and_others_are_not(whole):
+    kept = tensors(whole / "run", 6)
+    squares = {name.split(".", 1)[1] for name in kept if name.startswith("optimizer/exp_avg_sq.")}
+    alone = {name.split(".", 1)[1] for name in kept if name.startswith("optimizer/exp_avg.")} - squares
+    assert "unet.conv_in.weight" in squares and "unet.mid_block.resnets.0.conv1.weight" in alone
+    assert not any(name.endswith("bias") for name in alone)
 
 
 def test_the_field_is_told_and_learns_from_it(whole):
