@@ -58,6 +58,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "beta2 0.99": {"optim.betas": [0.9, 0.99]},
     "batch 256, equal seconds": {"train.batch_size": 256, "train.steps": 13_700},
     "batch 1024, equal seconds": {"train.batch_size": 1024, "train.steps": 4_600},
+    "muon, equal seconds": {"optim.kind": "muon", "train.steps": 4000},
     "width 64, equal seconds": {"field.width": 64, "train.steps": 16_200},
     "width 256, equal seconds": {"field.width": 256, "train.steps": 3_000},
 }

@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py FOLDER OUT recipes      ours, torchcfm's, Meta's; three learning rates each
     python benchmarks/quality.py FOLDER OUT seeds        the three at their best rates, three seeds
-    python benchmarks/quality.py FOLDER OUT ablation     one change of ours at a time, three seeds, fewer pictures
-    python benchmarks/quality.py FOLDER OUT precision    ours in fp32 and bf16, three seeds
+    python benchmarks/quality.py FOLDER OUT ablation     one change of ours at a time, three seeds, 1/8 of them
+    python benchmarks/quality.py FOLDER OUT precision    ours in fp32 and bf16, three seeds, a quarter of the pictures
 
 FOLDER holds the parquet files of the data set. What is trained or evaluated already is not again, so several may run
 side by side, each with its share: --of 2 --part 0. At the end, or with --table, the table.
@@ -20,8 +20,8 @@ from timed import cpu_seconds, scores_of
 
 from flowimg.config import Config, Evaluate, validate
 
-PICTURES, FEW = 172_800, 43_200
-"""Pictures seen: in about 20 minutes of one core, and in the ablation."""
+PICTURES = 172_800
+"""Pictures seen: in about 20 minutes of one core."""
 SAMPLES, GLANCE = 5000, 1000
 """Samples that a recipe is judged by, and those that tell which of its weights, raw or averaged, are the better."""
 HOW = {"solver": "ab2", "num_steps": 25, "precision": "bf16"}
@@ -38,11 +38,11 @@ META = {
 }  # fmt: skip
 OURS = {
     "batch": 64, "times": {"kind": "logit_normal"}, "dropout": 0.0, "warmup": 0.02,
-    "optim": {"betas": [0.9, 0.99], "schedule": "cosine", "clip": 1.0, "ema": 0.995},
+    "optim": {"kind": "muon", "betas": [0.9, 0.99], "schedule": "cosine", "clip": 1.0, "ema": 0.995},
 }  # fmt: skip
 RECIPES = {"ours": OURS, "torchcfm": TORCHCFM, "meta": META}
-RATES = {"ours": (1e-3, 2e-3, 4e-3), "torchcfm": (5e-4, 1e-3, 2e-3), "meta": (5e-4, 1e-3, 2e-3)}
-BEST = {"ours": 2e-3, "torchcfm": 1e-3, "meta": 1e-3}
+RATES = {"ours": (2e-3, 4e-3, 8e-3), "torchcfm": (5e-4, 1e-3, 2e-3), "meta": (5e-4, 1e-3, 2e-3)}
+BEST = {"ours": 4e-3, "torchcfm": 1e-3, "meta": 1e-3}
 """The best of those rates, by what was measured."""
 
 
@@ -55,14 +55,14 @@ def plan(source: str, out: Path, name: str, recipe: dict[str, Any], rate: float,
         "seed": seed,
         "data": {
             "kind": "images", "source": source, "labels": False, "size": 32, "resize": "keep",
-            "background": [0, 0, 0], "held_out": 1000,
+            "background": [0, 0, 0], "held_out": 1000, **change.pop("data", {}),
         },
         "times": recipe["times"],
         "field": {
             "kind": "unet", "channels": [32, 64, 96, 128], "layers": 1, "attention": [],
             "dropout": recipe["dropout"], **change.pop("field", {}),
         },
-        "optim": {**recipe["optim"], "lr": rate, "warmup": round(steps * recipe["warmup"])},
+        "optim": {"lr": rate, **recipe["optim"], "warmup": round(steps * recipe["warmup"])},
         "train": {
             "steps": steps, "batch_size": batch, "precision": "bf16", "log_every": max(1, steps // 15),
             "sample_every": steps, "checkpoint_every": max(1, steps // 3), "keep": 2, **change.pop("train", {}),
@@ -79,12 +79,19 @@ def changed(**change: Any) -> dict[str, Any]:
     return {**OURS, **change, "optim": {**OURS["optim"], **change.get("optim", {})}}
 
 
+LENGTHS = (0.05, 0.1, 0.2)
+"""Of averages made afterwards."""
 ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ours": (OURS, {}),
+    "ours": (OURS, {"train": {"snapshots": 8}}),
+    "AdamW at 2e-3": (changed(optim={"kind": "adamw", "lr": 2e-3}), {}),
+    "AdamW at 4e-3": (changed(optim={"kind": "adamw"}), {}),
     "uniform times": (changed(times={"kind": "uniform"}), {}),
     "skewed times": (changed(times={"kind": "skewed"}), {}),
     "times not stratified": (changed(times={"kind": "logit_normal", "stratified": False}), {}),
     "times shifted to noise (2)": (changed(times={"kind": "logit_normal", "shift": 2.0}), {}),
+    "cosmap weighting": (OURS, {"weighting": {"kind": "cosmap"}}),
+    "flips": (OURS, {"data": {"flip": True}}),
+    "augmentation 0.12": (OURS, {"data": {"augment": 0.12}}),
     "minibatch OT, blocks of 64": (OURS, {"coupling": {"kind": "ot", "block": 64}}),
     "dropout 0.1": (changed(dropout=0.1), {}),
     "output not from zero": (OURS, {"field": {"zero_output": False}}),
@@ -96,41 +103,56 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def runs(what: str, source: str, out: Path) -> list[tuple[str, Config]]:
-    """Names and runs, seeds interleaved."""
+def runs(what: str, source: str, out: Path) -> list[tuple[str, Config, tuple[str | float, ...]]]:
+    """Names, runs, and the weights of which the better are taken; seeds interleaved."""
+    both = ("ema", "raw")
     if what == "recipes":
         return [
-            (f"{name}, learning rate {rate:g}", plan(source, out, name, RECIPES[name], rate, 0))
+            (f"{name}, learning rate {rate:g}", plan(source, out, name, RECIPES[name], rate, 0), both)
             for place in range(3)
             for name in RECIPES
             for rate in [RATES[name][place]]
         ]
     if what == "seeds":
         return [
-            (name, plan(source, out, name, RECIPES[name], BEST[name], seed)) for seed in (0, 1, 2) for name in RECIPES
+            (name, plan(source, out, name, RECIPES[name], BEST[name], seed), both)
+            for seed in (0, 1, 2)
+            for name in RECIPES
         ]
     if what == "precision":
         return [
-            (form, plan(source, out / form, "ours", OURS, BEST["ours"], seed, pictures=FEW, train={"precision": form}))
+            (
+                form,
+                plan(source, out / form, "ours", OURS, BEST["ours"], seed, pictures=PICTURES // 4, train=how),
+                ("ema",),
+            )
             for seed in (0, 1, 2)
             for form in ("bf16", "fp32")
+            for how in [{"precision": form}]
         ]
-    return [
-        (name, plan(source, out / name.replace(" ", "_"), "few", recipe, BEST["ours"], seed, pictures=FEW, **more))
-        for seed in (0, 1, 2)
-        for name, (recipe, more) in ABLATIONS.items()
-    ]
+    found = []
+    for seed in (0, 1, 2):
+        for name, (recipe, more) in ABLATIONS.items():
+            folder = out / name.replace(" ", "_").replace(",", "")
+            config = plan(source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8, **more)
+            found.append((name, config, ("ema",)))
+            if name == "ours":
+                found += [(f"average of length {length}", config, (length,)) for length in LENGTHS]
+    return found
 
 
-def measure(config: Config, samples: int) -> dict[str, Any]:
+def measure(config: Config, candidates: tuple[str | float, ...], samples: int) -> dict[str, Any]:
     """CPU seconds, better weights and their distance; trained and evaluated where that is not done."""
     spent = cpu_seconds(config)
 
-    def distance(weights: str, count: int) -> float:
-        return scores_of(Evaluate(run=str(config.run), weights=weights, count=count, **HOW))["frechet"]
+    def scores(weights: str | float, count: int) -> dict[str, Any]:
+        return scores_of(Evaluate(run=str(config.run), weights=weights, count=count, **HOW))
 
-    better = min(("ema", "raw"), key=lambda weights: distance(weights, min(samples, GLANCE)))
-    return {"frechet": distance(better, samples), "weights": better, "cpu": spent}
+    better = candidates[0]
+    if len(candidates) > 1:
+        better = min(candidates, key=lambda weights: scores(weights, min(samples, GLANCE))["frechet"])
+    found = scores(better, samples)
+    return {"frechet": found["frechet"], "weights": better, "cpu": spent, "features": found["features_sha256"]}
 
 
 def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
@@ -139,7 +161,7 @@ def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     for name in dict.fromkeys(name for name, _ in rows):
         mine = [found for other, found in rows if other == name]
         distances = [found["frechet"] for found in mine]
-        kinds = " and ".join(sorted({found["weights"] for found in mine}))
+        kinds = " and ".join(sorted({str(found["weights"]) for found in mine}))
         seconds = statistics.mean(found["cpu"] for found in mine)
         spread = f"{min(distances):.2f} to {max(distances):.2f}" if len(mine) > 1 else "one seed"
         lines.append(f"| {name} | {statistics.mean(distances):.2f} | {spread} | {kinds} | {seconds:.0f} |")
@@ -153,17 +175,24 @@ def main() -> None:
     parser.add_argument("what", choices=["recipes", "seeds", "ablation", "precision"])
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--samples", type=int, default=None, help="5,000; 1,000 in the ablation")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    samples = given.samples or (GLANCE if given.what == "ablation" else SAMPLES)
     todo = runs(given.what, given.source, given.out)
     rows = []
-    for number, (name, config) in enumerate(todo):
+    order = list(dict.fromkeys(str(config.run) for _, config, _ in todo))  # one run is trained by one of them
+    for name, config, weights in todo:
         there = (Path(str(config.run)) / "cpu_seconds.json").exists()
-        if (given.table and not there) or (not given.table and number % given.of != given.part):
+        mine = order.index(str(config.run)) % given.of == given.part
+        if (given.table and not there) or not (given.table or mine):
             continue
-        rows.append((name, measure(config, given.samples)))
+        rows.append((name, measure(config, weights, samples)))
         print(f"{name}, seed {config.seed}: {rows[-1][1]}", flush=True)
+    if len({found["features"] for _, found in rows}) > 1:
+        raise SystemExit(
+            "these were compared in different networks: keep FLOWIMG_CACHE, or delete their evaluations.jsonl"
+        )
     print(table(rows))
 
 
