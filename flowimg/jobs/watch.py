@@ -317,7 +317,7 @@ def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training,
     first, until = stretch.began or 0, stretch.until
     bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
-    started = last = time.perf_counter()
+    last = -math.inf
 
     def update(state: Training, record: dict[str, Any] | None) -> None:
         nonlocal last
@@ -327,8 +327,9 @@ def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training,
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()
-            if plain and (now - last >= QUIET_SECONDS or stretch.is_last(state) or last == started):
-                left = (now - started) / (state.step - first) * (until - state.step)
+            if plain and (now - last >= QUIET_SECONDS or stretch.is_last(state)):
+                # by the steps alone: the grid at the start would be counted as if every step drew one
+                left = (until - state.step) * state.objective.batch_size / record["samples_per_second"]
                 print(f"step {state.step}/{until}  loss {loss}  {speed}  {span(left)} left", flush=True)
                 last = now
         if stretch.is_last(state):

@@ -8,8 +8,8 @@ alike, however small its singular value, where AdamW's steps are ruled by the fe
 of the update 0.2 lr in root mean square, about that of AdamW: learning rate and decay mean the same for both.
 
 A convolution is the matrix of its filters, (out, in k k). What comes in and what goes out (the first and the last
-layer, embeddings) and vectors are AdamW's: no hidden matrices. torch.optim.Muon knows no convolutions, takes matrices one
-by one, and cannot be held back on the device.
+layer, embeddings) and vectors are AdamW's: no hidden matrices. torch.optim.Muon knows no convolutions, takes matrices
+one by one, and cannot be held back on the device.
 Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon (momentum, iteration, its coefficients); Liu et al. 2025,
 arXiv:2502.16982 (factor, decay).
 """
