@@ -397,7 +397,9 @@ def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
         name = arg.removeprefix("--").split("=")[0].replace("-", "_")
         if arg.startswith("--") and name not in [*keys, "help"]:
             raise SettingsError(f"unknown setting {arg.split('=')[0]}: {nearest(name, keys)}")
-        if name.endswith(".kind") and arg.startswith("--"):
+        group = type(defaults).model_fields.get(name.removesuffix(".kind"))
+        # a group that is another one for every kind; the optimiser's settings are the same for both of its
+        if name.endswith(".kind") and arg.startswith("--") and group and get_args(group.annotation):
             raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
     if any(arg in ("-h", "--help") for arg in args):
         print(_started(verb.split()[0]), end="")

@@ -145,6 +145,7 @@ def test_without_the_folder_of_a_run_one_is_asked_for(verb, complaint, tmp_path,
         (["--data.flip", "maybe"], "command line: data.flip is 'maybe', but should be a valid boolean"),
         (["--train.precision", "fp8"], "command line: train.precision is 'fp8': allowed are fp32, bf16, fp16"),
         (["--grid.solver", "huen"], "command line: grid.solver is 'huen': did you mean heun?"),
+        (["--optim.kind", "adam"], "command line: optim.kind is 'adam': did you mean adamw?"),
         (["--field.channels", "32", "x"], "command line: field.channels[1] is 'x', but should be a valid integer"),
         (["--optim.lr", "0"], "command line: optim.lr is 0, but should be greater than 0"),
         (["--optim.lr", "-1e-3"], "command line: optim.lr is -0.001, but should be greater than 0"),
@@ -549,3 +550,8 @@ def test_a_list_may_be_one_word_as_config_prints_it(capsys):
         assert "channels: [96, 192]" in capsys.readouterr().out
     main(["config", "configs/digits.yaml", "--field.attention="])
     assert "attention: []" in capsys.readouterr().out
+
+
+def test_the_optimiser_is_chosen_on_the_command_line(capsys):
+    main(["config", DIGITS, "--optim.kind", "muon", "--optim.momentum", "0.9"])
+    assert "kind: muon" in capsys.readouterr().out
