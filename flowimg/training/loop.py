@@ -186,6 +186,8 @@ def restore(
             scaler[name] = value.item() if name in ("scale", "growth_factor", "backoff_factor") else int(value)
         else:
             slots.setdefault(names[name], {})[kind] = value
+    if state.recipe.momentum is None:  # after Muon, which keeps no squares of matrices, AdamW begins anew with them
+        slots = {index: held for index, held in slots.items() if "exp_avg_sq" in held}
     state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if scaler and state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(scaler)

@@ -63,6 +63,17 @@ def test_hidden_matrices_are_moved_as_matrices_and_others_are_not(whole):
     assert not any(name.endswith("bias") for name in alone)
 
 
+@pytest.mark.parametrize(("first", "second"), [("muon", "adamw"), ("adamw", "muon")])
+def test_a_run_goes_on_with_the_other_optimiser_where_that_is_allowed(tmp_path, first, second):
+    settings = write_settings(tmp_path / "c.yaml", train={"steps": 4, "checkpoint_every": 2})
+    command = ["train", str(settings), "--run", str(tmp_path / "run")]
+    main([*command, "--optim.kind", first, "--train.stop-at", "2"])
+    main([*command, "--optim.kind", second, "--allow", "optim.kind"])
+    before, after = tensors(tmp_path / "run", 2), tensors(tmp_path / "run", 4)
+    name = "weights/unet.mid_block.resnets.0.conv1.weight"
+    assert torch.isfinite(after[name]).all() and not torch.equal(before[name], after[name])
+
+
 def test_the_field_is_told_and_learns_from_it(whole):
     kept = tensors(whole / "run", 6)
     assert kept["weights/augment.weight"].abs().min() > 0 and kept["ema/augment.weight"].abs().min() > 0
