@@ -217,6 +217,21 @@ def test_training_on_points_loads_nothing_that_only_pictures_need(tmp_path):
     assert not packages & {"diffusers", "transformers", "torchvision", "datasets", "sklearn"}
 
 
+def test_the_first_step_on_points_waits_for_little_more_than_torch(tmp_path):
+    """Neither torch's compiler (as long to import as torch itself) nor scipy, matplotlib or torch's sharded tensors."""
+    look = (
+        "import sys\nfrom flowimg.cli import main\nimport flowimg.training.loop as loop\n"
+        "def first(*args):\n    print('\\n' + ' '.join(sys.modules))\n    raise SystemExit\n"
+        "loop.train_step = first\n"
+        f"main(['train', {str(ROOT / 'configs/checkerboard.yaml')!r}, '--run', 'run'])"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in modules
+    assert not modules & {"torch._dynamo", "torch.distributed.tensor", "scipy", "matplotlib", "sympy"}
+
+
 def test_help_is_there_at_once():
     def seconds():
         start = time.perf_counter()

@@ -5,7 +5,7 @@ A record is a line of RUN/metrics.jsonl, a floor the loss of the best of all fie
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,18 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowimg.figures.style import DATA, FLOW, NOISE, OF_TIME, SERIES, drawing
+from flowimg.flow.floor import Floor
 
 
-class Floor(NamedTuple):
-    """The mean floor under the times of training, the same by tenths of t (nan: no draw there), and what it is of."""
-
-    mean: float
-    by_t: Sequence[float]
-    of: str
-
-
-BINS = 10
-"""Bins of t in which the loss is logged."""
 GROUPS = 24
 """Points of the curve of what is left to learn, at most."""
 Records = Sequence[dict[str, Any]]

@@ -25,7 +25,7 @@ def points_figure(samples: Tensor, data: Tensor, extent: float, path: Path, titl
     left, right = figure.subplots(1, 2)
     size = max(0.3, min(8.0, 20_000 / len(samples)))
     for axes, points, colour, name in ((left, samples, FLOW, title), (right, data, DATA, "data")):
-        axes.scatter(*points.T, s=size, c=colour, linewidths=0, alpha=0.6, rasterized=True)
+        axes.scatter(*points.numpy().T, s=size, c=colour, linewidths=0, alpha=0.6, rasterized=True)
         axes.set(xlim=(-1.15 * extent, 1.15 * extent), ylim=(-1.15 * extent, 1.15 * extent), aspect="equal")
         axes.set(xlabel="$x$", ylabel="$y$", title=f"{name}, {len(points):,} points")
     figure.savefig(path, dpi=110)

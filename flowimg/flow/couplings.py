@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -64,6 +63,8 @@ class OptimalTransport:
         Returns:
             A permutation of x_0 within each block, shape (B, *D).
         """
+        from scipy.optimize import linear_sum_assignment  # half a second that other couplings need not wait for
+
         order = []
         for start in range(0, len(x_1), self.block):
             noise = x_0[start : start + self.block].flatten(1).cpu().double()

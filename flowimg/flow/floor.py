@@ -12,6 +12,9 @@ over all data y, which is a sum over a data set.
 Source: the bias-variance split of the regression of Lipman et al. 2023, arXiv:2210.02747, theorem 2.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,16 @@ from flowimg.flow.paths import Path
 
 PAIRS, CHUNK = 2**22, 4096
 """Pairs of draws and data held at once, and data compared at once."""
+BINS = 10
+"""Stretches of t, all as long, in which losses and floors are told."""
+
+
+class Floor(NamedTuple):
+    """The mean floor under the times of training, the same by stretches of t (nan: no draw there), and what it is of."""
+
+    mean: float
+    by_t: Sequence[float]
+    of: str
 
 
 def loss_floor(path: Path, draw: Draw, data: Tensor, labels: Tensor | None = None, fresh: bool = False) -> Tensor:

@@ -20,7 +20,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from flowimg.flow.objective import Cond, Velocity
 
@@ -115,6 +114,8 @@ def dopri5(tolerance: float) -> Solver:
         options = {"step_t": ends[1:]}
         slope = lambda at, x: v(x, min(max(float(at), low), high))  # noqa: E731
         try:
+            from torchdiffeq import odeint  # and scipy with it, which no other solver needs to wait for
+
             return odeint(slope, x, ends, method="dopri5", rtol=tolerance, atol=tolerance, options=options)[-1]
         except AssertionError:  # its steps became too short for the clock
             raise FlowError(

@@ -16,8 +16,7 @@ from flowimg.config import Config, Figures, Solving
 from flowimg.data.batches import ImageBatches, Pictures, PointBatches
 from flowimg.data.store import to_unit
 from flowimg.fields.guidance import guided
-from flowimg.figures.curves import BINS, Floor, loss_by_t_figure, loss_figure, training_figure
-from flowimg.flow.floor import loss_floor
+from flowimg.flow.floor import BINS, Floor, loss_floor
 from flowimg.flow.objective import NO_CLASS, Draw, Objective
 from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import integrate
@@ -129,6 +128,8 @@ def _points(run: Trained) -> bool:
 
 def curve_figures(folder: RunFolder, floor: Floor | None) -> Iterator[tuple[Figure, Job]]:
     """The curves, which need nothing but the metrics: they are drawn while a run goes on, too."""
+    from flowimg.figures.curves import loss_by_t_figure, loss_figure, training_figure
+
     records = folder.records()
     explained = (
         "The loss does not go to zero: the target of a single example holds noise that nobody can know from x_t."

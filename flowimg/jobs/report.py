@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from flowimg.config import Config, Report, SettingsError, dump, flatten, load
-from flowimg.figures.curves import compare_figure
 from flowimg.figures.report import Scores, Shot, Told, compare_page, report_page, shot
 from flowimg.jobs.figures import draw_curves, kept_figures
 from flowimg.jobs.folder import RunFolder, find_run, write_text
@@ -152,6 +151,8 @@ def _changed(config: Config) -> list[tuple[str, str, str]]:
 
 
 def _compare(folders: list[RunFolder], told: list[Told]) -> str:
+    from flowimg.figures.curves import compare_figure
+
     names = _apart([run.path for run in told])
     told = [run._replace(name=name) for run, name in zip(told, names, strict=True)]
     path = folders[0].figures / "comparison.png"

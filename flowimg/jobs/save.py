@@ -66,8 +66,8 @@ def keep_checkpoints(
 ) -> Callback:
     """Save every `checkpoint_every` steps, at the start (a full disk is found at once) and at the end.
 
-    A thread writes a copy of the state while the next steps are done; the first and the last are waited for. One that
-    cannot be written is missed, and the run goes on, until MISSES in a row are.
+    A thread writes a copy of the state while the next steps are done; the last is waited for. One that cannot be
+    written is missed, and the run goes on, until MISSES in a row are, but not without any.
     """
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     writing: Future[int] | None = None
@@ -105,18 +105,20 @@ def keep_checkpoints(
 
     def callback(state: Training) -> None:
         nonlocal writing, average
+        none = status.saved is None  # a folder that cannot hold the first one will hold none
         if writing is not None and writing.done():
-            settle(must=False)
-        if not stretch.due(state, config.train.checkpoint_every):
+            settle(must=none)
+        first = state.step == 0 and stretch.began is None
+        if not (first or stretch.due(state, config.train.checkpoint_every)):
             return
         end = stretch.is_last(state)
         if state.accelerator.is_main_process:
-            settle(must=False)
+            settle(must=none)
             if average is None and config.field.kind == "unet":
                 average = copy.deepcopy(state.ema).cpu()
             status.at("saving")
             writing = thread.submit(write, state.step, _snapshot(state, config, facts, fingerprint, last))
-            if end or state.step == 0:
+            if end:
                 settle(must=True)
             status.at("training")
         if end:

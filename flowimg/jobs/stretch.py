@@ -13,8 +13,8 @@ class Stretch:
     until: int
 
     def due(self, state: Training, every: int) -> bool:
-        """Every N steps, at step 0 and at the end, also an early one; not again at the step that a run goes on from."""
-        return (state.step % every == 0 or self.is_last(state)) and state.step != self.began
+        """Every N steps and at the end, also an early one; not at the step where a start begins."""
+        return (state.step % every == 0 or self.is_last(state)) and state.step != (self.began or 0)
 
     def is_last(self, state: Training) -> bool:
         """Whether all processes end after this step."""

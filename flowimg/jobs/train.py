@@ -36,7 +36,7 @@ from flowimg.jobs.signals import GIVEN_UP, Stopped, Wishes
 from flowimg.jobs.status import Status, hold
 from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import check_tracker, start_tracker
-from flowimg.jobs.watch import append, callbacks, span
+from flowimg.jobs.watch import append, callbacks
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
 from flowimg.training.ema import LENGTHS
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
@@ -177,8 +177,9 @@ def _train(
     for line in _launcher_differs(config):
         say(f"warning   {line}")
     status.at("first passes")
-    seconds = rehearse(state) if began < until else 0.0
-    _banner(say, config, source, batches, state, until, seconds)
+    if accelerator.num_processes > 1 and began < until:
+        rehearse(state)
+    _banner(say, config, source, batches, state, until)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
@@ -444,7 +445,6 @@ def _banner(
     batches: Batches,
     state: Training,
     until: int,
-    seconds: float,
 ) -> None:
     """What was found, and what it will take."""
     accelerator, train = state.accelerator, config.train
@@ -471,11 +471,6 @@ def _banner(
         f" = {processes} x {state.recipe.accumulation} micro-batches of {micro}"
         f"{' (what fits)' if train.micro_batch == 'auto' else ''}; {seen_as}"
     )
-    if seconds:
-        expected = span((until - state.step) * seconds)
-        say(
-            f"expected  {expected} or a little more, at {1000 * seconds:.3g} ms a step as just tried; then its pictures"
-        )
     if count:
         say(f"sees      {config.run}/data.png: the first pictures, as the field sees them")
     say(f"pictures  {config.run}/samples, every {train.sample_every} steps")

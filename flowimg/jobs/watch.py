@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
-from flowimg.figures.curves import BINS
+from flowimg.flow.floor import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
@@ -36,6 +36,8 @@ REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
+TRIED_SECONDS = 0.5
+"""How long the steps take together at least that tell what a run will take; the first, which is slow, is not counted."""
 
 
 def callbacks(
@@ -234,7 +236,7 @@ def _evaluations(
         return {**measure.score(drawn, yard)[0], **made_how(config.grid, seeds, drawn.nfe), **measure.told(yard, drawn)}
 
     def callback(state: Training) -> None:
-        if state.seen.stop or state.step == 0 or not stretch.due(state, every):
+        if state.seen.stop or not stretch.due(state, every):
             return
         status.at("evaluating")
         found = None
@@ -318,10 +320,18 @@ def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training,
     bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
     last = -math.inf
+    warm: tuple[int, float] | None = None  # where the first step was done, and when
+    told = not plain
 
     def update(state: Training, record: dict[str, Any] | None) -> None:
-        nonlocal last
+        nonlocal last, warm, told
         bar.update(state.step - bar.n if not bar.disable else 0)
+        if not told and warm is None and state.step > first:
+            warm = state.step, time.perf_counter()
+        elif not told and warm and (taken := time.perf_counter() - warm[1]) > TRIED_SECONDS:
+            each = taken / (state.step - warm[0])
+            print(f"expected  {span((until - state.step) * each)} more, at {1000 * each:.3g} ms a step", flush=True)
+            told = True
         if record and "loss" in record:
             speed = f"{record['samples_per_second']:,.0f} samples/s"
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"

@@ -25,13 +25,12 @@ from torch import Tensor, nn
 
 from flowimg.flow.objective import Data, Objective, flow_matching_loss
 from flowimg.flow.randomness import key
+from flowimg.training.adamw import AdamW
 from flowimg.training.ema import gamma_of, make_ema, power_decay, update_ema
 from flowimg.training.muon import Muon, hidden_matrices
 from flowimg.training.schedule import ema_decay, learning_rate
 from flowimg.training.verdict import Reading, Verdict
 
-REHEARSAL = 0.2
-"""Seconds that a rehearsal of a small network takes; of a large one, two steps."""
 SEARCH = 24
 """Steps more that fp16 may skip in a row, while it halves its scale from 2^16 to what fits."""
 
@@ -131,12 +130,14 @@ def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data
     how: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
     optimizer: torch.optim.Optimizer
     if recipe.momentum is None:
-        optimizer = torch.optim.AdamW(field.parameters(), fused=True, **how)
+        optimizer = AdamW(field.parameters(), **how)
     else:
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         optimizer = Muon(field.parameters(), hidden_matrices(field), recipe.momentum, dtype, **how)
     # the optimiser is not prepared: accelerate's wrapper would look for a dozen libraries at every step
-    wrapped = accelerator.prepare(field)
+    # alone in fp32 a field needs no wrapping, and accelerate would import torch's sharded tensors to find that out
+    plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
+    wrapped = field if plain else accelerator.prepare(field)
     return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe)
 
 
@@ -275,23 +276,14 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def rehearse(state: Training) -> float:
-    """A few backward passes thrown away: the seconds that the passes of a step take, once warm.
+def rehearse(state: Training) -> None:
+    """A backward pass thrown away.
 
     On several processes it must come before the first step: DDP sums gradients in another order before it has rebuilt
     its buckets, and a run that goes on would not be the run that never stopped.
     """
     state.wrapped.train()
-    taken: list[float] = []
-    alone = state.accelerator.num_processes == 1  # together, all must go through as many
-    # the first passes are slow, in bf16 on a CPU the second too; on a small network one more tells little
-    while len(taken) < 3 or (alone and sum(taken) < REHEARSAL and len(taken) < 20):
-        began = time.perf_counter()
-        for places in state.micro_batches():
-            draw = state.objective.draw(state.data, state.step, places)
-            flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
-            state.optimizer.zero_grad()
-        if state.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(state.accelerator.device)
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    for places in state.micro_batches():
+        draw = state.objective.draw(state.data, state.step, places)
+        flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
+    state.optimizer.zero_grad()

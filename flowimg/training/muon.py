@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowimg.training.adamw import AdamW
+
 A, B, C = 3.4445, -4.7750, 2.0315
 """sigma <- A sigma + B sigma^3 + C sigma^5: steep at 0, and what is near 1 it keeps between 0.7 and 1.2."""
 STEPS = 5
@@ -53,7 +55,7 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """Muon for `matrices`, fused AdamW for the other parameters; one group, with AdamW's state for the latter.
 
     As the fused step does, it moves nothing where the tensor `found_inf` is 1, and does not wait to know.
@@ -74,7 +76,7 @@ class Muon(torch.optim.AdamW):
         dtype: torch.dtype = torch.float32,
         **more: Any,
     ) -> None:
-        super().__init__(params, fused=True, **more)
+        super().__init__(params, **more)
         self.momentum, self.dtype = momentum, dtype
         # those of one shape go through the iteration together
         self.stacks: dict[tuple[int, int], list[Tensor]] = {}

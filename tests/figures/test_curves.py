@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from flowimg.figures import curves
-from flowimg.figures.curves import Floor, compare_figure, loss_by_t_figure, loss_figure, series, training_figure
+from flowimg.figures.curves import compare_figure, loss_by_t_figure, loss_figure, series, training_figure
+from flowimg.flow.floor import Floor
 
 FLOOR = Floor(2.0, [3.0] * 9 + [math.nan], "what no field can learn")
 
