@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from flowimg.figures.style import DATA, FLOW, NOISE, OF_TIME, SERIES, drawing
 from flowimg.flow.floor import Floor
 
-
 GROUPS = 24
 """Points of the curve of what is left to learn, at most."""
 Records = Sequence[dict[str, Any]]

@@ -28,7 +28,7 @@ BINS = 10
 
 
 class Floor(NamedTuple):
-    """The mean floor under the times of training, the same by stretches of t (nan: no draw there), and what it is of."""
+    """The mean floor under the times of training, by stretches of t (nan: no draw there), and what it is of."""
 
     mean: float
     by_t: Sequence[float]

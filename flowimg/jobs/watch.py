@@ -37,7 +37,7 @@ REPORT_SECONDS = 15.0
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 TRIED_SECONDS = 0.5
-"""How long the steps take together at least that tell what a run will take; the first, which is slow, is not counted."""
+"""How long the steps take at least that tell what a run will take; the first, which is slow, is not counted."""
 
 
 def callbacks(
