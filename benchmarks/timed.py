@@ -4,16 +4,26 @@ import json
 import time
 from pathlib import Path
 
-from flowimg.config import Config, Evaluate
+from flowimg.config import Config, Evaluate, load
 from flowimg.jobs.evaluate import evaluate
-from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.folder import RunFolder, weights_name
+from flowimg.jobs.scores import made_how
 from flowimg.jobs.train import train
 
 
 def cpu_seconds(config: Config) -> float:
-    """CPU seconds that training took; trained where that is not done."""
-    spent = Path(str(config.run)) / "cpu_seconds.json"
+    """CPU seconds that training took; trained where that is not done.
+
+    Raises:
+        SystemExit: If the run's folder holds another recipe, or a run that was cut, whose seconds nobody knows.
+    """
+    folder = RunFolder(Path(str(config.run)))
+    spent = folder.path / "cpu_seconds.json"
+    if folder.config.exists() and load(str(folder.config)) != config:
+        raise SystemExit(f"{folder.path} is a run of other settings: delete it, or give another OUT")
     if not spent.exists():
+        if folder.checkpoints.exists():
+            raise SystemExit(f"{folder.path} was cut, and what it took is not known: delete it")
         before = time.process_time()
         train(config)
         spent.write_text(json.dumps(time.process_time() - before) + "\n")
@@ -21,10 +31,15 @@ def cpu_seconds(config: Config) -> float:
 
 
 def scores_of(how: Evaluate) -> dict[str, float]:
-    """The last scores of these weights, samples and steps; evaluated where that is not done."""
-    same = ("weights", "num_steps", *(["count"] if how.count else []))
+    """The scores of these weights, samples and ways of drawing them; evaluated where that is not done."""
     for found in reversed(RunFolder(Path(how.run)).evaluated()):
-        if all(found.get(name) == getattr(how, name) for name in same):
+        seeds = range(how.seed, how.seed + (how.count or found["count"]))
+        asked = {
+            **made_how(how, seeds, found["nfe"]),
+            "weights": weights_name(how.weights),
+            "arithmetic": how.precision,
+        }
+        if {name: found.get(name) for name in asked} == asked:
             return found
     found = evaluate(how)
     assert found is not None

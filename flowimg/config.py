@@ -20,7 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
-Length = Annotated[float, Field(gt=0, le=0.28)]
+Length = Annotated[float, Field(ge=0.001, le=0.28)]
 
 
 def _weights(value: Any, read: Callable[[Any], Any]) -> Any:
@@ -28,7 +28,7 @@ def _weights(value: Any, read: Callable[[Any], Any]) -> Any:
     try:
         return read(value)
     except ValidationError:
-        raise ValueError(f"{value!r} is none of ema, raw and a length (above 0, at most 0.28)") from None
+        raise ValueError(f"{value!r} is none of ema, raw and a length (0.001 to 0.28)") from None
 
 
 Weights = Annotated[Literal["ema", "raw"] | Length, WrapValidator(_weights)]
@@ -103,7 +103,7 @@ class ImageData(Settings):
     flip: bool = False
     """Flip left to right, half of the time."""
     augment: Unit = 0.0
-    """Turn, scale, stretch and move, each so often, and mirror; the field is told, so samples are not (0.12: EDM's)."""
+    """Turn, scale, stretch, move, each so often; mirror half. The field is told, so samples are not (0.12: EDM's)."""
     held_out: Positive = 97
     """Images kept apart for the held-out loss."""
     max_bad: Share = 0.01
@@ -413,6 +413,11 @@ class Config(Settings):
                 f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
                 f"use field.kind {' or '.join(fit)}"
             )
+        if self.coupling.kind == "ot" and getattr(self.data, "augment", 0):
+            raise ValueError(
+                "coupling.kind ot and data.augment: noise would depend on how a picture was moved, which the field is "
+                "told, and no picture is drawn from such noise: give one of them"
+            )
         return self
 
 
@@ -573,7 +578,7 @@ class Evaluate(Drawing):
     num_steps: Positive = 100
     """Solver steps."""
     batch_size: Positive | None = None
-    """Samples at once; changes speed and memory only."""
+    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
     features: Annotated[str, Field(min_length=1)] = "proxy"
     """Images: what samples and data are compared in: inception, for FID; a folder or hub id of a picture network in
     safetensors, as CLIP or DINOv2; proxy, a small classifier of the run's own labels or, without any, proxy-random."""
@@ -590,7 +595,7 @@ class Evaluate(Drawing):
     max_frechet: float | None = None
     """Images: fail if the Fréchet distance is larger."""
     sweep_nfe: tuple[Positive, ...] = ()
-    """Instead: draw the distance over these numbers of evaluations, for each solver and grid of times."""
+    """Instead: draw the distance over these numbers of evaluations, for each solver and grid; guided ones count 2."""
     sweep_solvers: Annotated[tuple[Fixed, ...], Field(min_length=1)] = get_args(Fixed)
     """Solvers of that sweep."""
     sweep_times: Annotated[tuple[Times, ...], Field(min_length=1)] = ("uniform", "edm")

@@ -199,11 +199,11 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         (["sample", "r", "s"], "s is not a setting: settings are given as --key value"),
         (
             ["evaluate", "r", "--weights", "mean"],
-            "command line: weights: 'mean' is none of ema, raw and a length (above 0, at most 0.28)",
+            "command line: weights: 'mean' is none of ema, raw and a length (0.001 to 0.28)",
         ),
         (
             ["sample", "r", "--weights", "0.3"],
-            "command line: weights: 0.3 is none of ema, raw and a length (above 0, at most 0.28)",
+            "command line: weights: 0.3 is none of ema, raw and a length (0.001 to 0.28)",
         ),
         (["ema", "r", "--length", "0.3"], "command line: length[0] is 0.3, but should be less than or equal to 0.28"),
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),

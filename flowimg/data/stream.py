@@ -38,6 +38,8 @@ TOLD = 10
 """Bad pictures that are named as they come."""
 SOME = 10_000
 """Pictures that are fetched for a figure or a score at most."""
+BATCH, OPEN = 64, 16
+"""In which order those come: that of a run of this batch that reads from so many shards at a time."""
 KEPT_APART_FROM = 8
 """Shards that held-out pictures come from at least, where there are so many."""
 
@@ -142,12 +144,12 @@ class StreamBatches:
         return (before[shards] + rows).tolist()
 
     def some(self, count: int) -> Images:
-        """The first so many pictures of the run, `SOME` at most, as they are where nothing is drawn at random."""
+        """So many pictures, `SOME` at most, the same for every run on these shards, as they are; nothing is random."""
         count = min(count, self.size, SOME)
-        steps = -(-count // self.batch_size)
-        first = replace(self, offset=0)  # nothing of it is another run's
-        self._lanes.update(range(self.order.lanes))
-        found = [self._decoded(*first._places(step, range(self.batch_size))) for step in range(steps)]
+        fixed = replace(self, offset=0, seed=0, batch_size=BATCH, open_shards=OPEN)
+        steps = -(-count // BATCH)
+        self._lanes.update(range(fixed.order.lanes))
+        found = [self._decoded(*fixed._places(step, range(BATCH))) for step in range(steps)]
         pixels = torch.cat([pixels for pixels, _ in found])[:count]
         labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
         return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)

@@ -4,7 +4,7 @@ A Fréchet distance is a figure of its network, weights and resizing; each extra
 weights and its resizing, for the line that is told with every figure.
 
     inception-2015       the network of the FID papers, as torch-fidelity has it; weights from a file or its download
-    <folder or hub id>   any picture network in safetensors that transformers' AutoModel knows: CLIP, DINOv2, your own
+    <hub id>, folder ... any picture network in safetensors that transformers' AutoModel knows: CLIP, DINOv2, your own
     proxy-classifier     a small classifier trained on the run's own labels: no download
     proxy-random         fixed random convolutions: neither download nor labels
 
@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from flowimg.evaluation.classifier import Classifier, floats
 from flowimg.flow.randomness import generator
 
-INCEPTION = "6726825d"
-"""The first digits of the SHA-256 of the weights that FID is defined by; they are part of the file's name."""
-INCEPTION_FILE = f"weights-inception-2015-12-05-{INCEPTION}.pth"
+INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""SHA-256 of the file of the weights that FID is defined by; its first digits are part of the file's name."""
+INCEPTION_FILE = f"weights-inception-2015-12-05-{INCEPTION[:8]}.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
@@ -46,16 +45,13 @@ class Extractor(NamedTuple):
     sha256: str
     resize: str
     features: Callable[[Tensor], Tensor]
+    distance: str = "FD"
+    """What the Fréchet distance in these features is called."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The features of these pictures, (B, F), float32, on the CPU; in full precision, however samples are drawn."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), _full():
             return self.features(pixels).float().cpu()
-
-    @property
-    def distance(self) -> str:
-        """What the Fréchet distance in these features is called."""
-        return "FID" if self.name == "inception-2015" else "FD"
 
 
 def distance_name(extractor: Extractor, count: int) -> str:
@@ -107,7 +103,7 @@ def inception(file: str | None, download: bool, device: torch.device) -> Extract
     """The 2015 Inception of the FID papers, its 2,048 features after the last pooling.
 
     Args:
-        file: Its weights, in PyTorch's format or safetensors.
+        file: Its weights, as they were published.
         download: Fetch them where no file is given.
         device: Where it runs.
     Raises:
@@ -122,7 +118,7 @@ def inception(file: str | None, download: bool, device: torch.device) -> Extract
     path = Path(file).expanduser() if file else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     if not path.is_file():
         if file or not download:
-            where = f"{file} is not there" if file else f"the weights of Inception are not in {path}"
+            where = f"{file} is no file" if file else f"the weights of Inception are not in {path}"
             raise ExtractorError(f"{where}: give the file by --inception, or fetch {INCEPTION_URL} by --download true")
         try:
             torch.hub.load_state_dict_from_url(INCEPTION_URL, check_hash=True, weights_only=True, map_location="cpu")
@@ -130,10 +126,10 @@ def inception(file: str | None, download: bool, device: torch.device) -> Extract
             raise ExtractorError(f"Inception's weights could not be fetched from {INCEPTION_URL}: {error}") from None
     with path.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not sha256.startswith(INCEPTION):
+    if sha256 != INCEPTION:
         raise ExtractorError(
-            f"{path} holds other weights than those that FID is defined by: its SHA-256 is {sha256[:16]}... and must "
-            f"begin with {INCEPTION}; they are at {INCEPTION_URL}"
+            f"{path} holds other weights than those that FID is defined by: its SHA-256 begins with {sha256[:16]} and "
+            f"must with {INCEPTION[:16]}; they are at {INCEPTION_URL}"
         )
     return inception_of(_weights(path), sha256, device)
 
@@ -151,14 +147,12 @@ def inception_of(weights: dict[str, Tensor], sha256: str, device: torch.device) 
     def features(pixels: Tensor) -> Tensor:
         return network(_three(pixels).to(device))[0]
 
-    return Extractor("inception-2015", sha256, "bilinear 299 as TensorFlow 1", features)
+    return Extractor("inception-2015", sha256, "bilinear 299 as TensorFlow 1", features, "FID")
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a file, without unpickling anything else."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return loaded
     except Exception as error:  # of many types, for a file that may be anything
@@ -182,6 +176,8 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         from transformers.utils import logging
     except ImportError:
         raise ExtractorError(f"{source} needs transformers: pip install -e '.[evaluate]'") from None
+    if Path(source).expanduser().is_file():
+        raise ExtractorError(f"{source} is a file: give the folder that holds it, with its config.json")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     local = Path(source).expanduser().is_dir() or not download
@@ -222,7 +218,8 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         said = " ".join(str(error).split())[:160]
         raise ExtractorError(f"{source} makes no features of a picture ({said}): give a network of pictures") from None
     found = _digest([*network.state_dict().values(), shift, scale])
-    name = Path(source).name if Path(source).expanduser().is_dir() else source
+    # a folder may be called anything: so that none is taken for one of the networks above
+    name = f"folder {Path(source).name}" if Path(source).expanduser().is_dir() else source
     return Extractor(name, found, f"bicubic {size}, antialiased", features)
 
 

@@ -15,6 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowimg.evaluation.classifier import floats
+
+ROWS, NUMBERS = 2**13, 2**26
+"""Training pictures, and numbers of them, that are held as floats at once."""
 QUERIES = 2000
 """Training pictures at most whose distance to their nearest other is measured."""
 
@@ -37,21 +41,37 @@ def within_class_spread(x: Tensor, labels: Tensor) -> float:
 
 
 def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
-    """The k nearest of `others` (M, D) to each row of x (N, D), Euclidean; others[own[i]] is left out for row i."""
-    squares = others.square().sum(dim=1)
-    distances, rows = [], []
-    for some in torch.arange(len(x)).split(256):
-        score = squares - 2 * x[some] @ others.T
+    """The k nearest of `others` (M, *D) to each of x (N, *D), Euclidean; others[own[i]] is left out for row i.
+
+    Bytes are taken for pictures in [-1, 1]; all of `others` are looked at, some at a time.
+    """
+    x = floats(x).flatten(1)
+    k = min(k, len(others))
+    best, rows = x.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long)
+    for some in torch.arange(len(others)).split(max(1, min(ROWS, NUMBERS // x.shape[1]))):
+        part = floats(others[some[0] : some[-1] + 1]).flatten(1)
+        score = part.square().sum(dim=1) - 2 * x @ part.T
         if own is not None:
-            score[torch.arange(len(some)), own[some]] = float("inf")
-        # who is nearest by the fast formula, how far by the exact one, which does not cancel
-        near = score.topk(k, dim=1, largest=False).indices
-        rows.append(near)
-        distances.append((x[some, None] - others[near]).norm(dim=2))
-    return Nearest(torch.cat(distances), torch.cat(rows))
+            here = torch.isin(own, some)
+            score[here, own[here] - some[0]] = math.inf
+        near = score.topk(min(k, len(some)), dim=1, largest=False)
+        best, kept = torch.cat([best, near.values], dim=1).topk(k, dim=1, largest=False)
+        rows = torch.cat([rows, near.indices + some[0]], dim=1).gather(1, kept)
+    # who is nearest by the fast formula, how far by the exact one, which does not cancel
+    exact = [
+        (floats(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in zip(x, rows, strict=True)
+    ]
+    return Nearest(torch.stack(exact), rows)
+
+
+def nearest_or_mirrored(x: Tensor, others: Tensor, k: int = 1) -> Nearest:
+    """The k nearest of pictures (M, C, H, W) to each of x (N, C, H, W), or to its mirror image where that is nearer."""
+    found, mirrored = nearest(x, others, k), nearest(x.flip(-1), others, k)
+    nearer = (mirrored.distance[:, :1] < found.distance[:, :1]).expand_as(found.row)
+    return Nearest(*(torch.where(nearer, m, f) for m, f in zip(mirrored, found, strict=True)))
 
 
 def copying(found: Nearest, data: Tensor) -> float:
-    """Mean distance of samples to their nearest datum, over that of data, shape (M, D), to their nearest others."""
+    """Mean distance of samples to their nearest datum, over that of data, shape (M, *D), to their nearest others."""
     some = torch.arange(0, len(data), math.ceil(len(data) / QUERIES))
     return float(found.distance[:, 0].mean() / nearest(data[some], data, own=some).distance.mean())

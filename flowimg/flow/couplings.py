@@ -5,10 +5,13 @@ Minibatch OT: within each block of the batch, the permutation p of the noise wit
 
     p = argmin sum_i |x_0[p(i)] - x_1[i]|^2 = argmax sum_i <x_0[p(i)], x_1[i]>
 
-(the squared norms do not depend on p). The paths then cross less and need fewer solver steps.
+(the squared norms do not depend on p). The paths then cross less and need fewer solver steps. With labels the noise
+is exchanged within a class alone: paired across classes it would no longer be N(0, I) given the class, which is what
+a class is sampled from.
 A coupling declares its `block`: pairs never leave a block of that many consecutive places of the global batch,
 so a process computes the blocks that hold its own places and nobody needs the whole batch.
-Source: Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482.
+Source: Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482; for labels
+Cheng & Schwing 2025, arXiv:2503.10636.
 """
 
 from dataclasses import dataclass
@@ -26,8 +29,8 @@ class Coupling(Protocol):
         """Places that may exchange noise."""
         ...
 
-    def __call__(self, x_0: Tensor, x_1: Tensor) -> Tensor:
-        """Noise rearranged so that row i goes with x_1[i]; both (B, *D), starting at a block's edge."""
+    def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Noise rearranged so that row i goes with x_1[i]; both (B, *D), labels (B,), starting at a block's edge."""
         ...
 
 
@@ -42,33 +45,36 @@ class Independent:
 
     block: int = 1
 
-    def __call__(self, x_0: Tensor, x_1: Tensor) -> Tensor:
+    def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:
         return x_0
 
 
 @dataclass(frozen=True)
 class OptimalTransport:
-    """The exact optimal assignment within each block (O(block^3) on the CPU)."""
+    """The exact optimal assignment within each block, and there within each class (O(block^3) on the CPU)."""
 
     block: int = 256
 
-    def __call__(self, x_0: Tensor, x_1: Tensor) -> Tensor:
-        """Noise rearranged within each block.
+    def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Noise rearranged within each block, of each class by itself.
 
         The products are taken in float64: a tie broken by rounding would make the pairing depend on the machine.
 
         Args:
             x_0: Noise, shape (B, *D), starting at a block's edge.
             x_1: Data, shape (B, *D).
+            labels: Classes of the data, shape (B,), or None.
         Returns:
-            A permutation of x_0 within each block, shape (B, *D).
+            A permutation of x_0 within each block and class, shape (B, *D).
         """
         from scipy.optimize import linear_sum_assignment  # half a second that other couplings need not wait for
 
-        order = []
-        for start in range(0, len(x_1), self.block):
-            noise = x_0[start : start + self.block].flatten(1).cpu().double()
-            data = x_1[start : start + self.block].flatten(1).cpu().double()
-            _, match = linear_sum_assignment((data @ noise.T).numpy(), maximize=True)
-            order.append(torch.from_numpy(match) + start)
-        return x_0[torch.cat(order).to(x_0.device)]
+        noise, data = x_0.flatten(1).cpu().double(), x_1.flatten(1).cpu().double()
+        classes = torch.zeros(len(x_1), dtype=torch.long) if labels is None else labels.cpu()
+        order = torch.arange(len(x_1))
+        for block in torch.arange(len(x_1)).split(self.block):
+            for label in classes[block].unique():
+                rows = block[classes[block] == label]
+                _, match = linear_sum_assignment((data[rows] @ noise[rows].T).numpy(), maximize=True)
+                order[rows] = rows[torch.from_numpy(match)]
+        return x_0[order.to(x_0.device)]

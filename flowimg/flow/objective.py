@@ -83,7 +83,7 @@ class Objective:
         labels, numbers = told if isinstance(told, tuple) else (told, None)
         x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
         x_0 = x_0.to(x_1.device, non_blocking=True)  # the host does not wait for the device
-        x_0, x_1 = self.coupling(x_0, x_1)[mine], x_1[mine]
+        x_0, x_1 = self.coupling(x_0, x_1, labels)[mine], x_1[mine]
 
         u = randomness.uniform(self.seed, "time", step, places)
         if self.stratified:

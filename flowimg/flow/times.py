@@ -102,7 +102,9 @@ def edm_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
         t_i = 1 / (1 + sigma_i),    sigma_i^(1/rho) from sigma_max^(1/rho) to sigma_min^(1/rho) in N even points
 
     A sample at noise level sigma of EDM is x_1 + sigma x_0, which is x_t / t at sigma = (1 - t) / t. The first time is
-    0 in place of 1 / 81, where a flow has to start, and 1 is added at the end.
+    0 in place of 1 / 81, where a flow has to start, and 1 is added at the end. On another path than the linear one
+    these are other noise levels. The first step does not shrink with N, so a solver that begins with a step of lower
+    order, as ab2 does, keeps the error of that one.
     """
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     most, least = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

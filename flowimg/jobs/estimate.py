@@ -7,13 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowimg.config import Config, Evaluate, Sample, SettingsError, Start
+from flowimg.config import Config, Evaluate, Sample, Start
 from flowimg.jobs.build import build_field, build_objective, build_source
 from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.evaluate import evaluate
@@ -48,9 +47,10 @@ def estimate(config: Config) -> dict[str, Any]:
     free_before = free_bytes(accelerator.device)
 
     state = start(accelerator, field, objective, data, recipe_of(config, accumulation))
-    rehearse(state)  # the first passes are slow
+    if accelerator.num_processes > 1:
+        rehearse(state)
     taken = []
-    for _ in range(2):
+    for _ in range(3):  # the first is slow, in bf16 on a CPU the second too
         began = time.perf_counter()
         train_step(state)
         _wait(accelerator.device)
@@ -127,12 +127,12 @@ def dry_run(config: Config) -> dict[str, Any]:
         short = config.model_copy(update={"run": run, "grid": grid, "figures": False, "track": None})
         for stop in (1, 2):
             print(f"\n--- step {stop} of a dry run" + (", continued" if stop == 2 else ""))
-            ends = config.train.model_copy(update={"stop_at": stop, "steps": max(2, config.train.steps)})
+            few = {"evaluate_count": min(config.train.evaluate_count, 64)}
+            ends = config.train.model_copy(update={"stop_at": stop, "steps": max(2, config.train.steps), **few})
             train(short.model_copy(update={"train": ends}), Start(resume=stop == 2))
         print("\n--- samples and evaluation of a dry run: of no worth, but they work")
         sample(Sample(run=run, count=2, num_steps=2))
-        with suppress(SettingsError):  # an unconditional run has no evaluation yet
-            evaluate(Evaluate(run=run, count=64, num_steps=2))
+        evaluate(Evaluate(run=run, count=64, num_steps=2))
         print(f"\n--- the run itself, {config.run}")
     sys.stdout.flush()
     return estimate(config)

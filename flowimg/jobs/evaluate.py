@@ -67,6 +67,9 @@ def _check(settings: Evaluate, run: Trained, points: bool) -> None:
         raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
     if points and (settings.max_frechet is not None or settings.features != "proxy" or settings.inception):
         raise SettingsError("--max-frechet, --features and --inception are for runs on images")
+    limits = ("max_off", "max_sw2", "max_mass_ratio", "max_frechet")
+    if (settings.sweep_nfe or settings.sweep_guidance) and any(getattr(settings, name) is not None for name in limits):
+        raise SettingsError("a sweep has no one figure to hold to a limit: leave --max-... out, or the sweep")
     if settings.inception and settings.features != "inception":
         raise SettingsError(f"--inception {settings.inception} needs --features inception")
     if settings.sweep_guidance and (points or not run.facts.classes):
@@ -88,8 +91,11 @@ def _gate(settings: Evaluate, found: dict[str, Any], points: bool) -> None:
     broken: list[str] = []
     if points:
         broken = failures(PointScores(*(found[name] for name in PointScores._fields)), *limits)
-    elif most is not None and not found["frechet"] <= most:
-        broken = [f"{found['distance']} is {found['frechet']:.4g}, more than {most:g}"]
+    elif most is not None:
+        if not found["frechet"] <= most:
+            broken = [f"{found['distance']} is {found['frechet']:.4g}, more than {most:g}"]
+        if found.get("not_finite"):
+            broken.append(f"{found['not_finite']} samples are not finite")
     if broken:
         raise GateError(f"{settings.run} fails: {'; '.join(broken)}")
     if any(limit is not None for limit in (*limits, most)):
@@ -110,20 +116,33 @@ def _points(settings: Evaluate, run: Trained, seeds: range, state: PartialState)
         return measure_points(run.field, run.config, run.facts, settings, seeds)
 
 
-def find_yard(settings: Evaluate, run: Trained, state: PartialState) -> Any:
-    """What samples of a run on pictures are measured with, by the settings."""
+def find_yard(
+    features: str,
+    config: Config,
+    facts: DataFacts,
+    state: PartialState,
+    inception: str | None = None,
+    download: bool = False,
+    learned: str | None = None,
+) -> Any:
+    """What samples of a run on pictures are measured with; see `measure.find_extractor` and `find_yardstick`."""
     from flowimg.jobs import measure
 
-    extractor = measure.find_extractor(  # before anything slow: it may not be there
-        settings.features, run.facts.shape, state.device, settings.inception, settings.download
-    )
-    return measure.find_yardstick(run.config, run.facts, extractor, state, run.data)
+    with state.main_process_first():  # before anything slow: it may not be there; one fetches it for all
+        extractor = measure.find_extractor(features, facts.shape, state.device, inception, download)
+    return measure.find_yardstick(config, facts, extractor, state, learned)
+
+
+def yard_of(settings: Evaluate, run: Trained, state: PartialState) -> Any:
+    """The same, by the settings of the verb."""
+    asked = settings.features, run.config, run.facts, state, settings.inception, settings.download
+    return find_yard(*asked, run.data)
 
 
 def _pictures(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
     from flowimg.jobs import measure
 
-    yard = find_yard(settings, run, state)
+    yard = yard_of(settings, run, state)
     inside = [autocast(state.device, settings.precision)]
     drawn = measure.draw_all(
         run.field, run.config, run.facts, settings, seeds, yard.extractor, state, inside, settings.batch_size
@@ -146,7 +165,8 @@ def show_nearest(folder: RunFolder, facts: DataFacts, drawn: Any, near: Any, yar
     figure = Figure(
         "nearest.png",
         "Is it a copy?",
-        "Samples, and to their right the training pictures nearest to them by pixels, from near to far.",
+        "Samples, and to their right the training pictures nearest to them by pixels, from near to far"
+        + (", mirrored ones too." if yard.reference.mirrored else "."),
         made,
     )
     picture_table(table, who, names, folder.figures / figure.file, "Samples, and the training pictures nearest to each")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowimg.config import Config, SettingsError, load
 from flowimg.jobs.averages import find_kept, make_average, percent
 from flowimg.jobs.build import DataFacts, build_field
+from flowimg.jobs.machine import is_first
 from flowimg.training.checkpoint import CheckpointError, newest_whole, read_checkpoint, read_state, step_folder
 
 
@@ -231,7 +232,10 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         about = read_state(path)
         facts = facts_of(about, path)
         tensors, at, error, sha256 = make_average(kept, weights, shapes_of(config, facts))
-        print(f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}")
+        if is_first():
+            print(
+                f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}"
+            )
     field = build_field(config, facts)
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)

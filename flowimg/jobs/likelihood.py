@@ -85,16 +85,22 @@ def _points(settings: Likelihood, run: Trained) -> dict[str, Any]:
     toy = build_toy(run.config)
     count = settings.count or COUNT["points"]
     x_1 = toy.sample(torch.rand(count, 3, generator=generator("likelihood", settings.seed)))
-    found = _follow(settings, run, x_1, toy.part(x_1) if run.facts.classes else None)
+    classes = len(run.facts.classes)
+    found = _follow(settings, run, x_1, toy.part(x_1) if classes else None)
     nats, error = _mean(-found.log_p)
-    if not run.facts.classes:
-        _map(settings, run, toy, -found.log_p)
+    # all classes are as frequent, and a point has one alone: H(x | class) = H(x) - ln classes
+    entropy = toy.entropy if toy.entropy is None or not classes else toy.entropy - math.log(classes)
+    if not classes or run.config.train.label_drop > 0:
+        _map(settings, run, toy, -found.log_p, entropy)
+    else:
+        print("no map of log-density: with train.label_drop 0 the field never learned what all classes are together")
     made = made_how(settings, range(settings.seed, settings.seed + count), found.nfe)
-    return {**made, "nats": nats, "nats_error": error, "entropy": toy.entropy, "of": "fresh points"}
+    of = "fresh points" + (" given their class" if classes else "")
+    return {**made, "nats": nats, "nats_error": error, "entropy": entropy, "of": of}
 
 
-def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor) -> None:
-    """Draw the log-density over the plane, for the report."""
+def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor, entropy: float | None) -> None:
+    """Draw the log-density over the plane, of all classes together, for the report."""
     along = torch.linspace(-1, 1, SIDE) * 1.15 * toy.extent
     places = torch.cartesian_prod(along, along)
     density = _follow(settings, run, places, None).log_p.reshape(SIDE, SIDE)
@@ -107,7 +113,7 @@ def _map(settings: Likelihood, run: Trained, toy: Any, nats: Tensor) -> None:
         made,
     )
     name = f"{run.config.data.source}, step {run.step:,}"
-    log_density_figure(density, inside, nats, toy.entropy, 1.15 * toy.extent, run.folder.figures / figure.file, name)
+    log_density_figure(density, inside, nats, entropy, 1.15 * toy.extent, run.folder.figures / figure.file, name)
     add_figures(run.folder, [figure])
     print(run.folder.figures / figure.file)
 
@@ -133,4 +139,5 @@ def _pictures(settings: Likelihood, run: Trained) -> dict[str, Any]:
     found = _follow(settings, run, x_1, cond if run.facts.classes else None)
     bits, error = _mean(bits_per_dim(found.log_p, x_1[0].numel()))
     made = made_how(settings, range(settings.seed, settings.seed + len(x_1)), found.nfe)
+    of += " given their class" if run.facts.classes else ""
     return {**made, "bits_per_dim": bits, "bits_error": error, "probes": settings.probes, "of": of}

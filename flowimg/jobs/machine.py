@@ -58,6 +58,11 @@ def leave_together() -> None:
     atexit.register(PartialState().destroy_process_group)
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that were launched together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def lost_others(error: Exception) -> bool:
     """Whether a process of many fails because another one, which told why, has ended."""
     return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)

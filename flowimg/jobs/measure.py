@@ -19,9 +19,9 @@ from flowimg.data.store import Images, fingerprint, to_unit
 from flowimg.data.stream import StreamBatches
 from flowimg.evaluation import extractors
 from flowimg.evaluation.classifier import Classifier, agreement, train_classifier
-from flowimg.evaluation.distances import NEAREST, Moments, frechet, kid, merge, moments, neighbourhoods
+from flowimg.evaluation.distances import NEAREST, SUBSET, Moments, frechet, kid, merge, moments, neighbourhoods
 from flowimg.evaluation.extractors import Extractor
-from flowimg.evaluation.images import Nearest, copying, nearest, within_class_spread
+from flowimg.evaluation.images import Nearest, copying, nearest, nearest_or_mirrored, within_class_spread
 from flowimg.jobs.build import DataFacts, build_source, check_same
 from flowimg.jobs.draw import share, stream, turns
 from flowimg.sampling.generate import to_uint8
@@ -31,12 +31,15 @@ KEPT = 10_000
 MOST_PICTURES, MOST_BYTES = 200_000, 2**33
 """Training pictures that the reference is made of at most, and what they may take of the memory."""
 MOST_NUMBERS = 2**28
-"""Numbers of the training pictures that samples are held against, for memory's sake: 60,000 pictures of 38 pixels."""
+"""Numbers of the training pictures whose spread is taken, for memory's sake: 60,000 pictures of 38 pixels."""
 BATCH = 250
 
 
 class Reference(NamedTuple):
-    """The data in features: their moments and some features, (N, F); the pictures; and what it is called."""
+    """The data in features: their moments and some features, (N, F); the pictures; and what it is called.
+
+    `mirrored` says that a field may have learned them mirrored, too.
+    """
 
     name: str
     sha256: str
@@ -44,6 +47,7 @@ class Reference(NamedTuple):
     features: Tensor
     pictures: Images
     apart: tuple[Tensor, Tensor | None]
+    mirrored: bool
 
 
 class Yardstick(NamedTuple):
@@ -55,7 +59,10 @@ class Yardstick(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Samples in features: moments of all of them; features, pixels and labels of those kept, the first."""
+    """Samples in features: moments of all of them; features, pixels and labels of those kept, the first.
+
+    `not_finite` of them held a number that is none, and were taken for what is nearest to it in bytes.
+    """
 
     number: int
     nfe: int
@@ -63,6 +70,7 @@ class Drawn(NamedTuple):
     features: Tensor
     pixels: Tensor
     labels: Tensor | None
+    not_finite: int
 
 
 def find_extractor(
@@ -81,6 +89,11 @@ def find_extractor(
     """
     if features == "proxy":
         return None
+    if features.startswith("proxy") and features != "proxy-random":
+        raise extractors.ExtractorError(
+            f"there are no features {features}: proxy is the classifier of the data's labels where there are any, and "
+            "proxy-random needs none"
+        )
     if features == "proxy-random":
         return extractors.random_convolutions(shape[0], shape[1], device)
     if features == "inception":
@@ -110,6 +123,7 @@ def find_yardstick(
         source = build_source(seen)
     check_same(config, facts, source.facts)
     classes = len(source.facts.classes)
+    judged = classes > 1  # of a single class there is nothing to tell apart, and nothing that a classifier would learn
     cache = cache_folder(config.data.cache)  # type: ignore[union-attr]
     pictures = apart = None
     if state.is_main_process:
@@ -125,7 +139,7 @@ def find_yardstick(
             batches.close()
     # told by the first to the others: one trained elsewhere would round otherwise, and see otherwise
     sha256 = fingerprint(pictures) if pictures else ""
-    weights: list[Any] = [_judge(cache, sha256, pictures, classes) if pictures and classes else None]
+    weights: list[Any] = [_judge(cache, sha256, pictures, classes) if pictures and judged else None]
     broadcast_object_list(weights)
     judge = None
     if weights[0] is not None:
@@ -180,14 +194,17 @@ def _reference(
     else:
         found = Moments(count, torch.from_numpy(kept["mean"]), torch.from_numpy(kept["covariance"]))
         features = torch.from_numpy(kept["features"])
-    name = f"{count:,} training pictures of {config.data.source}, {config.data.split}"  # type: ignore[union-attr]
-    return Reference(name, sha256, found, features, pictures, apart)
+    data = config.data
+    name = f"{count:,} training pictures of {data.source}, {data.split}"  # type: ignore[union-attr]
+    mirrored = data.flip or data.augment > 0  # type: ignore[union-attr]
+    return Reference(name, sha256, found, features, pictures, apart, mirrored)
 
 
 class Share(NamedTuple):
-    """What one process drew: evaluations counted, and, batch by batch, features and the pixels of those kept."""
+    """What one process drew: evaluations counted, samples not finite, and, batch by batch, features and kept pixels."""
 
     nfe: int
+    not_finite: int
     features: list[Tensor]
     pixels: list[Tensor]
 
@@ -233,7 +250,8 @@ def draw_all(
     pixels = torch.cat([batch for part in drawn for batch in part.pixels] or [torch.zeros(0)])[:kept]
     labels = turns(seeds[:kept], facts.classes)
     nfe = max(part.nfe for part in drawn)
-    return Drawn(len(seeds), nfe, moments(features), features[:kept], pixels, labels)
+    not_finite = sum(part.not_finite for part in drawn)
+    return Drawn(len(seeds), nfe, moments(features), features[:kept], pixels, labels, not_finite)
 
 
 def _draw_share(
@@ -251,7 +269,7 @@ def _draw_share(
     mine = share(range(len(seeds)), state.process_index, state.num_processes)
     labels = turns(seeds, facts.classes)
     wanted = None if labels is None else labels[list(mine)]
-    found, done = Share(0, [], []), 0
+    found, done = Share(0, 0, [], []), 0
     shown = None if state.is_main_process else True
     with tqdm(total=len(mine), unit="sample", leave=False, disable=shown) as bar:
         for batch in stream(field, config, facts, how, [seeds[row] for row in mine], wanted, batch_size):
@@ -259,7 +277,8 @@ def _draw_share(
             found.features.append(extractor(seen))
             if mine[done] < kept:
                 found.pixels.append(seen)
-            found = found._replace(nfe=max(found.nfe, batch.nfe))
+            bad = int((~batch.x_1.isfinite()).flatten(1).any(1).sum())
+            found = found._replace(nfe=max(found.nfe, batch.nfe), not_finite=found.not_finite + bad)
             done += len(seen)
             bar.update(len(seen))
     return found
@@ -271,27 +290,30 @@ def distance(drawn: Drawn, yard: Yardstick) -> float:
     return frechet(yard.reference.moments, drawn.moments)
 
 
-def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, float], Nearest]:
+def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, Any], Nearest]:
     """All scores of samples, on the first process, and the training pictures nearest to them."""
     reference = yard.reference
     assert reference is not None
-    mean, spread = kid(reference.features, drawn.features)
-    scores = {"frechet": distance(drawn, yard), "kid": mean, "kid_spread": spread}
-    if min(len(reference.features), len(drawn.features)) > NEAREST:
+    # subsets of all that is there would have no spread to tell of
+    few = min(len(reference.features), len(drawn.features))
+    mean, spread = kid(reference.features, drawn.features, size=max(2, min(SUBSET, few // 2)))
+    scores: dict[str, Any] = {"frechet": distance(drawn, yard), "kid": mean, "kid_spread": spread}
+    if drawn.not_finite:
+        scores["not_finite"] = drawn.not_finite
+    if few > NEAREST:
         # as many of each: among more data fewer are covered, however good the samples
         data_features = reference.features[evenly(len(reference.features), len(drawn.features))]
         scores |= neighbourhoods(data_features, drawn.features[: len(data_features)])._asdict()
     pixels = reference.pictures.pixels
-    some = evenly(len(pixels), max(1, MOST_NUMBERS // pixels[0].numel()))
-    data = to_unit(pixels.index_select(0, some)).flatten(1)
-    x = to_unit(drawn.pixels).flatten(1)
-    found = nearest(x[:1000], data, min(4, len(data)))
-    found = found._replace(row=some[found.row])
-    scores["nearest"] = copying(found, data)
+    found = (nearest_or_mirrored if reference.mirrored else nearest)(drawn.pixels[:1000], pixels, 4)
+    scores["nearest"] = copying(found, pixels)
     apart, apart_labels = reference.apart
     if drawn.labels is not None and yard.judge is not None:
         assert apart_labels is not None
         assert reference.pictures.labels is not None
+        some = evenly(len(pixels), max(1, MOST_NUMBERS // pixels[0].numel()))
+        data = to_unit(pixels.index_select(0, some)).flatten(1)
+        x = to_unit(drawn.pixels).flatten(1)
         scores |= {
             "agreement": agreement(yard.judge, to_unit(drawn.pixels), drawn.labels),
             "judge": agreement(yard.judge, apart, apart_labels),

@@ -108,7 +108,8 @@ def find_checkpoint(folder: RunFolder, start: Start, say: Callable[[str], None],
             raise CheckpointError(f"--resume {start.resume}: {path} cannot be gone on from: {said}")
         checkpoint = read_checkpoint(path)
         if first:
-            for left in leave_behind(folder.checkpoints, start.resume):
+            futures = (leave_behind(kept, start.resume) for kept in (folder.checkpoints, folder.snapshots))
+            for left in (path for future in futures for path in future):
                 say(f"left      {left.name} of the future that is left lies in {left.parent} now")
         return checkpoint
     path_or_none, passed = newest_whole(folder.checkpoints)

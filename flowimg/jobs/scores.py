@@ -39,8 +39,13 @@ HOW = (
 
 def keep(folder: RunFolder, record: dict[str, Any]) -> None:
     """Add an evaluation to RUN/evaluations.jsonl."""
-    with folder.evaluations.open("a") as file:
-        file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+    with folder.evaluations.open("a+b") as file:
+        file.seek(0, 2)
+        if file.tell():  # a line that was cut by a crash would take this one with it
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(finite(record), allow_nan=False) + "\n").encode())
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +86,11 @@ def protocol(run: str, found: dict[str, Any]) -> str:
         ]
     hashed = f" ({found['weights_sha256']})" if "weights_sha256" in found else ""
     return f"{run}, step {found['step']}, {found['weights']} weights{hashed}: {', '.join(parts)}"
+
+
+def distance_in(found: dict[str, Any]) -> str:
+    """What a distance is called, and in which features it is one: FD@1,000 in proxy-classifier."""
+    return f"{found['distance']} in {found['features']}"
 
 
 def figures_of(found: dict[str, Any]) -> dict[str, Any]:

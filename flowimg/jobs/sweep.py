@@ -1,6 +1,7 @@
 """The sweeps of `flowimg evaluate`: distance over evaluations, and quality over guidance; each a figure and a table."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs import measure
 from flowimg.jobs.build import SOLVERS
-from flowimg.jobs.evaluate import COUNT, find_yard, measure_points
+from flowimg.jobs.evaluate import COUNT, measure_points, yard_of
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, weights_name, write_text
 from flowimg.jobs.machine import autocast, leave_together
-from flowimg.jobs.scores import finite
+from flowimg.jobs.scores import describe, distance_in, finite, made_how, protocol
 
 CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
 """How the flow is followed that the others are compared with."""
@@ -28,7 +29,7 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
     seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
     points = run.config.data.kind == "points"
     ways = _ways(settings) if settings.sweep_nfe else []  # refuses before anything is trained or looked at
-    yard = None if points else find_yard(settings, run, state)
+    yard = None if points else yard_of(settings, run, state)
 
     def scored(**change: Any) -> dict[str, Any] | None:
         how = settings.model_copy(update=change)
@@ -53,10 +54,11 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
         )
         if drawn is None:
             return None
+        made = made_how(how, seeds, drawn.nfe)
         if alone:
-            return {**measure.told(yard, drawn), "nfe": drawn.nfe, "score": measure.distance(drawn, yard)}
+            return {**measure.told(yard, drawn), **made, "score": measure.distance(drawn, yard)}
         scores, _ = measure.score(drawn, yard)
-        return {**measure.told(yard, drawn), "nfe": drawn.nfe, **scores, "score": scores["frechet"]}
+        return {**measure.told(yard, drawn), **made, **scores, "score": scores["frechet"]}
 
     told = _nfe(settings, run, scored, seeds, state, ways) if ways else _guidance(settings, run, scored, seeds, state)
     leave_together()
@@ -71,12 +73,13 @@ def _ways(settings: Evaluate) -> list[dict[str, Any]]:
     """
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
+    calls = 1 if settings.guidance == 1 else 2  # of the network, where it is guided
     ways = [
         {"solver": solver, "times": times, "shift": shift, "num_steps": num_steps}
         for solver in settings.sweep_solvers
         for times, shift in grids
-        for num_steps in sorted({wanted // stages(solver) for wanted in settings.sweep_nfe} - {0})
-        if num_steps > 1 or times == "uniform"  # EDM's grid of one step would not go from 0 to 1
+        for num_steps in sorted({wanted // (calls * stages(solver)) for wanted in settings.sweep_nfe} - {0})
+        if num_steps > 1 or times == "uniform"  # one step from 0 to 1 is the same on any grid
     ]
     if not ways:
         raise SettingsError(
@@ -105,7 +108,8 @@ def _nfe(
             print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
     if not state.is_main_process:
         return None
-    name = best.get("distance", "sliced Wasserstein-2")
+    name = distance_in(best) if "distance" in best else "sliced Wasserstein-2"
+    print(_line(settings, run, best))
     converged = best["score"]
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
@@ -117,7 +121,8 @@ def _nfe(
             f"  {which:<32} {'more than were tried' if n is None else f'{n} evaluations'} to within {100 * NEAR:.0f} %"
         )
     made = (
-        f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {weights_name(settings.weights)} weights."
+        f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {weights_name(settings.weights)} "
+        f"weights, {settings.precision}."
     )
     figure = Figure("nfe.png", "How many evaluations it takes", "The same seeds, followed in many ways.", made)
     nfe_figure(lines, converged, name, run.folder.figures / figure.file)
@@ -133,8 +138,10 @@ def stages(solver: str) -> int:
 def least(points: Sequence[tuple[int, float]], converged: float) -> int | None:
     """The least evaluations from which on the distance stays within `NEAR` of the converged one; None if none do."""
     enough = None
+    if not math.isfinite(converged):
+        return None
     for nfe, distance in sorted(points, reverse=True):
-        if abs(distance - converged) > NEAR * converged:
+        if not abs(distance - converged) <= NEAR * converged:  # one that is no number is not near
             break
         enough = nfe
     return enough
@@ -147,17 +154,29 @@ def _guidance(
     for scale in sorted(settings.sweep_guidance):
         found = scored(guidance=scale)
         if found is not None:
-            rows.append({"scale": scale, **finite(found)})
+            # few pictures have no neighbourhoods, and no coverage then; one class has no judge
+            found = {**dict.fromkeys(("coverage", "precision", "agreement", "judge"), math.nan), **found}
+            rows.append({"scale": scale, **found})
             said = f"agreement {found['agreement']:.3f}, coverage {found['coverage']:.3f}, {found['score']:.4g}"
             print(f"  guidance {scale:<6g} {found['nfe']:>4} evaluations  {said}", flush=True)
     if not state.is_main_process:
         return None
     low, high = settings.guidance_interval
     within = "" if (low, high) == (0, 1) else f", guided from t = {low:g} to {high:g}"
-    made = f"Step {run.step:,}, {len(seeds):,} samples a scale, seeds from {seeds[0]}{within}."
+    made = (
+        f"Step {run.step:,}, {weights_name(settings.weights)} weights, {len(seeds):,} samples a scale, seeds from "
+        f"{seeds[0]}, {describe({**settings.model_dump(), 'guidance': 1.0})}{within}."
+    )
+    print(_line(settings, run, rows[0]))
     figure = Figure("guidance.png", "What guidance buys, and costs", "The same seeds at rising scale.", made)
-    guidance_figure(rows, rows[0]["judge"], rows[0]["distance"], run.folder.figures / figure.file)
-    return _kept(run, settings, figure, {"rows": rows})
+    guidance_figure(rows, rows[0]["judge"], distance_in(rows[0]), run.folder.figures / figure.file)
+    return _kept(run, settings, figure, {"rows": [finite(row) for row in rows]})
+
+
+def _line(settings: Evaluate, run: Trained, found: dict[str, Any]) -> str:
+    """The protocol line of one of a sweep, for what all of them share."""
+    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
+    return protocol(settings.run, {**found, **how, "weights_sha256": run.sha256[:16]})
 
 
 def _kept(run: Trained, settings: Evaluate, figure: Figure, found: dict[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
 from flowimg.jobs.build import Batches, DataFacts
 from flowimg.jobs.draw import draw, show, turns
-from flowimg.jobs.evaluate import measure_points
+from flowimg.jobs.evaluate import find_yard, measure_points
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.report import write_report
 from flowimg.jobs.save import keep_averages, keep_checkpoints
-from flowimg.jobs.scores import figures_of, keep, made_how
+from flowimg.jobs.scores import distance_in, figures_of, keep, made_how
 from flowimg.jobs.signals import Stopped, Wishes
 from flowimg.jobs.status import Status
 from flowimg.jobs.stretch import Stretch
@@ -219,16 +219,13 @@ def _evaluations(
     """Measure the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     yard: Any = None
-    extractor: Any = None
-    if config.data.kind == "images":  # found before the first step: it may not be there
-        from flowimg.jobs import measure
-
-        extractor = measure.find_extractor(config.train.evaluate_features, facts.shape, PartialState().device)
+    if config.data.kind == "images":  # before the first step: network or data may not be there, or not any more later
+        yard = find_yard(config.train.evaluate_features, config, facts, PartialState())
 
     def pictures(state: Training) -> dict[str, Any] | None:
-        nonlocal yard
+        from flowimg.jobs import measure
+
         processes = PartialState()
-        yard = yard or measure.find_yardstick(config, facts, extractor, processes)
         inside = [_interruptible(state.ema, wishes), state.accelerator.autocast()]
         drawn = measure.draw_all(state.ema, config, facts, config.grid, seeds, yard.extractor, processes, inside)
         if drawn is None:
@@ -247,10 +244,13 @@ def _evaluations(
                 found = measure_points(state.ema, config, facts, config.grid, seeds)
         if found is not None:
             how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}
-            keep(folder, {**found, **how})
+            try:
+                keep(folder, {**found, **how})
+            except OSError as error:  # of a run that goes on
+                print(f"warning   the evaluation of step {state.step} is not kept ({error})", flush=True)
             figures = figures_of(found)
-            name = "frechet" if "frechet" in found else "off"
-            print(f"evaluated step {state.step}: {found.get('distance', name)} {found[name]:.4g}", flush=True)
+            name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
+            print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)
             track_numbers(state.accelerator, {"step": state.step, **{f"evaluation/{k}": v for k, v in figures.items()}})
         state.accelerator.wait_for_everyone()
         status.at("training")

@@ -121,10 +121,11 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def leave_behind(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints past a step, of a future that a run leaves, to `left/`: none is dropped, none is in the way."""
+    """Move what is of a step past this one, of a future that a run leaves, to `left/`: nothing is dropped."""
     moved = []
-    for path in step_folders(folder):
-        if int(path.name[5:]) > step:
+    for path in sorted(folder.glob("step_*")):
+        number = path.name[5:].removesuffix(".safetensors")
+        if number.isdecimal() and int(number) > step:
             (folder / "left").mkdir(exist_ok=True)
             to, number = folder / "left" / path.name, 1
             while to.exists():

@@ -187,8 +187,13 @@ def restore(
             scaler[name] = value.item() if name in ("scale", "growth_factor", "backoff_factor") else int(value)
         else:
             slots.setdefault(names[name], {})[kind] = value
-    if state.recipe.momentum is None:  # after Muon, which keeps no squares of matrices, AdamW begins anew with them
-        slots = {index: held for index, held in slots.items() if "exp_avg_sq" in held}
+    # Muon keeps no squares of matrices: AdamW begins anew with them after it, and does not find old ones later
+    matrices = set() if state.recipe.momentum is None else {id(p) for p in hidden_matrices(state.field)}
+    for index, p in enumerate(state.parameters):
+        if id(p) in matrices:
+            slots.get(index, {}).pop("exp_avg_sq", None)
+        elif "exp_avg_sq" not in slots.get(index, {}):
+            slots.pop(index, None)
     state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if scaler and state.accelerator.scaler is not None:
         state.accelerator.scaler.load_state_dict(scaler)

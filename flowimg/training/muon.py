@@ -8,8 +8,8 @@ alike, however small its singular value, where AdamW's steps are ruled by the fe
 of the update 0.2 lr in root mean square, about that of AdamW: learning rate and decay mean the same for both.
 
 A convolution is the matrix of its filters, (out, in k k). What comes in and what goes out (the first and the last
-layer, embeddings) and vectors are AdamW's: no hidden matrices. torch.optim.Muon knows no convolutions, takes matrices
-one by one, and cannot be held back on the device.
+layer, the table of classes) and vectors are AdamW's: no hidden matrices; the layers that a time goes through count as
+hidden. torch.optim.Muon knows no convolutions, takes matrices one by one, and cannot be held back on the device.
 Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon (momentum, iteration, its coefficients); Liu et al. 2025,
 arXiv:2502.16982 (factor, decay).
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flowimg.training.adamw import AdamW
 
 A, B, C = 3.4445, -4.7750, 2.0315
-"""sigma <- A sigma + B sigma^3 + C sigma^5: steep at 0, and what is near 1 it keeps between 0.7 and 1.2."""
+"""sigma <- A sigma + B sigma^3 + C sigma^5: steep at 0, and what is near 1 it keeps between 0.68 and 1.14."""
 STEPS = 5
 """Of that: singular values from 1/100 of the Frobenius norm on end there."""
 RMS = 0.2
@@ -37,7 +37,7 @@ def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest orthogonal matrices, nearly: singular values to between 0.7 and 1.2; 0 stays 0.
+    """The nearest orthogonal matrices, nearly: singular values to between 0.68 and 1.14; 0 stays 0.
 
     Args:
         matrices: Shape (N, rows, columns).

@@ -52,7 +52,7 @@ def write_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> No
 
 
 def drop_later(folder: Path, step: int) -> None:
-    """Drop averages past a step, of a future that a run leaves or comes to once more."""
+    """Drop averages past a step, which a run that was killed comes to once more."""
     for later in kept_steps(folder):
         if later > step:
             snapshot_file(folder, later).unlink()

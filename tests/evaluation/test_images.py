@@ -6,6 +6,7 @@ import torch
 from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
 
+from flowimg.evaluation import images
 from flowimg.evaluation.classifier import agreement, train_classifier
 from flowimg.evaluation.images import copying, nearest, within_class_spread
 
@@ -73,13 +74,26 @@ def test_nearest_is_that_of_a_tree(count):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_the_nearest_k_are_those_of_a_tree(k):
+@pytest.mark.parametrize("at_once", [images.ROWS, 9, 1])
+def test_the_nearest_k_are_those_of_a_tree(k, at_once, monkeypatch):
+    monkeypatch.setattr(images, "ROWS", at_once)
     rng = np.random.default_rng(0)
     x, others = rng.normal(size=(300, 4)), rng.normal(size=(70, 4))
     distance, row = cKDTree(others).query(x, k=[*range(1, k + 1)])
     found = nearest(torch.from_numpy(x), torch.from_numpy(others), k)
     np.testing.assert_allclose(found.distance, distance, rtol=1e-9)
     assert found.row.tolist() == row.tolist()
+
+
+def test_a_mirrored_copy_is_a_copy_where_a_field_may_have_learned_it():
+    g = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (40, 3, 5, 5), generator=g, dtype=torch.uint8)
+    x = torch.cat([data[3:5], data[7:9].flip(-1), 255 - data[:1]])
+    plain, found = nearest(x, data, 2), images.nearest_or_mirrored(x, data, 2)
+    assert found.row[:4, 0].tolist() == [3, 4, 7, 8] and found.distance[:4, 0].max() == 0
+    assert (plain.distance[2:4, 0] > 1).all() and found.distance[4, 0] > 1
+    other = nearest(x.flip(-1), data, 2)
+    assert torch.equal(found.distance[:, 0], torch.minimum(plain.distance[:, 0], other.distance[:, 0]))
 
 
 @pytest.mark.parametrize("count", [2, 512, 1100])

@@ -87,6 +87,20 @@ def test_optimal_transport_in_one_dimension_pairs_in_order():
     assert torch.equal(out[x_1.flatten().argsort()], x_0.sort(dim=0).values)
 
 
+def test_classes_exchange_no_noise_so_that_noise_is_normal_given_the_class():
+    x_0, x_1 = pair(512)
+    labels = torch.arange(512) % 3
+    x_1[labels == 1] += 4
+    out = OptimalTransport(block=128)(x_0, x_1, labels)
+    for start in range(0, 512, 128):
+        for label in range(3):
+            mine = torch.arange(start, start + 128)[labels[start : start + 128] == label]
+            assert torch.equal(out[mine], OptimalTransport(block=128)(x_0[mine], x_1[mine]))
+    assert rows(out[labels == 1]) == rows(x_0[labels == 1])
+    across = OptimalTransport(block=128)(x_0, x_1)
+    assert across[labels == 1].mean() > 0.5 > 0.2 > out[labels == 1].mean().abs()
+
+
 def test_optimal_transport_of_a_larger_block_costs_less():
     x_0, x_1 = pair(256)
     costs = [cost(OptimalTransport(block)(x_0, x_1), x_1) for block in (1, 4, 16, 64, 256)]

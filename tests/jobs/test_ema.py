@@ -135,6 +135,7 @@ def test_a_run_that_is_taken_up_keeps_what_it_would_have_kept(kept, tmp_path, ca
     (run / "snapshots" / "step_00000012.safetensors").unlink()
     train(run, "--train.snapshots", 20, "--resume", 12)
     assert kept_steps(run / "snapshots") == list(range(2, 41, 2))
+    assert kept_steps(run / "snapshots" / "left") == list(range(14, 23, 2))
     for step in kept_steps(run / "snapshots"):
         name = f"snapshots/step_{step:08d}.safetensors"
         assert (run / name).read_bytes() == (kept / name).read_bytes()

@@ -169,9 +169,12 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--inception", "w.pth"], 2, "needs --features inception"),
         ("plain", ["--sweep-guidance", "1", "2"], 2, "needs a conditional run on images"),
         ("classes", ["--sweep-guidance", "1", "--sweep-nfe", "2"], 2, "give one of them"),
-        ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is not there"),
+        ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is no file"),
         ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors"),
+        ("classes", ["--features", "proxy-classifier"], 4, "there are no features proxy-classifier: proxy is"),
         ("classes", ["--count", "1"], 2, "count is 1"),
+        ("classes", ["--sweep-nfe", "2", "--max-frechet", "1"], 2, "a sweep has no one figure to hold to a limit"),
+        ("points", ["--sweep-nfe", "2", "--max-off", "1"], 2, "a sweep has no one figure to hold to a limit"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, name, options, status, word, refused):
@@ -269,10 +272,12 @@ def test_points_are_evaluated_while_they_train(tmp_path):
         ({10: 1.0, 20: 1.2, 40: 1.0}, 40),  # near by chance, and away again
         ({10: 2.0, 20: 1.06}, None),
         ({10: 0.9, 20: 0.96}, 20),  # below is away as well
+        ({10: 1.0, 20: float("nan"), 40: 1.0}, 40),
     ],
 )
 def test_enough_is_where_the_distance_comes_near_and_stays(distances, wanted):
     assert least(list(distances.items()), 1.0) == wanted
+    assert least(list(distances.items()), float("inf")) is None
 
 
 def test_a_sweep_over_evaluations_tries_every_solver_and_grid_at_what_was_asked_for(run):
@@ -293,13 +298,22 @@ def test_a_sweep_over_evaluations_tries_every_solver_and_grid_at_what_was_asked_
     assert evaluated(folder)[-1]["frechet"] == pytest.approx(rows["euler", "uniform", 3], rel=1e-9)
 
 
-def test_a_sweep_over_guidance_draws_quality_against_diversity(run):
+def test_a_sweep_over_guidance_draws_quality_against_diversity(run, capsys):
     folder = run("classes")
     main(["evaluate", str(folder), "--count", "20", "--num-steps", "2", "--sweep-guidance", "3", "1"])
     rows = json.loads((folder / "figures/guidance.json").read_text())["rows"]
     assert [(row["scale"], row["nfe"]) for row in rows] == [(1, 2), (3, 4)]
     assert all({"agreement", "coverage", "precision", "frechet", "score"} <= set(row) for row in rows)
     assert (folder / "figures/guidance.png").exists()
+    said = capsys.readouterr().out
+    assert "20 samples of seeds 0 to 19" in said and "features proxy-classifier" in said
+
+
+def test_a_sweep_over_evaluations_counts_those_of_guidance(run):
+    folder = run("classes")
+    main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "4", "--guidance", "2", "--sweep-times", "uniform"])
+    rows = json.loads((folder / "figures/nfe.json").read_text())["rows"]
+    assert {row["solver"]: row["nfe"] for row in rows} == {"euler": 4, "midpoint": 4, "heun": 4, "ab2": 4}
 
 
 def test_points_are_swept_by_their_distance(run):
@@ -323,6 +337,57 @@ def test_points_are_swept_by_their_distance(run):
 def test_a_sweep_over_nothing_is_one_sentence(tiny, options, word, refused):
     status, said = refused("evaluate", tiny.classes, *options)
     assert status == 2 and word in said
+
+
+def test_an_evaluation_goes_behind_a_line_that_was_cut(run):
+    folder = run("classes")
+    (folder / "evaluations.jsonl").write_text('{"step": 2, "fre')
+    main(["evaluate", str(folder), *QUICK])
+    assert [found["count"] for found in RunFolder(folder).evaluated()] == [40]
+
+
+def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatch, refused):
+    from flowimg.jobs import measure
+
+    stream = measure.stream
+
+    def broken(*args):
+        for batch in stream(*args):
+            batch.x_1[::4, 0, 0, 0] = float("nan")
+            yield batch
+
+    monkeypatch.setattr(measure, "stream", broken)
+    folder = run("classes")
+    status, said = refused("evaluate", folder, *QUICK, "--max-frechet", "1e9")
+    assert status == 1 and "10 samples are not finite" in said
+    assert evaluated(folder)[-1]["not_finite"] == 10
+
+
+def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatch, capsys):
+    from flowimg.jobs import watch
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(watch, "keep", full)
+    file = write_settings(tmp_path / "r.yaml", train={"evaluate_every": 1, "evaluate_count": 6})
+    main(["train", str(file), "--run", str(tmp_path / "r")])
+    assert "the evaluation of step 1 is not kept" in capsys.readouterr().out
+    assert (tmp_path / "r/checkpoints/step_00000002").is_dir()
+
+
+def test_of_one_class_there_is_no_judge_and_no_classifier(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        file = tmp_path / "pictures" / "cat" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    data = {"kind": "images", "source": str(tmp_path / "pictures"), "held_out": 3, "labels": True}
+    main(["train", str(write_settings(tmp_path / "r.yaml", data=data)), "--run", str(tmp_path / "run")])
+    main(["evaluate", str(tmp_path / "run"), *QUICK])
+    found = evaluated(tmp_path / "run")[-1]
+    assert found["features"] == "proxy-random" and not {"agreement", "judge"} & set(found)
+    main(["evaluate", str(tmp_path / "run"), *QUICK, "--sweep-guidance", "1", "2"])  # says what it can
 
 
 def test_a_network_of_texts_is_one_sentence(tiny, tmp_path, refused, capsys):
@@ -371,9 +436,9 @@ def test_the_data_themselves_are_covered_however_few_are_looked_at():
     g = torch.Generator().manual_seed(0)
     features, few = torch.randn(10_000, 8, generator=g), torch.randn(500, 8, generator=g)
     pictures = measure.Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
-    reference = measure.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None))
+    reference = measure.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None), False)
     yard = measure.Yardstick(random_convolutions(1, 4, torch.device("cpu")), reference, None)
-    drawn = measure.Drawn(500, 1, moments(few), few, pictures.pixels, None)
+    drawn = measure.Drawn(500, 1, moments(few), few, pictures.pixels, None, 0)
     scores, near = measure.score(drawn, yard)
     assert scores["coverage"] > 0.9 and 0.8 < scores["density"] < 1.2
     assert scores["nearest"] == 0 and near.row[:, 0].tolist() == list(range(50))

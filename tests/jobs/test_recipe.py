@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import UNET, write_settings
 
 from flowimg.cli import main
-from flowimg.config import load
+from flowimg.config import Config, SettingsError, load, validate
 from flowimg.figures.images import image_grid
 from flowimg.flow.objective import Cond, flow_matching_loss
 from flowimg.jobs.build import build_field, build_source
@@ -23,7 +23,6 @@ AUGMENTED = {
     "field": {**UNET, "scale_shift": True},
     "weighting": {"kind": "cosmap"},
     "optim": {"kind": "muon", "weight_decay": 0.01},
-    "coupling": {"kind": "ot", "block": 8},
     "train": {"steps": 6, "checkpoint_every": 3, "sample_every": 6, "accumulation": 2},
 }
 
@@ -72,6 +71,9 @@ def test_a_run_goes_on_with_the_other_optimiser_where_that_is_allowed(tmp_path, 
     before, after = tensors(tmp_path / "run", 2), tensors(tmp_path / "run", 4)
     name = "weights/unet.mid_block.resnets.0.conv1.weight"
     assert torch.isfinite(after[name]).all() and not torch.equal(before[name], after[name])
+    # squares of hidden matrices that AdamW left would be found again by it, old, after Muon
+    assert ("optimizer/exp_avg_sq.unet.mid_block.resnets.0.conv1.weight" in after) == (second == "adamw")
+    assert "optimizer/exp_avg_sq.unet.conv_in.weight" in after
 
 
 def test_the_field_is_told_and_learns_from_it(whole):
@@ -140,6 +142,11 @@ def test_a_run_cannot_be_continued_with_another_augmentation(whole, capsys):
         main(["train", str(whole / "c.yaml"), "--run", str(whole / "run"), "--data.augment", "0.0"])
     assert stop.value.code == 2
     assert "--allow data.augment" in capsys.readouterr().err
+
+
+def test_what_is_moved_is_not_paired():
+    with pytest.raises(SettingsError, match=r"coupling\.kind ot and data\.augment: .* give one of them"):
+        validate(Config, {**AUGMENTED, "coupling": {"kind": "ot"}}, "here")
 
 
 def test_points_are_not_augmented(refused):
