@@ -413,7 +413,7 @@ class Config(Settings):
                 f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
                 f"use field.kind {' or '.join(fit)}"
             )
-        if self.coupling.kind == "ot" and getattr(self.data, "augment", 0):
+        if self.coupling.kind == "ot" and isinstance(self.data, ImageData) and self.data.augment:
             raise ValueError(
                 "coupling.kind ot and data.augment: noise would depend on how a picture was moved, which the field is "
                 "told, and no picture is drawn from such noise: give one of them"

@@ -124,8 +124,8 @@ def leave_behind(folder: Path, step: int) -> list[Path]:
     """Move what is of a step past this one, of a future that a run leaves, to `left/`: nothing is dropped."""
     moved = []
     for path in sorted(folder.glob("step_*")):
-        number = path.name[5:].removesuffix(".safetensors")
-        if number.isdecimal() and int(number) > step:
+        at = path.name[5:].removesuffix(".safetensors")
+        if at.isdecimal() and int(at) > step:
             (folder / "left").mkdir(exist_ok=True)
             to, number = folder / "left" / path.name, 1
             while to.exists():

@@ -377,12 +377,12 @@ def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatc
 
 
 def test_of_one_class_there_is_no_judge_and_no_classifier(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
     for number, pixels in enumerate(noise):
-        file = tmp_path / "pictures" / "cat" / f"{number}.png"
+        file = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
-    data = {"kind": "images", "source": str(tmp_path / "pictures"), "held_out": 3, "labels": True}
+    data = {"kind": "images", "source": str(tmp_path / "pictures"), "held_out": 3, "labels": True, "classes": ["cat"]}
     main(["train", str(write_settings(tmp_path / "r.yaml", data=data)), "--run", str(tmp_path / "run")])
     main(["evaluate", str(tmp_path / "run"), *QUICK])
     found = evaluated(tmp_path / "run")[-1]

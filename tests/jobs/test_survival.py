@@ -54,7 +54,7 @@ def test_killed_at_any_point_of_a_save_a_run_ends_as_if_it_had_not_been(point, t
     assert last_checkpoint(run) == straight(0)
     assert not list(checkpoints.glob(".*")) and (checkpoints / "latest").read_text() == "step_00000008\n"
     assert [path.name for path in step_folders(checkpoints)] == ["step_00000006", "step_00000008"]
-    assert [record["step"] for record in RunFolder(run).records()] == [0, 2, 4, 6, 8]
+    assert [record["step"] for record in RunFolder(run).records()] == [2, 4, 6, 8]
     assert [event["step"] for event in RunFolder(run).events()] == [0, 4 if published else 2]
 
 
