@@ -1,11 +1,10 @@
 """What needs a GPU: `pytest -m gpu`."""
 
-import json
-
 import pytest
 import torch
 
 from flowimg.cli import main
+from flowimg.jobs.folder import RunFolder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -18,7 +17,7 @@ def test_every_precision_learns_and_continues(tmp_path, precision, kind):
     command += ["--train.steps", "60", "--train.log-every", "20", "--train.sample-every", "60", "--figures", "false"]
     main([*command, "--train.stop-at", "30"])
     main(command)
-    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+    losses = [record["loss"] for record in RunFolder(run).records()]
     assert losses[-1] < 0.7 * losses[0]
 
 

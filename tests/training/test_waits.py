@@ -1,0 +1,91 @@
+"""Between two looks of the host a step asks the device for nothing: no number is brought over, no size depends on one."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowimg.fields.mlp import MLPField
+from flowimg.fields.unet import UNetField, new_unet
+from flowimg.flow.couplings import Independent
+from flowimg.flow.objective import Objective
+from flowimg.flow.paths import Linear
+from flowimg.flow.times import LogitNormal
+from flowimg.training.loop import Recipe, Training, start, train_step
+
+WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
+"""Operations that a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
+
+
+class Heard(TorchDispatchMode):
+    """Writes down what would make a host wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits, self.calls = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        name = function.overloadpacket.__name__
+        if name in WAITING or (name.startswith("index") and any(_mask(arg) for arg in args)):
+            self.waits.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def _mask(arg):
+    """Rows taken by truth: how many come back is known to the device alone."""
+    many = arg if isinstance(arg, list | tuple) else ()
+    return any(isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8) for one in many)
+
+
+def training(field, shape, device="cpu", **more):
+    x_1 = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = (torch.arange(8) % 3).to(device)
+    data = lambda step, places: (x_1[places.start : places.stop], labels[places.start : places.stop])  # noqa: E731
+    objective = Objective(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, 0.2, 8, 0)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another device than that of a test before
+    recipe = Recipe(steps=10, accumulation=2, warmup=2, schedule="cosine", lengths=(0.05, 0.1), **more)
+    return start(Accelerator(cpu=device == "cpu"), field, objective, data, recipe)
+
+
+FIELDS = {
+    "points": lambda: (MLPField(2, num_classes=3), (2,)),
+    "pictures": lambda: (UNetField(new_unet(8, 1, 3, (32, 64), 1), 3), (1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.95], ids=["AdamW", "Muon"])
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_step_asks_the_device_for_nothing(kind, momentum):
+    state: Training = training(*FIELDS[kind](), momentum=momentum)
+    train_step(state)  # what is made once
+    with Heard() as heard:
+        for _ in range(3):
+            train_step(state)
+    assert heard.waits == [] and heard.calls > 100
+
+
+def test_what_would_wait_is_heard():
+    with Heard() as heard:
+        x = torch.arange(4.0)
+        x.sum().item()
+        bool(x[0] > 1)
+        x[x > 1]
+        x.nonzero()
+    assert len(heard.waits) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_step_on_a_gpu_does_not_wait(kind):
+    state = training(*FIELDS[kind](), "cuda")
+    train_step(state)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            train_step(state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
