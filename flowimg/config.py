@@ -298,6 +298,8 @@ class Train(Settings):
     """Or: samples of a micro-batch; auto takes the most that fit the memory. The batch stays, the rest accumulates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network; weights, loss and averages stay fp32. fp16 needs a GPU."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile field and loss for speed: a minute or more before the first step; auto does on GPUs. Rounds otherwise."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by "no class", which guidance needs."""
     log_every: Positive = 100

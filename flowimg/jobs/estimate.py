@@ -19,7 +19,7 @@ from flowimg.jobs.evaluate import evaluate
 from flowimg.jobs.machine import MachineError
 from flowimg.jobs.memory import fixed_bytes, free_bytes, kept_bytes
 from flowimg.jobs.sample import sample
-from flowimg.jobs.train import cut, lengths_of, open_accelerator, recipe_of, train
+from flowimg.jobs.train import compiles, cut, lengths_of, open_accelerator, recipe_of, train
 from flowimg.jobs.watch import span
 from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
 from flowimg.training.loop import rehearse, start, state_tensors, train_step
@@ -46,7 +46,7 @@ def estimate(config: Config) -> dict[str, Any]:
     kept = kept_bytes(field, objective, data, size, accelerator)
     free_before = free_bytes(accelerator.device)
 
-    state = start(accelerator, field, objective, data, recipe_of(config, accumulation))
+    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), compiles(config))
     if accelerator.num_processes > 1:
         rehearse(state)
     taken = []

@@ -26,7 +26,7 @@ FREE = (
 )
 FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued."""
-WARNED = ("train.batch_size", "train.precision")
+WARNED = ("train.batch_size", "train.precision", "train.compile")
 """Settings whose change is told and goes on: the run is another one from here. All others make it another run."""
 OURS = {".lock", "status.json", "processes"}
 """What a start leaves that came to nothing."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import nn
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump
 from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches
+from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective
@@ -147,7 +149,7 @@ def _train(
         batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
-    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation))
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiles(config))
     state.offset = offset
     _feed(state, batches, stack)
     if checkpoint:
@@ -390,6 +392,24 @@ def _launcher_differs(config: Config) -> list[str]:
     ]
 
 
+def compiles(config: Config) -> bool:
+    """Whether field and loss are compiled: as asked, or where steps are short and the compiler is at its best.
+
+    Its code is kept in the cache folder, for the next start.
+
+    Raises:
+        MachineError: If there is no compiler for the code that it writes for a CPU.
+    """
+    asked = config.train.compile
+    if not (pick_device().type == "cuda" if asked == "auto" else asked):
+        return False
+    if pick_device().type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        raise MachineError("train.compile needs a C++ compiler on a CPU, as g++: install one, or leave it out")
+    cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    return True
+
+
 def cut(
     config: Config, accelerator: Accelerator, field: nn.Module, objective: Objective, data: Batches
 ) -> tuple[int, int]:
@@ -458,7 +478,7 @@ def _banner(
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "
-        f"{torch.get_num_threads()} threads each, {train.precision}"
+        f"{torch.get_num_threads()} threads each, {train.precision}{', compiled' if compiles(config) else ''}"
     )
     say(f"data      {source.story}; trained on as {shape}")
     kind: str = config.field.kind

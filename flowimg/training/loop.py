@@ -79,6 +79,8 @@ class Window:
 class Training:
     """The state of a run: the field, its average, the optimiser, and the steps done.
 
+    `loss` is `flow_matching_loss`, or that compiled: of training alone, whose shapes are always the same.
+
     `powers` are the power averages by their lengths, where the recipe asks for any. `offset` is what samples seen
     differ from step times batch by, in a run whose batch was changed on the way; `seen` is what the processes last
     agreed on.
@@ -93,6 +95,7 @@ class Training:
     objective: Objective
     data: Data
     recipe: Recipe
+    loss: Callable[..., Tensor] = flow_matching_loss
     step: int = 0
     offset: int = 0
     window: Window = field(default_factory=Window)
@@ -122,8 +125,15 @@ class Training:
 Callback = Callable[[Training], None]
 
 
-def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data: Data, recipe: Recipe) -> Training:
-    """A run at step 0: the field wrapped for its processes, the optimiser, the averages."""
+def start(
+    accelerator: Accelerator,
+    field: nn.Module,
+    objective: Objective,
+    data: Data,
+    recipe: Recipe,
+    compiled: bool = False,
+) -> Training:
+    """A run at step 0: the field wrapped for its processes, the optimiser, the averages; the loss compiled if asked."""
     field = field.to(accelerator.device)
     ema = make_ema(field)
     powers = {length: make_ema(field) for length in recipe.lengths}
@@ -138,7 +148,8 @@ def start(accelerator: Accelerator, field: nn.Module, objective: Objective, data
     # alone in fp32 a field needs no wrapping, and accelerate would import torch's sharded tensors to find that out
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     wrapped = field if plain else accelerator.prepare(field)
-    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe)
+    loss = torch.compile(flow_matching_loss, dynamic=False) if compiled else flow_matching_loss
+    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe, loss)
 
 
 def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
@@ -235,7 +246,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
         _seed_dropout(key(state.objective.seed, "dropout", state.step, mine.start), draw.x_1.device)
         last = number == len(places) - 1
         with nullcontext() if last else state.accelerator.no_sync(state.wrapped):
-            losses = flow_matching_loss(state.wrapped, state.objective.path, draw)
+            losses = state.loss(state.wrapped, state.objective.path, draw)
             # the gradient is weighted; what is told is the plain loss, which compares between runs.
             # a mean over the micro-batch, over all micro-batches here, and (by DDP) over processes: all of one size
             loss = state.objective.weighted(losses, draw.t).mean() / len(places)
@@ -290,5 +301,5 @@ def rehearse(state: Training) -> None:
     state.wrapped.train()
     for places in state.micro_batches():
         draw = state.objective.draw(state.data, state.step, places)
-        flow_matching_loss(state.wrapped, state.objective.path, draw).mean().backward()
+        state.loss(state.wrapped, state.objective.path, draw).mean().backward()
     state.optimizer.zero_grad()

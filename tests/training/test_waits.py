@@ -1,4 +1,4 @@
-"""Between two looks of the host a step asks the device for nothing: no number is brought over, no size depends on one."""
+"""Between two looks of the host a step asks the device for nothing: no number is fetched, no size depends on one."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from flowimg.flow.times import LogitNormal
 from flowimg.training.loop import Recipe, Training, start, train_step
 
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
-"""Operations that a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
+"""What a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
 
 
 class Heard(TorchDispatchMode):
