@@ -1,6 +1,7 @@
 """The machine a job runs on: device, precision, processes."""
 
 import atexit
+import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,10 @@ from flowimg import __version__
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that fetches data or draws; ten minutes, NCCL's own, are soon over."""
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""What mallopt of glibc may be told, by malloc.h: what is kept of freed memory, fetched ahead, and mapped by itself."""
 
 
 class MachineError(Exception):
@@ -43,6 +48,7 @@ def processes(verb: str) -> PartialState:
     Raises:
         MachineError: If they do not see each other.
     """
+    keep_memory()
     state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     check_launch(state.num_processes, verb)
     return state
@@ -56,6 +62,23 @@ def leave_together() -> None:
     """
     PartialState().wait_for_everyone()
     atexit.register(PartialState().destroy_process_group)
+
+
+def keep_memory() -> None:
+    """Have glibc keep memory that is freed: else a CPU maps and zeroes the large tensors of every step anew.
+
+    Where there is a GPU, another C library, or where MALLOC_ variables are set, all stays as it is.
+    """
+    if pick_device().type != "cpu" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # older ones take no more
+        mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_TOP_PAD, 2**27)
 
 
 def is_first() -> bool:

@@ -29,7 +29,15 @@ from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_ob
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures import draw_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_network, write_text
-from flowimg.jobs.machine import PATIENCE, MachineError, check_launch, environment, leave_together, pick_device
+from flowimg.jobs.machine import (
+    PATIENCE,
+    MachineError,
+    check_launch,
+    environment,
+    keep_memory,
+    leave_together,
+    pick_device,
+)
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
@@ -335,6 +343,7 @@ def open_accelerator(config: Config) -> Accelerator:
             "launch with --multi_gpu, or answer no to it in `accelerate config`"
         )
     check_tracker(config)
+    keep_memory()
     # torch 2.15 has a new name for broadcast_buffers; the older ones that we run on do not know it
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
