@@ -99,9 +99,13 @@ def loss_by_t_figure(records: Records, floor: Floor | None, path: Path) -> None:
 
 
 def training_figure(records: Records, path: Path) -> None:
-    """Write learning rate, gradient norm and speed over steps."""
-    with drawing(path, 9, 3.1, 1, 3) as (_, panels):
-        for axes, (key, name) in zip(panels, TRACES.items(), strict=True):
+    """Write over steps how the run went, and what it made of its machine as far as that is known."""
+    known = {key: name for key, name in TRACES.items() if key in USUAL or series(records, key)[0]}
+    rows = -(-len(known) // 3)
+    with drawing(path, 9, 0.2 + 2.9 * rows, rows, 3, squeeze=False) as (_, panels):
+        for axes in panels.flat[len(known) :]:
+            axes.set_axis_off()
+        for axes, (key, name) in zip(panels.flat, known.items(), strict=False):
             axes.plot(*series(records, key), color=FLOW)
             _trace(axes, name)
 
@@ -120,8 +124,13 @@ def compare_figure(runs: dict[str, Records], path: Path) -> None:
         figure.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 3))
 
 
-TRACES = {"lr": "learning rate", "grad_norm": "gradient norm", "samples_per_second": "samples/s"}
+TRACES = {
+    "lr": "learning rate", "grad_norm": "gradient norm", "samples_per_second": "samples/s",
+    "utilisation": "share of the speed of matrix products", "data_wait": "share of the time that data took",
+    "peak_memory_mib": "peak memory, MiB",
+}  # fmt: skip
 """What is plotted of how a run went, and how it is called."""
+USUAL = ("lr", "grad_norm", "samples_per_second")
 
 
 def series(records: Records, key: str, over: str = "step") -> tuple[list[float], list[float]]:

@@ -16,6 +16,7 @@ import torch
 
 from flowimg.config import Doctor
 from flowimg.jobs.machine import MachineError, pick_device
+from flowimg.jobs.meter import product_flops
 
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "datasets", "safetensors", "numpy", "pydantic")
 ALL_REDUCE = """
@@ -82,18 +83,9 @@ def _device() -> Finding:
 
 
 def _precision() -> Finding:
-    """Matrix products in fp32 and bf16, the best of a few, on this device."""
-    device, size = pick_device(), 1024
-    speed = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(size, size, device=device).to(dtype)
-        taken = []
-        for _ in range(5):
-            began = time.perf_counter()
-            (a @ a).float().sum().item()
-            taken.append(time.perf_counter() - began)
-        speed[dtype] = 2 * size**3 / min(taken)
-    times = speed[torch.bfloat16] / speed[torch.float32]
+    """Matrix products in fp32 and bf16 on this device."""
+    device = pick_device()
+    times = product_flops(device, torch.bfloat16) / product_flops(device, torch.float32)
     advice = "use train.precision bf16" if times > 1.2 else "train.precision fp32 is as fast"
     return "ok", f"bf16 is {times:.1f} times as fast as fp32 in matrix products: {advice}"
 

@@ -23,6 +23,7 @@ from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.evaluate import find_yard, measure_points
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
+from flowimg.jobs.meter import pass_flops, peak_memory, product_flops
 from flowimg.jobs.report import write_report
 from flowimg.jobs.save import keep_averages, keep_checkpoints
 from flowimg.jobs.scores import distance_in, figures_of, keep, made_how
@@ -82,12 +83,18 @@ def _metrics(
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
     held_out = _held_out_draw(config, batches)
     waiting: list[str] = []
+    full_speed: float | None = None  # samples a second, if the network were matrix products alone
 
     def callback(state: Training) -> None:
+        nonlocal full_speed
         record = None
         if stretch.due(state, config.train.log_every):
             record = _record(state, held_out)
             state.window = Window()
+            # points are too small for it to say anything; known after the first steps, which wait for nothing
+            if config.data.kind == "images" and state.accelerator.is_main_process:
+                full_speed = full_speed or _full_speed(state, config, tuple(held_out.x_1.shape[1:]))
+                record["utilisation"] = record["samples_per_second"] / full_speed
             if state.accelerator.is_main_process:
                 last.clear()
                 last.update(record)
@@ -101,6 +108,15 @@ def _metrics(
         progress(state, record)
 
     return callback
+
+
+def _full_speed(state: Training, config: Config, shape: tuple[int, ...]) -> float:
+    """Samples a second of all processes at the speed of matrix products on this one's device, alone."""
+    device = state.accelerator.device
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
+    with state.accelerator.autocast():
+        needed = pass_flops(state.ema, shape)
+    return state.accelerator.num_processes * product_flops(device, dtype) / needed
 
 
 def append(folder: RunFolder, lines: str) -> None:
@@ -145,11 +161,12 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, accelerator = state.window, state.accelerator
     record: dict[str, Any] = {"step": state.step, "samples": state.samples}
+    if (memory := peak_memory(accelerator.device)) is not None:
+        record["peak_memory_mib"] = memory
     if accelerator.device.type == "cuda":  # the steps are queued: their time is up when the device is done
         began = time.perf_counter()
         torch.cuda.synchronize(accelerator.device)
         window.seconds += time.perf_counter() - began
-        record["peak_memory_mib"] = round(torch.cuda.max_memory_allocated(accelerator.device) / 2**20)
     if window.steps:
         times: Tensor = accelerator.gather(torch.cat(window.times))
         losses: Tensor = accelerator.gather(torch.cat(window.losses))
@@ -320,20 +337,22 @@ def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training,
     bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
     last = -math.inf
-    warm: tuple[int, float] | None = None  # where the first step was done, and when
+    warm: tuple[int, float] | None = None  # the step after which the first is done, and the seconds it took
     told = not plain
 
     def update(state: Training, record: dict[str, Any] | None) -> None:
         nonlocal last, warm, told
         bar.update(state.step - bar.n if not bar.disable else 0)
         if not told and warm is None and state.step > first:
-            warm = state.step, time.perf_counter()
-        elif not told and warm and (taken := time.perf_counter() - warm[1]) > TRIED_SECONDS:
+            warm = state.step, state.seconds
+        elif not told and warm and (taken := state.seconds - warm[1]) > TRIED_SECONDS:
             each = taken / (state.step - warm[0])
             print(f"expected  {span((until - state.step) * each)} more, at {1000 * each:.3g} ms a step", flush=True)
             told = True
         if record and "loss" in record:
             speed = f"{record['samples_per_second']:,.0f} samples/s"
+            if "utilisation" in record:
+                speed += f" ({100 * record['utilisation']:.0f} % of peak)"
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()

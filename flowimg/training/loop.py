@@ -79,11 +79,10 @@ class Window:
 class Training:
     """The state of a run: the field, its average, the optimiser, and the steps done.
 
-    `loss` is `flow_matching_loss`, or that compiled: of training alone, whose shapes are always the same.
-
-    `powers` are the power averages by their lengths, where the recipe asks for any. `offset` is what samples seen
-    differ from step times batch by, in a run whose batch was changed on the way; `seen` is what the processes last
-    agreed on.
+    `loss` is `flow_matching_loss`, or that compiled: of training alone, whose shapes are always the same. `powers` are
+    the power averages by their lengths, where the recipe asks for any. `seconds` are those that the steps of this start
+    took. `offset` is what samples seen differ from step times batch by, in a run whose batch was changed on the way;
+    `seen` is what the processes last agreed on.
     """
 
     accelerator: Accelerator
@@ -97,6 +96,7 @@ class Training:
     recipe: Recipe
     loss: Callable[..., Tensor] = flow_matching_loss
     step: int = 0
+    seconds: float = 0.0
     offset: int = 0
     window: Window = field(default_factory=Window)
     seen: Reading = field(default_factory=Reading)
@@ -229,7 +229,9 @@ def train(state: Training, until: int, callbacks: Iterable[Callback], wanted: Ca
     while state.step < until and not state.seen.stop:
         began = time.perf_counter()
         train_step(state, wanted())
-        state.window.seconds += time.perf_counter() - began
+        taken = time.perf_counter() - began
+        state.window.seconds += taken
+        state.seconds += taken
         for callback in callbacks:
             callback(state)
 

@@ -44,7 +44,7 @@ def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "environment.json", "metrics.jsonl", "status.json", "samples", "checkpoints", ".lock"
     }  # fmt: skip
-    names = [f"step_{step:08d}{raw}.png" for step in (0, 3, 6) for raw in ("", "_raw")]
+    names = [f"step_{step:08d}{raw}.png" for step in (3, 6) for raw in ("", "_raw")]
     assert sorted(p.name for p in (run / "samples").iterdir()) == sorted(names)
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert kept == ["latest", "step_00000002", "step_00000004", "step_00000006"]
@@ -57,27 +57,28 @@ def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
     train(tmp_path / "run")
     event, first, *_, last = lines(tmp_path / "run")
     assert event["event"] == "start" and event["step"] == 0 and event["processes"] == 1
-    assert first["step"] == 0 and "loss" not in first and first["held_out_loss"] > 0
+    assert 0 < first["step"] < 6 and first["held_out_loss"] > 0
     assert set(last) == {
         "step", "samples", "loss", "loss_by_t", "held_out_loss", "held_out_loss_ema", "grad_norm", "lr",
-        "samples_per_second", "data_wait", "skipped",
+        "samples_per_second", "data_wait", "skipped", "peak_memory_mib",
     }  # fmt: skip
     assert last["step"] == 6 and last["samples"] == 6 * 32
     assert len(last["loss_by_t"]) == 10 and all(loss is None or loss > 0 for loss in last["loss_by_t"])
     assert 0 < last["data_wait"] < 1 and last["samples_per_second"] > 0
+    assert 50 < last["peak_memory_mib"] < 1e5
 
 
 def test_the_same_command_again_continues_and_then_says_it_is_done(tmp_path, capsys):
     run = tmp_path / "run"
     train(run, "--train.stop-at", "3")
-    assert steps(run) == [0, 2, 3]
+    assert steps(run) == [2, 3]
     assert "goes on to step 6" in capsys.readouterr().out
     train(run)
     assert "continued from step 3" in capsys.readouterr().out
-    assert steps(run) == [0, 2, 3, 4, 6]
+    assert steps(run) == [2, 3, 4, 6]
     train(run)
     assert "already trained to step 6" in capsys.readouterr().out
-    assert steps(run) == [0, 2, 3, 4, 6]
+    assert steps(run) == [2, 3, 4, 6]
 
 
 def test_metrics_past_the_checkpoint_are_written_again_not_twice(tmp_path):
@@ -86,7 +87,7 @@ def test_metrics_past_the_checkpoint_are_written_again_not_twice(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:  # what a killed run leaves: lines past its checkpoint, half a line
         file.write('{"step": 5, "loss": 1}\n{"step": 6, "lo')
     train(run)
-    assert steps(run) == [0, 2, 4, 6]
+    assert steps(run) == [2, 4, 6]
 
 
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capsys):
@@ -113,7 +114,7 @@ def test_a_run_killed_before_its_second_checkpoint_starts_again_without_saying_a
     shutil.rmtree(run / "checkpoints" / "step_00000001")
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().splitlines()[1] + "\n\xff\n")
     train(run)
-    assert steps(run) == [0, 2, 4, 6]
+    assert steps(run) == [2, 4, 6]
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_started_over(tmp_path, capsys):
