@@ -126,7 +126,7 @@ def compare_figure(runs: dict[str, Records], path: Path) -> None:
 
 TRACES = {
     "lr": "learning rate", "grad_norm": "gradient norm", "samples_per_second": "samples/s",
-    "utilisation": "share of the speed of matrix products", "data_wait": "share of the time that data took",
+    "utilisation": "share of peak speed", "data_wait": "share of time in data",
     "peak_memory_mib": "peak memory, MiB",
 }  # fmt: skip
 """What is plotted of how a run went, and how it is called."""
