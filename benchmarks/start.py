@@ -2,9 +2,9 @@
 
     python benchmarks/start.py CONFIG [--KEY VALUE ...]
 
-The floor of a run on points is `import torch`; of one on pictures, torch, accelerate and diffusers imported and the same
-UNet2DModel constructed. Each in a process of its own, in turn, after one of each that is not counted; wall-clock and
-CPU seconds from the start of the process, medians and ranges of PAIRS.
+The floor of a run on points is `import torch`; of one on pictures, torch, accelerate and diffusers imported and the
+same UNet2DModel constructed. Each in a process of its own, in turn, after one of each that is not counted; wall-clock
+and CPU seconds from the start of the process, medians and ranges of PAIRS.
 """
 
 import json
