@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def digits() -> Listing:
     Their 17 grey levels 0 .. 16 are spread over 0 .. 255.
     Source: E. Alpaydin, C. Kaynak, 1998, "Optical Recognition of Handwritten Digits", UCI repository, CC BY 4.0.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    return of_arrays(pixels, bunch.target, [str(name) for name in bunch.target_names])
+    # the package's own file: it brings pandas and scipy along when it is imported
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return of_arrays(pixels, rows[:, -1].astype(int).tolist(), [str(digit) for digit in range(10)])
 
 
 NAMED: dict[str, Callable[[], Listing]] = {"digits": digits}
