@@ -22,7 +22,7 @@ from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import integrate
 from flowimg.flow.times import shift_times
 from flowimg.jobs.build import Batches, build_objective, build_solver, build_source, build_times, build_toy
-from flowimg.jobs.draw import BATCH, turns
+from flowimg.jobs.draw import BATCH, show, turns
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, write_text
 from flowimg.jobs.machine import alone, autocast, pick_device
 from flowimg.jobs.scores import describe
@@ -318,11 +318,17 @@ def _image_figures(run: Trained, how: Solving, seed: int) -> Iterator[tuple[Figu
         ways,
     )
     grids = run.folder.grids()
-    if len(grids) > 1:
-        yield (
-            Figure("growth.webp", "How it learned", "The same noise through the averaged weights, at each step kept."),
-            lambda path: growth_animation(grids, path),
-        )
+
+    def growth(path: Path) -> None:
+        seeds = range(run.config.grid.count)
+        start = path.with_name(".noise.png")
+        show(noise(seeds, run.facts.shape), turns(seeds, classes), run.config, start, "")
+        growth_animation([(0, start), *grids], path)
+        start.unlink()
+
+    if grids:
+        told = "Noise, and what the averaged weights made of it at each step kept."
+        yield Figure("growth.webp", "How it learned", told), growth
 
 
 # --- following the flow ----------------------------------------------------------------------------------------------

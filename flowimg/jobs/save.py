@@ -113,10 +113,10 @@ def keep_checkpoints(
             return
         end = stretch.is_last(state)
         if state.accelerator.is_main_process:
+            status.at("saving")
             settle(must=none)
             if average is None and config.field.kind == "unet":
                 average = copy.deepcopy(state.ema).cpu()
-            status.at("saving")
             writing = thread.submit(write, state.step, _snapshot(state, config, facts, fingerprint, last))
             if end:
                 settle(must=True)

@@ -318,10 +318,12 @@ def _report(config: Config, folder: RunFolder, batches: Batches, stretch: Stretc
     def callback(state: Training) -> None:
         nonlocal last
         now = time.monotonic()
-        if stretch.is_last(state) or state.step % config.train.sample_every or now - last < REPORT_SECONDS:
+        first = state.step == (stretch.began or 0) + 1  # one that can be opened early, but no step waits for
+        due = first or (state.step > 0 and state.step % config.train.sample_every == 0)
+        if stretch.is_last(state) or not due or now - last < REPORT_SECONDS:
             return
         try:
-            if last > -math.inf:  # at its start a run has no curves
+            if not first:  # at its start a run has no curves
                 draw_curves(folder, config, batches)
             write_report(folder, running=True)
         except Exception as error:  # a page is no reason to stop training
