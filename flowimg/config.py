@@ -23,15 +23,19 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Length = Annotated[float, Field(ge=0.001, le=0.28)]
 
 
-def _weights(value: Any, read: Callable[[Any], Any]) -> Any:
-    """One sentence for all that `Weights` may be."""
-    try:
-        return read(value)
-    except ValidationError:
-        raise ValueError(f"{value!r} is none of ema, raw and a length (0.001 to 0.28)") from None
+def _one_of(words: str) -> WrapValidator:
+    """One sentence for all that a setting of several types may be."""
+
+    def check(value: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(f"{value!r} is none of {words}") from None
+
+    return WrapValidator(check)
 
 
-Weights = Annotated[Literal["ema", "raw"] | Length, WrapValidator(_weights)]
+Weights = Annotated[Literal["ema", "raw"] | Length, _one_of("ema, raw and a length (0.001 to 0.28)")]
 
 
 class SettingsError(Exception):
@@ -294,11 +298,11 @@ class Train(Settings):
     """Samples an optimiser step, over all processes and micro-batches."""
     accumulation: Positive = 1
     """Micro-batches a step on each process."""
-    micro_batch: Positive | Literal["auto"] | None = None
+    micro_batch: Annotated[Positive | Literal["auto"] | None, _one_of("auto, null and a whole number above 0")] = None
     """Or: samples of a micro-batch; auto takes the most that fit the memory. The batch stays, the rest accumulates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network; weights, loss and averages stay fp32. fp16 needs a GPU."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: Annotated[bool | Literal["auto"], _one_of("true, false and auto")] = "auto"
     """Compile field and loss for speed: a minute or more before the first step; auto does on GPUs. Rounds otherwise."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by "no class", which guidance needs."""
