@@ -205,6 +205,14 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
             ["sample", "r", "--weights", "0.3"],
             "command line: weights: 0.3 is none of ema, raw and a length (0.001 to 0.28)",
         ),
+        (
+            ["train", "configs/digits.yaml", "--train.compile", "maybe"],
+            "command line: train.compile: 'maybe' is none of true, false and auto",
+        ),
+        (
+            ["train", "configs/digits.yaml", "--train.micro-batch", "0"],
+            "command line: train.micro_batch: 0 is none of auto, null and a whole number above 0",
+        ),
         (["ema", "r", "--length", "0.3"], "command line: length[0] is 0.3, but should be less than or equal to 0.28"),
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),
         (["evaluate", "r", "--max-off", ".nan"], "command line: max_off is nan, but should be a finite number"),
