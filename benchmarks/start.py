@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from flowimg.cli import _run_settings
+from flowimg.cli import run_settings
 from flowimg.jobs.build import build_field, build_source
 
 PAIRS = 5
@@ -65,7 +65,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         raise SystemExit(__doc__)
     args = [os.path.abspath(sys.argv[1]), *sys.argv[2:]]
-    config = _run_settings("train", args)
+    config = run_settings("train", args)
     floor = POINTS
     if config.data.kind == "images":
         field = build_field(config, build_source(config).facts)

@@ -50,7 +50,7 @@ Result = dict[str, Any] | None
 def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
     how, args = _start(args)
-    config = _run_settings("train", args)
+    config = run_settings("train", args)
     if how.dry_run:
         from flowimg.jobs.estimate import dry_run
 
@@ -62,7 +62,7 @@ def train(args: Sequence[str]) -> Result:
 
 def estimate(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   measure a step, a checkpoint, a grid: memory, disk and hours of the run"""
-    settings = _run_settings("estimate", args)
+    settings = run_settings("estimate", args)
     from flowimg.jobs.estimate import estimate
 
     return estimate(settings)
@@ -181,7 +181,7 @@ def data(args: Sequence[str]) -> Result:
         said = f"there is no flowimg data {args[0]}: {nearest(args[0], list(known))}" if args else "flowimg data needs"
         raise SettingsError(said if args else f"{said} one of {', '.join(known)}")
     if args[0] == "prepare":
-        settings = _run_settings("data prepare", args[1:])
+        settings = run_settings("data prepare", args[1:])
         from flowimg.jobs.data import prepare
 
         return prepare(settings)
@@ -198,7 +198,7 @@ def data(args: Sequence[str]) -> Result:
 
 def config(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
-    settings = _run_settings("config", args)
+    settings = run_settings("config", args)
     print(dump(settings), end="")
     return settings.model_dump(mode="json")
 
@@ -300,7 +300,7 @@ def _usage() -> str:
     )
 
 
-def _run_settings(verb: str, args: Sequence[str]) -> Config:
+def run_settings(verb: str, args: Sequence[str]) -> Config:
     """The settings of CONFIG with the overrides that follow it."""
     if not args or args[0].startswith("-"):
         if any(arg in ("-h", "--help") for arg in args):

@@ -47,8 +47,7 @@ def estimate(config: Config) -> dict[str, Any]:
     free_before = free_bytes(accelerator.device)
 
     state = start(accelerator, field, objective, data, recipe_of(config, accumulation), compiles(config))
-    if accelerator.num_processes > 1:
-        rehearse(state)
+    rehearse(state)
     taken = []
     for _ in range(3):  # the first is slow, in bf16 on a CPU the second too
         began = time.perf_counter()

@@ -13,9 +13,9 @@ from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
 from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.figures import Figure, add_figures
-from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, weights_name
+from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
-from flowimg.jobs.scores import describe, figures_of, finite, keep, made_how, protocol, text_of
+from flowimg.jobs.scores import describe, figures_of, finite, keep, made_by, made_how, protocol, text_of
 
 COUNT = {"points": 20_000, "images": 1000}
 """Samples, by kind of data."""
@@ -46,8 +46,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     leave_together()
     if found is None:
         return None
-    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
-    record = {**found, **how, "weights_sha256": run.sha256[:16]}
+    record = {**found, **made_by(settings, run)}
     keep(run.folder, record)
     print(protocol(settings.run, record))
     for name, value in figures_of(record).items():

@@ -17,7 +17,7 @@ from flowimg.jobs.build import build_solver, build_source, build_times, build_to
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, open_run, weights_name
 from flowimg.jobs.machine import alone, autocast, pick_device
-from flowimg.jobs.scores import describe, finite, keep, made_how
+from flowimg.jobs.scores import describe, finite, keep, made_by, made_how
 
 COUNT = {"points": 10_000, "images": 100}
 BATCH = {"points": 10_000, "images": 50}
@@ -35,8 +35,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     if points and (settings.split or settings.probes != 1):
         raise SettingsError("--split and --probes are for runs on images: points are drawn afresh, and exact")
     found = (_points if points else _pictures)(settings, run)
-    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
-    record = {**found, **how, "weights_sha256": run.sha256[:16]}
+    record = {**found, **made_by(settings, run)}
     keep(run.folder, record)
     probed = "exact divergence" if points else f"Hutchinson, {settings.probes} probe(s) each"
     print(

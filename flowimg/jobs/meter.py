@@ -4,6 +4,7 @@ import sys
 import time
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 SIZES = {"cuda": 8192}
@@ -37,6 +38,14 @@ def pass_flops(field: nn.Module, shape: tuple[int, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
         field(x, t)
     return 3 * int(counter.get_total_flops())
+
+
+def samples_at_peak(accelerator: Accelerator, field: nn.Module, shape: tuple[int, ...]) -> float:
+    """Samples a second of all processes, if their network ran as fast as matrix products do on this one's device."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    with accelerator.autocast():
+        needed = pass_flops(field, shape)
+    return accelerator.num_processes * product_flops(accelerator.device, dtype) / needed
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowimg.config import Solving
-from flowimg.jobs.folder import RunFolder
+from flowimg.config import Drawing, Solving
+from flowimg.jobs.folder import RunFolder, Trained, weights_name
 
 SHARES = ("precision", "recall", "coverage", "agreement", "judge")
 """Figures that are shares of 1."""
@@ -25,6 +25,16 @@ def made_how(how: Solving, seeds: Sequence[int], nfe: int) -> dict[str, Any]:
         "nfe": nfe,
         "guidance": how.guidance,
         "guidance_interval": list(how.guidance_interval),
+    }
+
+
+def made_by(settings: Drawing, run: Trained) -> dict[str, Any]:
+    """What samples were made by: the weights, and the arithmetic."""
+    return {
+        "step": run.step,
+        "weights": weights_name(settings.weights),
+        "arithmetic": settings.precision,
+        "weights_sha256": run.sha256[:16],
     }
 
 

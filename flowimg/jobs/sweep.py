@@ -18,7 +18,7 @@ from flowimg.jobs.evaluate import COUNT, measure_points, yard_of
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, weights_name, write_text
 from flowimg.jobs.machine import autocast, leave_together
-from flowimg.jobs.scores import describe, distance_in, finite, made_how, protocol
+from flowimg.jobs.scores import describe, distance_in, finite, made_by, made_how, protocol
 
 CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
 """How the flow is followed that the others are compared with."""
@@ -175,8 +175,7 @@ def _guidance(
 
 def _line(settings: Evaluate, run: Trained, found: dict[str, Any]) -> str:
     """The protocol line of one of a sweep, for what all of them share."""
-    how = {"step": run.step, "weights": weights_name(settings.weights), "arithmetic": settings.precision}
-    return protocol(settings.run, {**found, **how, "weights_sha256": run.sha256[:16]})
+    return protocol(settings.run, {**found, **made_by(settings, run)})
 
 
 def _kept(run: Trained, settings: Evaluate, figure: Figure, found: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
-from flowimg.flow.objective import Objective
+from flowimg.flow.objective import Objective, flow_matching_loss
 from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures import draw_figures
@@ -128,6 +128,7 @@ def _train(
     stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
+    compiled = compiles(config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -157,7 +158,7 @@ def _train(
         batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
-    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiles(config))
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiled)
     state.offset = offset
     _feed(state, batches, stack)
     if checkpoint:
@@ -187,7 +188,7 @@ def _train(
     for line in _launcher_differs(config):
         say(f"warning   {line}")
     status.at("first passes")
-    if accelerator.num_processes > 1 and began < until:
+    if began < until:
         rehearse(state)
     _banner(say, config, source, batches, state, until)
     if began >= until:
@@ -487,7 +488,8 @@ def _banner(
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "
-        f"{torch.get_num_threads()} threads each, {train.precision}{', compiled' if compiles(config) else ''}"
+        f"{torch.get_num_threads()} threads each, {train.precision}"
+        f"{'' if state.loss is flow_matching_loss else ', compiled'}"
     )
     say(f"data      {source.story}; trained on as {shape}")
     kind: str = config.field.kind

@@ -23,7 +23,7 @@ from flowimg.jobs.draw import draw, show, turns
 from flowimg.jobs.evaluate import find_yard, measure_points
 from flowimg.jobs.figures import draw_curves
 from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.meter import pass_flops, peak_memory, product_flops
+from flowimg.jobs.meter import peak_memory, samples_at_peak
 from flowimg.jobs.report import write_report
 from flowimg.jobs.save import keep_averages, keep_checkpoints
 from flowimg.jobs.scores import distance_in, figures_of, keep, made_how
@@ -93,7 +93,7 @@ def _metrics(
             state.window = Window()
             # points are too small for it to say anything; known after the first steps, which wait for nothing
             if config.data.kind == "images" and state.accelerator.is_main_process:
-                full_speed = full_speed or _full_speed(state, config, tuple(held_out.x_1.shape[1:]))
+                full_speed = full_speed or samples_at_peak(state.accelerator, state.ema, held_out.x_1.shape[1:])
                 record["utilisation"] = record["samples_per_second"] / full_speed
             if state.accelerator.is_main_process:
                 last.clear()
@@ -108,15 +108,6 @@ def _metrics(
         progress(state, record)
 
     return callback
-
-
-def _full_speed(state: Training, config: Config, shape: tuple[int, ...]) -> float:
-    """Samples a second of all processes at the speed of matrix products on this one's device, alone."""
-    device = state.accelerator.device
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
-    with state.accelerator.autocast():
-        needed = pass_flops(state.ema, shape)
-    return state.accelerator.num_processes * product_flops(device, dtype) / needed
 
 
 def append(folder: RunFolder, lines: str) -> None:
@@ -319,7 +310,7 @@ def _report(config: Config, folder: RunFolder, batches: Batches, stretch: Stretc
         nonlocal last
         now = time.monotonic()
         first = state.step == (stretch.began or 0) + 1  # one that can be opened early, but no step waits for
-        due = first or (state.step > 0 and state.step % config.train.sample_every == 0)
+        due = first or stretch.due(state, config.train.sample_every)
         if stretch.is_last(state) or not due or now - last < REPORT_SECONDS:
             return
         try:

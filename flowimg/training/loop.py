@@ -295,11 +295,13 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def rehearse(state: Training) -> None:
-    """A backward pass thrown away.
+    """On several processes, a backward pass thrown away.
 
-    On several processes it must come before the first step: DDP sums gradients in another order before it has rebuilt
+    It must come before the first step: DDP sums gradients in another order before it has rebuilt
     its buckets, and a run that goes on would not be the run that never stopped.
     """
+    if state.accelerator.num_processes == 1:
+        return
     state.wrapped.train()
     for places in state.micro_batches():
         draw = state.objective.draw(state.data, state.step, places)
