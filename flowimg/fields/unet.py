@@ -17,6 +17,7 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from flowimg.fields.mlp import class_rows
+from flowimg.fields.quick import quicken
 from flowimg.flow.objective import Cond
 
 HEAD = 64
@@ -71,7 +72,7 @@ class UNetField(nn.Module):
         self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False, numbers: int = 0
     ) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = quicken(unet)
         self.num_classes = num_classes
         # without bias: 0 numbers add 0, so that the network alone is the field of pictures as they are
         self.augment = nn.Linear(numbers, unet.time_embedding.linear_2.out_features, bias=False) if numbers else None
