@@ -2,12 +2,12 @@
 
     python benchmarks/quality.py FOLDER OUT recipes      ours, torchcfm's, Meta's; three learning rates each
     python benchmarks/quality.py FOLDER OUT seeds        the three at their best rates, three seeds
-    python benchmarks/quality.py FOLDER OUT ablation     one change of ours at a time, three seeds, an eighth
+    python benchmarks/quality.py FOLDER OUT ablation     one change of ours at a time, three seeds, an eighth, 16 x 16
     python benchmarks/quality.py FOLDER OUT precision    ours in fp32 and bf16, three seeds, a quarter
 
-The last two see so much of the pictures alone. FOLDER holds the parquet files of the data set. What is trained or
-evaluated already is not again, so several may run side by side, each with its share: --of 2 --part 0. At the end, or
-with --table, the table.
+The last two see so much of the pictures alone; the ablation has them at half the side, and three of the four levels.
+FOLDER holds the parquet files of the data set. What is trained or evaluated already is not again, so several may run
+side by side, each with its share: --of 2 --part 0. At the end, or with --table, the table.
 
 Run with OMP_NUM_THREADS=1: CPU seconds are then those of one core.
 """
@@ -134,7 +134,12 @@ def runs(what: str, source: str, out: Path) -> list[tuple[str, Config, tuple[str
     for seed in (0, 1, 2):
         for name, (recipe, more) in ABLATIONS.items():
             folder = out / name.replace(" ", "_").replace(",", "")
-            config = plan(source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8, **more)
+            rest = {name: value for name, value in more.items() if name not in ("data", "field")}
+            config = plan(
+                source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8,
+                data={"size": 16, "resize": "pad", **more.get("data", {})},
+                field={"channels": [32, 64, 128], **more.get("field", {})}, **rest,
+            )  # fmt: skip
             found.append((name, config, ("ema",)))
             if name == "ours":
                 found += [(f"average of length {length}", config, (length,)) for length in LENGTHS]
