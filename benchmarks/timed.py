@@ -8,7 +8,7 @@ from flowimg.config import Config, Evaluate, load
 from flowimg.jobs.evaluate import evaluate
 from flowimg.jobs.folder import RunFolder, weights_name
 from flowimg.jobs.scores import made_how
-from flowimg.jobs.train import train
+from flowimg.jobs.train import settled, train
 
 
 def cpu_seconds(config: Config) -> float:
@@ -19,7 +19,7 @@ def cpu_seconds(config: Config) -> float:
     """
     folder = RunFolder(Path(str(config.run)))
     spent = folder.path / "cpu_seconds.json"
-    if folder.config.exists() and load(str(folder.config)) != config:
+    if folder.config.exists() and load(str(folder.config)) != settled(config):
         raise SystemExit(f"{folder.path} is a run of other settings: delete it, or give another OUT")
     if not spent.exists():
         if folder.checkpoints.exists():

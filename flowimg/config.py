@@ -300,8 +300,8 @@ class Train(Settings):
     """Micro-batches a step on each process."""
     micro_batch: Annotated[Positive | Literal["auto"] | None, _one_of("auto, null and a whole number above 0")] = None
     """Or: samples of a micro-batch; auto takes the most that fit the memory. The batch stays, the rest accumulates."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network; weights, loss and averages stay fp32. fp16 needs a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; all else stays fp32. auto: bf16 for U-Nets on what is fast in it. fp16 needs a GPU."""
     compile: Annotated[bool | Literal["auto"], _one_of("true, false and auto")] = "auto"
     """Compile field and loss for speed: a minute or more before the first step; auto does on GPUs. Rounds otherwise."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -447,8 +447,8 @@ class Drawing(Solving):
     """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
 
 
 class Sample(Drawing):
@@ -495,8 +495,8 @@ class Play(Settings):
     """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
     step: Annotated[int, Field(ge=0)] | None = None
     """The checkpoint of this step instead of the newest."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is about three times faster on the CPUs and GPUs that have it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The address that the page is served at; this one is seen from this machine alone."""
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
@@ -534,6 +534,8 @@ class Interpolate(Drawing):
 class Invert(Drawing):
     """Carry pictures back to their noise, and forth again."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; what is followed back to its noise is followed exactly, unless bf16 is asked for."""
     pictures: tuple[str, ...] = ()
     """Files of pictures; they are cut and scaled as the run's data were."""
     solver: Solver = "dopri5"
@@ -621,6 +623,8 @@ class Evaluate(Drawing):
 class Likelihood(Drawing):
     """Measure the density that a run's field gives to data: nats, or bits a dimension."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; what is followed back to its noise is followed exactly, unless bf16 is asked for."""
     count: Positive | None = None
     """How many; by default 10,000 fresh points or 100 pictures."""
     split: str | None = None

@@ -154,7 +154,7 @@ def test_a_wrong_value_is_refused_with_its_key_and_itself(text, key, value, refu
     [
         ("grid: {solver: eulr}", "grid.solver is 'eulr': did you mean euler?"),
         ("data: {kind: points, source: chekerboard}", "did you mean checkerboard?"),
-        ("train: {precision: int8}", "train.precision is 'int8': allowed are fp32, bf16, fp16"),
+        ("train: {precision: int8}", "train.precision is 'int8': allowed are auto, fp32, bf16, fp16"),
         ("train: {precision: 32}", "train.precision is 32: did you mean fp32?"),
     ],
 )

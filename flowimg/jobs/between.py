@@ -19,7 +19,7 @@ from flowimg.flow.solvers import integrate
 from flowimg.jobs.build import build_solver, build_times
 from flowimg.jobs.draw import BATCH
 from flowimg.jobs.folder import Trained, check_guidance, open_run
-from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.machine import DrawingT, alone, autocast, pick_device, settle
 from flowimg.jobs.sample import find_label, how_name
 from flowimg.sampling.generate import between, noise, to_uint8
 
@@ -27,7 +27,7 @@ from flowimg.sampling.generate import between, noise, to_uint8
 def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
     alone("interpolate")
-    run = _open(settings)
+    settings, run = _open(settings)
     label = find_label(settings.label, run)
     check_guidance(settings.guidance, run.facts, run.config)
     ends = noise(settings.seeds, run.facts.shape)
@@ -58,7 +58,7 @@ def invert(settings: Invert) -> dict[str, Any]:
     alone("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
-    run = _open(settings)
+    settings, run = _open(settings)
     label = find_label(settings.label, run)
     check_guidance(settings.guidance, run.facts, run.config)
     data = run.config.data
@@ -94,11 +94,11 @@ def invert(settings: Invert) -> dict[str, Any]:
     return {"run": settings.run, "step": run.step, **where, "nfe": nfe, "pictures": told}
 
 
-def _open(settings: Drawing) -> Trained:
+def _open(settings: DrawingT) -> tuple[DrawingT, Trained]:
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     if run.config.data.kind != "images":
         raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
-    return run
+    return settle(settings, run.config), run
 
 
 def _new_folder(out: str | None, usual: Path) -> Path:

@@ -19,7 +19,7 @@ from flowimg.jobs.evaluate import evaluate
 from flowimg.jobs.machine import MachineError
 from flowimg.jobs.memory import fixed_bytes, free_bytes, kept_bytes
 from flowimg.jobs.sample import sample
-from flowimg.jobs.train import compiles, cut, lengths_of, open_accelerator, recipe_of, train
+from flowimg.jobs.train import compiles, cut, lengths_of, open_accelerator, recipe_of, settled, train
 from flowimg.jobs.watch import span
 from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
 from flowimg.training.loop import rehearse, start, state_tensors, train_step
@@ -34,6 +34,7 @@ def estimate(config: Config) -> dict[str, Any]:
     Returns:
         Bytes, seconds and hours by name.
     """
+    config = settled(config)
     assert config.run is not None
     accelerator = open_accelerator(config)
     source = build_source(config)

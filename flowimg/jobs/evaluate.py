@@ -14,7 +14,7 @@ from flowimg.jobs.build import DataFacts, build_toy
 from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
-from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
+from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
 from flowimg.jobs.scores import describe, figures_of, finite, keep, made_by, made_how, protocol, text_of
 
 COUNT = {"points": 20_000, "images": 1000}
@@ -33,6 +33,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     """Score a run's samples, print the scores with how they were made, and keep them in RUN/evaluations.jsonl."""
     state = processes("evaluate")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
+    settings = settle(settings, run.config)
     points = run.config.data.kind == "points"
     _check(settings, run, points)
     if points and state.num_processes > 1:

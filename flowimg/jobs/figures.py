@@ -24,7 +24,7 @@ from flowimg.flow.times import shift_times
 from flowimg.jobs.build import Batches, build_objective, build_solver, build_source, build_times, build_toy
 from flowimg.jobs.draw import BATCH, show, turns
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run, write_text
-from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.machine import alone, autocast, pick_device, settle
 from flowimg.jobs.scores import describe
 from flowimg.sampling.generate import between, noise, to_uint8
 
@@ -58,6 +58,7 @@ def figures(settings: Figures) -> dict[str, Any]:
     alone("figures")
     device = pick_device()
     run = open_run(settings.run, settings.weights, settings.step, device)
+    settings = settle(settings, run.config)
     check_guidance(settings.guidance, run.facts, run.config)
     with autocast(device, settings.precision):
         drawn = draw_figures(run, settings, settings.seed, None)

@@ -16,7 +16,7 @@ from flowimg.flow.randomness import generator
 from flowimg.jobs.build import build_solver, build_source, build_times, build_toy, check_same
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import Trained, open_run, weights_name
-from flowimg.jobs.machine import alone, autocast, pick_device
+from flowimg.jobs.machine import alone, autocast, pick_device, settle
 from flowimg.jobs.scores import describe, finite, keep, made_by, made_how
 
 COUNT = {"points": 10_000, "images": 100}
@@ -31,6 +31,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     alone("likelihood")
     device = pick_device()
     run = open_run(settings.run, settings.weights, settings.step, device)
+    settings = settle(settings, run.config)
     points = run.config.data.kind == "points"
     if points and (settings.split or settings.probes != 1):
         raise SettingsError("--split and --probes are for runs on images: points are drawn afresh, and exact")

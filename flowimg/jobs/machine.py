@@ -6,12 +6,16 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 
 from flowimg import __version__
+from flowimg.config import Config, Drawing, UNet
+
+DrawingT = TypeVar("DrawingT", bound=Drawing)
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that fetches data or draws; ten minutes, NCCL's own, are soon over."""
@@ -103,6 +107,29 @@ def check_launch(processes: int, verb: str) -> None:
             f"{launched} processes were launched, but each sees only itself and would write the same files: on a CPU "
             f"launch with `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N scripts/{verb}.py`"
         )
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether a device has units for products in bf16: then they are some times as fast as in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:  # not Linux
+        return False
+    return device.type == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+
+
+def settle_precision(asked: str, config: Config) -> str:
+    """The arithmetic that is asked for; `auto` is bf16 for U-Nets where the device is fast in it, else fp32."""
+    if asked != "auto":
+        return asked
+    return "bf16" if isinstance(config.field, UNet) and fast_in_bf16(pick_device()) else "fp32"
+
+
+def settle(settings: DrawingT, config: Config) -> DrawingT:
+    """The same settings of a verb that draws, its arithmetic settled for this run and this device."""
+    return settings.model_copy(update={"precision": settle_precision(settings.precision, config)})
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

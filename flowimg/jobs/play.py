@@ -21,7 +21,7 @@ from flowimg.flow.solvers import integrate
 from flowimg.jobs.build import build_solver, build_times
 from flowimg.jobs.figures import between_steps
 from flowimg.jobs.folder import Trained, open_run, weights_name
-from flowimg.jobs.machine import MachineError, alone, autocast, pick_device
+from flowimg.jobs.machine import MachineError, alone, autocast, pick_device, settle_precision
 
 STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
 """The most that the page may ask for."""
@@ -46,7 +46,7 @@ def play(settings: Play) -> dict[str, Any]:
         raise MachineError("flowimg play needs Gradio: pip install -e '.[play]'") from None
     port = _free_port(settings.host, settings.port)
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
-    page = build_page(run, settings.precision)
+    page = build_page(run, settle_precision(settings.precision, run.config))
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     with redirect_stdout(StringIO()):  # its own words name other addresses
         page.launch(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from flowimg.config import Drawing, Sample, SettingsError, nearest
 from flowimg.jobs.draw import share, show, stream, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run, weights_name, write_text
-from flowimg.jobs.machine import MachineError, autocast, leave_together, processes
+from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
 from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
 from flowimg.sampling.generate import to_uint8
 
@@ -26,6 +26,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     """Draw samples, write them and a grid of them, and say where they are."""
     state = processes("sample")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
+    settings = settle(settings, run.config)
     points = run.config.data.kind == "points"
     if points and settings.format in ("png", "parquet"):
         raise SettingsError(f"--format {settings.format} is for pictures: points are written as npz or npy")

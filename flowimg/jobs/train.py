@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from flowimg import __version__
-from flowimg.config import Config, SettingsError, Start, UNet, dump
+from flowimg.config import Config, SettingsError, Start, UNet, dump, load
 from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW
@@ -37,6 +37,7 @@ from flowimg.jobs.machine import (
     keep_memory,
     leave_together,
     pick_device,
+    settle_precision,
 )
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
 from flowimg.jobs.report import write_report
@@ -74,6 +75,7 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
     assert config.run is not None
     how = how or Start()
     folder = RunFolder(Path(config.run))
+    config = settled(config)
     changes = check_folder(folder, config, how)
     wishes = Wishes()
     status = Status(folder, config.train.steps, wishes)
@@ -87,6 +89,16 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
         early = status.step < config.train.steps
         status.end("done", f"ended at step {status.step} as train.stop_at asks" if early else None, 0)
         return result
+
+
+def settled(config: Config) -> Config:
+    """The same run with its arithmetic settled: by the run, if it was begun before, else by the device."""
+    file = RunFolder(Path(str(config.run))).config
+    asked = config.train.precision
+    if asked == "auto" and file.exists():
+        asked = load(str(file)).train.precision
+    train = config.train.model_copy(update={"precision": settle_precision(asked, config)})
+    return config.model_copy(update={"train": train})
 
 
 def _held(folder: RunFolder, first: bool) -> Any:

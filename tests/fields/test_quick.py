@@ -31,7 +31,7 @@ def far(a: Tensor | None, b: Tensor | None) -> float:
 @needs_compiler
 @settings(deadline=None, max_examples=30)
 @given(
-    images=st.integers(1, 5), side=st.sampled_from([1, 2, 3, 8]), groups=st.sampled_from([1, 2, 32]),
+    images=st.integers(1, 5), side=st.sampled_from([2, 3, 8]), groups=st.sampled_from([1, 2, 32]),
     wide=st.integers(2, 5), silu=st.booleans(), shifted=st.booleans(), mean=st.sampled_from([0.0, 30.0]),
     seed=st.integers(0, 2**31),
 )  # fmt: skip

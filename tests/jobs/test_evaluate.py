@@ -20,7 +20,7 @@ from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.sweep import least
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--count", "40", "--num-steps", "2")
+QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from flowimg.sampling.generate import noise
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 5
-HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2"]
+HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2", "--precision", "fp32"]
 
 TWICE = f"""
 import runpy, sys
