@@ -12,7 +12,6 @@ not counted, as many steps of each as take about SECONDS; medians, with the leas
 forward passes. Needs a machine with nothing else to do.
 """
 
-import copy
 import os
 import statistics
 import sys
@@ -32,7 +31,7 @@ from flowimg.config import Config
 from flowimg.fields.unet import UNetField, empty_unet
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import build_field, build_source
+from flowimg.jobs.build import DataFacts, build_field, build_source
 from flowimg.jobs.folder import open_run
 from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
 from flowimg.jobs.train import train
@@ -46,15 +45,25 @@ class Enough(Exception):
     """All pairs are measured."""
 
 
-def stock(field: nn.Module) -> nn.Module:
-    """The same network and weights, its modules as diffusers has them."""
-    if not isinstance(field, UNetField):
-        return copy.deepcopy(field)
-    unet = empty_unet(field.architecture())
-    unet.load_state_dict(field.unet.state_dict())
-    bare = copy.deepcopy(field)
-    bare.unet = unet.to(next(field.parameters()).device)
-    return bare
+class Stock(nn.Module):
+    """The network of a field and its weights, its modules as diffusers has them."""
+
+    def __init__(self, field: UNetField) -> None:
+        super().__init__()
+        self.unet = empty_unet(field.architecture()).to(next(field.parameters()).device)
+        self.unet.load_state_dict(field.unet.state_dict())
+        self.none = field.num_classes
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        rows = None if labels is None else torch.where(labels < 0, self.none, labels)
+        return -self.unet(x, 1000 * (1 - t), class_labels=rows).sample
+
+
+def stock(field: nn.Module, config: Config, facts: DataFacts) -> nn.Module:
+    """What is stepped without flowimg; for points it is our own network, as nothing else has it."""
+    # a copy of the field would keep the autocast that accelerate put around its forward
+    bare = Stock(field) if isinstance(field, UNetField) else build_field(config, facts)
+    return bare.to(next(field.parameters()).device)
 
 
 def bare_step(field: nn.Module, x: Tensor, labels: Tensor | None, precision: str) -> Callable[[], None]:
@@ -85,8 +94,9 @@ def timed(work: Callable[[], Any], times: int = 1) -> float:
 class Beside:
     """In place of `train_step`: its steps as they are, and after each so many of them, as many of the floors."""
 
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.precision = settle_precision(config.train.precision, config)
         self.step = loop.train_step
         self.floors: dict[str, Callable[[], None]] = {}
         self.found: dict[str, list[float]] = {}
@@ -101,9 +111,10 @@ class Beside:
         self.done += 1
 
     def _begin(self, state: Any) -> None:
+        facts = build_source(self.config).facts
         draw = state.objective.draw(state.data, state.step, state.micro_batches()[0])
         for precision in dict.fromkeys((self.precision, "fp32")):
-            field = stock(state.field).train()
+            field = stock(state.field, self.config, facts).train()
             self.floors[f"floor, {precision}"] = bare_step(field, draw.x_1, draw.cond, precision)
         self.began = time.perf_counter()
 
@@ -125,7 +136,7 @@ class Beside:
 
 def training(config: Config) -> dict[str, list[float]]:
     """Seconds a step, by what was stepped."""
-    beside = Beside(settle_precision(config.train.precision, config))
+    beside = Beside(config)
     loop.train_step = beside
     with suppress(Enough):
         train(config)
@@ -143,7 +154,7 @@ def sampling(config: Config) -> dict[str, list[float]]:
     else:
         facts = build_source(config).facts
         field = build_field(config, facts).to(device).eval()
-    bare = stock(field).eval()
+    bare = stock(field, config, facts).eval()
     x, t = torch.randn(SAMPLES, *facts.shape, device=device), torch.rand(SAMPLES, device=device)
     labels = torch.arange(SAMPLES) % len(facts.classes) if facts.classes else None
     given = None if labels is None else labels.to(device)

@@ -308,6 +308,8 @@ class Train(Settings):
     """Share of labels replaced by "no class", which guidance needs."""
     log_every: Positive = 100
     """Steps between lines of metrics.jsonl."""
+    held_out_every: Positive | None = None
+    """Steps between the lines that also tell the held-out losses; by default such that these cost 2 % of the time."""
     sample_every: Positive = 1000
     """Steps between sample grids."""
     evaluate_every: Positive | None = None

@@ -3,7 +3,10 @@
 import yaml
 
 UNET = {"kind": "unet", "channels": [32, 64], "layers": 1, "zero_output": False}
-QUICK = {"steps": 2, "batch_size": 16, "log_every": 1, "sample_every": 2, "checkpoint_every": 2, "precision": "fp32"}
+QUICK = {
+    "steps": 2, "batch_size": 16, "log_every": 1, "held_out_every": 1, "sample_every": 2, "checkpoint_every": 2,
+    "precision": "fp32",
+}  # fmt: skip
 
 
 def write_settings(path, *, labels=True, field=UNET, train=(), data=None, **more):

@@ -33,6 +33,8 @@ from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import track_numbers, track_picture
 from flowimg.training.loop import Callback, Training, Window
 
+LOOK = 0.02
+"""Share of the time of the steps that looks at the held-out data may take."""
 REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
@@ -82,6 +84,7 @@ def _metrics(
 ) -> Callback:
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
     held_out = _held_out_draw(config, batches)
+    often = looks_every(config, len(held_out.t))
     waiting: list[str] = []
     full_speed: float | None = None  # samples a second, if the network were matrix products alone
 
@@ -89,7 +92,9 @@ def _metrics(
         nonlocal full_speed
         record = None
         if stretch.due(state, config.train.log_every):
-            record = _record(state, held_out)
+            step, every = state.step, config.train.log_every
+            looks = step // often > (step - every) // often or stretch.is_last(state)
+            record = _record(state, held_out if looks else None)
             state.window = Window()
             # points are too small for it to say anything; known after the first steps, which wait for nothing
             if config.data.kind == "images" and state.accelerator.is_main_process:
@@ -126,6 +131,14 @@ def append(folder: RunFolder, lines: str) -> None:
         raise
 
 
+def looks_every(config: Config, count: int) -> int:
+    """Steps between looks at so many held-out samples: two fields go forward, which is a third of a step of each."""
+    train = config.train
+    if train.keep_best and train.keep_best != "loss":  # at every checkpoint it must be known
+        return train.log_every
+    return train.held_out_every or math.ceil(2 * count / 3 / (LOOK * train.batch_size))
+
+
 def _held_out_draw(config: Config, batches: Batches) -> Draw:
     """The held-out data with noise and times that never change, so that losses compare across steps and runs."""
     x_1, cond = batches.held_out(config.data.held_out)
@@ -148,7 +161,7 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     return float(torch.cat(losses).mean())
 
 
-def _record(state: Training, held_out: Draw) -> dict[str, Any]:
+def _record(state: Training, held_out: Draw | None) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, accelerator = state.window, state.accelerator
     record: dict[str, Any] = {"step": state.step, "samples": state.samples}
@@ -174,8 +187,9 @@ def _record(state: Training, held_out: Draw) -> dict[str, Any]:
             "samples_per_second": window.steps * state.objective.batch_size / window.seconds,
             "data_wait": window.data_seconds / window.seconds,
         }
-    record["held_out_loss"] = _finite(_held_out_loss(state, state.field, held_out))
-    record["held_out_loss_ema"] = _finite(_held_out_loss(state, state.ema, held_out))
+    if held_out is not None:
+        record["held_out_loss"] = _finite(_held_out_loss(state, state.field, held_out))
+        record["held_out_loss_ema"] = _finite(_held_out_loss(state, state.ema, held_out))
     return record
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from tiny import write_settings
 
 from flowimg.cli import main
 
@@ -53,8 +54,23 @@ def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
     assert json.loads((run / "environment.json").read_text())["processes"] == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        # 2 of 8 forward, a third of a step each, are 2 % of 17 steps of 16
+        ([], [17, 20]), (["--train.held-out-every", "4"], [4, 8, 12, 16, 20]),
+        (["--train.held-out-every", "3", "--train.log-every", "5"], [5, 10, 15, 20]),
+        (["--train.keep-best", "held_out_loss"], list(range(1, 21))),
+    ],
+)  # fmt: skip
+def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(more, told, tmp_path):
+    config = write_settings(tmp_path / "a.yaml", train={"steps": 20, "held_out_every": None, "sample_every": 20})
+    main(["train", str(config), "--run", str(tmp_path / "run"), *more])
+    assert [line["step"] for line in lines(tmp_path / "run") if line.get("held_out_loss_ema")] == told
+
+
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
-    train(tmp_path / "run")
+    train(tmp_path / "run", "--train.held-out-every", "1")
     event, first, *_, last = lines(tmp_path / "run")
     assert event["event"] == "start" and event["step"] == 0 and event["processes"] == 1
     assert 0 < first["step"] < 6 and first["held_out_loss"] > 0
