@@ -82,7 +82,7 @@ def cut_runs(tmp_path_factory):
 
     def cut(name, start, *more, scale=1):
         run(*start, recorder, folder / f"{name}-draws", scale, "train", config, "--run", folder / name,
-            "--optim.clip", "None", *more, ACCELERATE_USE_CPU="true")  # fmt: skip
+            "--train.precision", "fp32", "--optim.clip", "None", *more, ACCELERATE_USE_CPU="true")  # fmt: skip
 
     cut("one", [sys.executable])
     cut("accumulated", [sys.executable], "--train.accumulation", 4)

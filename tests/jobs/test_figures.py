@@ -85,6 +85,8 @@ def test_the_last_state_is_the_sample_of_the_seed(tiny, tmp_path):
             "5",
             "--guidance",
             "2",
+            "--precision",
+            "fp32",
             "--out",
             str(tmp_path / "s"),
         ]
