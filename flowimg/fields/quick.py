@@ -36,17 +36,22 @@ class Library:
 
     def __init__(self) -> None:
         self._functions: Any = None
-        self._folder = TemporaryDirectory(prefix="flowimg-")
         self._compiler: subprocess.Popen[bytes] | None = None
-        if (found := shutil.which("cc") or shutil.which("gcc")) and sys.platform == "linux":
+        found = shutil.which("cc") or shutil.which("gcc")
+        if found is None or sys.platform != "linux":
+            return
+        try:
+            self._folder = TemporaryDirectory(prefix="flowimg-")
             made = Path(self._folder.name) / "norm.o"
             self._compiler = subprocess.Popen(
                 [found, *FLAGS, "-c", str(SOURCE), "-o", str(made)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            # linked without -fopenmp, that it finds torch's own threads, and starts no others beside them
-            self._link = [found, "-shared", str(made), "-o", str(made.with_suffix(".so")), "-lm"]
-            atexit.register(self.functions)
+        except OSError:  # no folder to write to, or nothing that can be run
+            return
+        # linked without -fopenmp, that it finds torch's own threads, and starts no others beside them
+        self._link = [found, "-shared", str(made), "-o", str(made.with_suffix(".so")), "-lm"]
+        atexit.register(self.functions)
 
     def functions(self) -> Any:
         """The two functions; None if they cannot be had here."""
