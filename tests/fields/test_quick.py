@@ -54,13 +54,17 @@ def test_norm_is_group_norm_in_float64(
     wanted.backward(dy.double())
 
     assert far(y, wanted) < STEP
-    for part, truth in zip((x, e, weight, bias), exact, strict=True):
+    # group norm takes most of a gradient out again where a group is small: what is left is as exact as its terms were
+    spread = whole.detach().unflatten(1, (groups, wide)).var((2, 3, 4), unbiased=False)
+    steep = ((spread + 1e-5) ** -0.5).repeat_interleave(wide, 1)[:, :, None, None]
+    terms = 1.1 * steep * exact[2].detach().abs()[None, :, None, None] * dy.double().abs()  # type: ignore[union-attr]
+    scales = (terms.norm(), terms.sum((2, 3)).norm(), 0.0, 0.0)
+    for part, truth, scale in zip((x, e, weight, bias), exact, scales, strict=True):
         if part is not None:
             assert truth is not None
             assert truth.grad is not None
-            # what group norm takes out again leaves a gradient that is next to nothing beside its terms
-            rest = 1e-4 * float(dy.double().norm() * truth.grad.numel() ** 0.5) / float(truth.grad.norm() + 1e-30)
-            assert far(part.grad, truth.grad) < STEP + rest
+            error = (part.grad.double() - truth.grad).norm()  # type: ignore[union-attr]
+            assert error <= STEP * max(float(scale), float(truth.grad.norm())) + 1e-5
 
 
 @needs_compiler
