@@ -131,7 +131,6 @@ def _fits(x: Tensor, module: nn.GroupNorm) -> bool:
         and x.device.type == "cpu"
         and x.dim() == 4
         and module.weight.dtype == torch.float32
-        and module.num_channels <= MOST
         and not torch.compiler.is_compiling()
         and library().functions() is not None
     )
@@ -159,7 +158,11 @@ class QuickBlock(ResnetBlock2D):  # type: ignore[misc]
         else:
             h = _norm(self.norm2, h, e, silu=True)
         h = self.conv2(self.dropout(h))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        if self.conv_shortcut is not None:
+            # by way of a matrix its gradient has the weight's own strides, or DDP would copy it and warn
+            weight = self.conv_shortcut.weight.flatten(1)[:, :, None, None]
+            x = F.conv2d(x, weight, self.conv_shortcut.bias)
+        return x + h
 
 
 class QuickUpsample(Upsample2D):  # type: ignore[misc]
@@ -181,7 +184,7 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
     if not torch.cuda.is_available():
         library()
     for module in unet.modules():
-        if type(module) is nn.GroupNorm:
+        if type(module) is nn.GroupNorm and _holds(module):
             module.__class__ = QuickNorm
         elif type(module) is ResnetBlock2D and _plain(module):
             module.__class__ = QuickBlock
@@ -190,10 +193,17 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
     return unet
 
 
+def _holds(norm: nn.GroupNorm) -> bool:
+    """Whether norm.c can do it: it has room for so many channels, and weights to read."""
+    return norm.affine and norm.num_channels <= MOST
+
+
 def _plain(block: ResnetBlock2D) -> bool:
     """Whether it is the block that is written above."""
     return (
-        block.upsample is None
+        _holds(block.norm1)
+        and _holds(block.norm2)
+        and block.upsample is None
         and block.downsample is None
         and block.time_emb_proj is not None
         and not block.skip_time_act
