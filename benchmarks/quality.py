@@ -134,12 +134,12 @@ def runs(what: str, source: str, out: Path) -> list[tuple[str, Config, tuple[str
     for seed in (0, 1, 2):
         for name, (recipe, more) in ABLATIONS.items():
             folder = out / name.replace(" ", "_").replace(",", "")
-            rest = {name: value for name, value in more.items() if name not in ("data", "field")}
-            config = plan(
-                source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8,
-                data={"size": 16, "resize": "pad", **more.get("data", {})},
-                field={"channels": [32, 64, 128], **more.get("field", {})}, **rest,
-            )  # fmt: skip
+            small = {
+                **more,
+                "data": {"size": 16, "resize": "pad", **more.get("data", {})},
+                "field": {"channels": [32, 64, 128], **more.get("field", {})},
+            }
+            config = plan(source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8, **small)
             found.append((name, config, ("ema",)))
             if name == "ours":
                 found += [(f"average of length {length}", config, (length,)) for length in LENGTHS]

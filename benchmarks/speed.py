@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import flowimg.training.loop as loop
 from flowimg.cli import run_settings
 from flowimg.config import Config
+from flowimg.fields.mlp import class_rows
 from flowimg.fields.unet import UNetField, empty_unet
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
@@ -52,10 +53,10 @@ class Stock(nn.Module):
         super().__init__()
         self.unet = empty_unet(field.architecture()).to(next(field.parameters()).device)
         self.unet.load_state_dict(field.unet.state_dict())
-        self.none = field.num_classes
+        self.num_classes = field.num_classes
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        rows = None if labels is None else torch.where(labels < 0, self.none, labels)
+        rows = class_rows(labels, len(x), self.num_classes, x.device) if self.num_classes else None
         return -self.unet(x, 1000 * (1 - t), class_labels=rows).sample
 
 

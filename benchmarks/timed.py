@@ -7,6 +7,7 @@ from pathlib import Path
 from flowimg.config import Config, Evaluate, load
 from flowimg.jobs.evaluate import evaluate
 from flowimg.jobs.folder import RunFolder, weights_name
+from flowimg.jobs.machine import settle
 from flowimg.jobs.scores import made_how
 from flowimg.jobs.train import settled, train
 
@@ -32,7 +33,9 @@ def cpu_seconds(config: Config) -> float:
 
 def scores_of(how: Evaluate) -> dict[str, float]:
     """The scores of these weights, samples and ways of drawing them; evaluated where that is not done."""
-    for found in reversed(RunFolder(Path(how.run)).evaluated()):
+    folder = RunFolder(Path(how.run))
+    how = settle(how, load(str(folder.config)))
+    for found in reversed(folder.evaluated()):
         seeds = range(how.seed, how.seed + (how.count or found["count"]))
         asked = {
             **made_how(how, seeds, found["nfe"]),

@@ -121,6 +121,7 @@ def estimate(config: Config) -> dict[str, Any]:
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Walk the whole way in a temporary folder: two steps, saved, continued, sampled, evaluated; then the cost."""
+    config = settled(config)  # by the run of that name, if there is one: the temporary one knows nothing of it
     grid = config.grid.model_copy(update={"count": min(config.grid.count, 4), "num_steps": 2})
     with tempfile.TemporaryDirectory(prefix="flowimg-dry-run-") as folder:
         run = str(Path(folder, "run"))
