@@ -1,8 +1,9 @@
-"""torch's fused AdamW that does not load the compiler.
+"""torch's fused AdamW, asked directly.
 
-The methods of torch's optimisers are kept out of torch.compile by wrappers that import torch._dynamo when they are
-first called, which takes about as long as importing torch. We compile fields, never a step of the optimiser, so these
-are the methods without their wrappers.
+A step of torch's class takes a small network longer than its arithmetic: it sorts the parameters by device and dtype,
+and keeps itself out of torch.compile by wrappers that import torch._dynamo when they are first called, which takes
+about as long as importing torch. We compile fields, never a step of the optimiser, and have one group on one device:
+so these are the methods without their wrappers, and a step is the kernel that torch's class ends in.
 """
 
 from collections.abc import Iterable
@@ -14,18 +15,67 @@ from torch import Tensor
 
 
 class AdamW(torch.optim.AdamW):
-    """Fused AdamW; see torch.optim.AdamW.
+    """Fused AdamW, see torch.optim.AdamW; one group, on one device, and the state that torch's keeps.
+
+    `found_inf` is a tensor of shape (): a step moves nothing where it is 1, and nobody waits to know.
 
     Args:
         params: The parameters.
         more: lr, betas and weight_decay.
     """
 
+    found_inf: Tensor | None = None
+
     add_param_group = unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
     state_dict = unwrap(torch.optim.AdamW.state_dict)
     load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
     def __init__(self, params: Iterable[Tensor], **more: Any) -> None:
         super().__init__(params, fused=True, **more)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the parameters that have gradients."""
+        group = self.param_groups[0]
+        moving = [p for p in group["params"] if p.grad is not None]
+        if not moving:
+            return
+        slots = [self.state[p] or self._begin(p) for p in moving]
+        steps = [slot["step"] for slot in slots]
+        if self.found_inf is None:
+            torch._foreach_add_(steps, 1)
+        else:  # a step that is held back does not count
+            torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(
+            moving,
+            [p.grad for p in moving],
+            [slot["exp_avg"] for slot in slots],
+            [slot["exp_avg_sq"] for slot in slots],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=self.found_inf,
+        )
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
+
+    def _begin(self, p: Tensor) -> dict[str, Tensor]:
+        self.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+        return self.state[p]

@@ -54,8 +54,12 @@ def make_ema(field: nn.Module) -> nn.Module:
 def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: Tensor) -> None:
     """Average <- average + (1 - decay)(parameters - average), or nothing where `hold` is 1.
 
-    All in three fused calls, and nobody waits to know what `hold` is. Our fields keep no state in buffers.
+    In one fused call where the host shares the memory and can look at `hold`; else in three, and nobody waits to know
+    what it is. Our fields keep no state in buffers.
     """
+    if hold.device.type == "cpu":
+        torch._foreach_lerp_(ema, parameters, (1 - decay) * (1 - float(hold.numpy())))
+        return
     moves = torch._foreach_sub(parameters, ema)
     torch._foreach_mul_(moves, (1 - decay) * (1 - hold))
     torch._foreach_add_(ema, moves)

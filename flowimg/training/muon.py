@@ -99,7 +99,7 @@ class Muon(AdamW):
 
     def _move(self, matrices: list[Tensor], grads: Tensor, lr: float, decay: float) -> None:
         """Move matrices of one shape."""
-        hold = getattr(self, "found_inf", None)
+        hold = self.found_inf
         goes = 1.0 if hold is None else 1 - hold
         if hold is not None:
             grads = torch.where(hold > 0, 0, grads)  # they may be anything: 0 times infinity is not 0

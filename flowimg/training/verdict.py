@@ -31,15 +31,18 @@ class Verdict:
         device = accelerator.device
         self.many = accelerator.num_processes > 1
         self.shared = torch.zeros(2, device=device)
+        self.bad, self.stop = self.shared.unbind()
         self.counts = torch.zeros(2, device=device)
-        self.late = device.type == "cuda"
-        self.copies = [torch.zeros(3, pin_memory=self.late) for _ in range(2)]
+        self.in_row, self.skipped = self.counts.unbind()
+        self.apart, self.late = device.type != "cpu", device.type == "cuda"
+        self.copies = [torch.zeros(2, 2, pin_memory=self.late) for _ in range(2)]
         self.events = [torch.cuda.Event() for _ in range(2)] if self.late else []
         self.steps = 0
 
     def start_at(self, in_row: int, skipped: int) -> None:
         """Go on counting where a checkpoint left off."""
-        self.counts[0], self.counts[1] = in_row, skipped
+        self.in_row.fill_(in_row)
+        self.skipped.fill_(skipped)
 
     def counted(self) -> dict[str, int]:
         """Skipped steps in a row and in all up to this one; waits for the device."""
@@ -47,29 +50,30 @@ class Verdict:
         return {"in_row": in_row, "skipped": skipped}
 
     @torch.no_grad()
-    def share(self, bad: Tensor, stop: int) -> Tensor:
+    def share(self, number: Tensor, stop: int) -> Tensor:
         """Agree on a step.
 
         Args:
-            bad: Whether this process found the step not finite; a bool, shape ().
+            number: Not finite if this process found the step not finite; shape ().
             stop: What this process was asked for; 0 for nothing.
         Returns:
-            1.0 if the step must move nothing, on any process, else 0.0; shape (), on the device.
+            1.0 if the step must move nothing, on any process, else 0.0; shape (), on the device, until the next one.
         """
-        self.shared[0].copy_(bad)
-        self.shared[1].fill_(stop)
+        # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
+        torch.ne(number - number, 0, out=self.bad)
+        self.stop.fill_(stop)
         if self.many:
             torch.distributed.all_reduce(self.shared, torch.distributed.ReduceOp.MAX)
-        hold = self.shared[0]
-        self.counts.add_(hold)
-        self.counts[0].mul_(hold)
-        copy = self.copies[self.steps % 2]
-        copy[:2].copy_(self.counts, non_blocking=True)
-        copy[2:].copy_(self.shared[1:], non_blocking=True)
+        self.counts.add_(self.bad)
+        self.in_row.mul_(self.bad)
+        if self.apart:
+            copy = self.copies[self.steps % 2]
+            copy[0].copy_(self.counts, non_blocking=self.late)
+            copy[1].copy_(self.shared, non_blocking=self.late)
         if self.late:
             self.events[self.steps % 2].record()
         self.steps += 1
-        return hold
+        return self.bad
 
     def read(self) -> Reading:
         """The numbers of the last step that the host can have without waiting for the newest; the same everywhere."""
@@ -78,4 +82,6 @@ class Verdict:
         which = (self.steps - 1 - self.late) % 2
         if self.late:
             self.events[which].synchronize()
-        return Reading(*(int(value) for value in self.copies[which].numpy()))
+        counts, shared = self.copies[which] if self.apart else (self.counts, self.shared)
+        (in_row, skipped), (_, stop) = counts.numpy(), shared.numpy()
+        return Reading(int(in_row), int(skipped), int(stop))
