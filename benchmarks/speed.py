@@ -7,7 +7,8 @@
 A training step is measured in a run as users start it, from the end of one to the end of the next, with its data,
 clipping, averages, metrics and bars. Its floors are forward, backward and torch's fused AdamW of the same network as
 diffusers has it (for points, of ours), on one batch that stays: in the run's precision, and in fp32, which is what
-diffusers', torchcfm's and Meta's trainers do unless they are told otherwise. In turn, PAIRS times after one that is
+diffusers', torchcfm's and Meta's trainers do unless they are told otherwise. Of points there is a loop too, as one
+writes it down: it draws points, noise and times afresh. In turn, PAIRS times after one that is
 not counted, as many steps of each as take about SECONDS; medians, with the least and the most. Sampling is beside 50
 forward passes. Needs a machine with nothing else to do.
 """
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 import flowimg.training.loop as loop
 from flowimg.cli import run_settings
 from flowimg.config import Config
+from flowimg.data.batches import PointBatches
+from flowimg.data.toys import Toy
 from flowimg.fields.mlp import class_rows
 from flowimg.fields.unet import UNetField, empty_unet
 from flowimg.flow.solvers import EULER
@@ -82,6 +85,21 @@ def bare_step(field: nn.Module, x: Tensor, labels: Tensor | None, precision: str
     return step
 
 
+def bare_loop(field: nn.Module, toy: Toy, count: int) -> Callable[[], None]:
+    """A step of flow matching on points in plain torch."""
+    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        x_1, x_0, t = toy.sample(torch.rand(count, 3)), torch.randn(count, 2), torch.rand(count)
+        x_t = (1 - t[:, None]) * x_0 + t[:, None] * x_1
+        loss = (field(x_t, t, None) - (x_1 - x_0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def timed(work: Callable[[], Any], times: int = 1) -> float:
     """Seconds of one, of so many."""
     began = time.perf_counter()
@@ -117,6 +135,9 @@ class Beside:
         for precision in dict.fromkeys((self.precision, "fp32")):
             field = stock(state.field, self.config, facts).train()
             self.floors[f"floor, {precision}"] = bare_step(field, draw.x_1, draw.cond, precision)
+        if isinstance(state.data, PointBatches):
+            field = stock(state.field, self.config, facts).train()
+            self.floors["bare loop, fp32"] = bare_loop(field, state.data.toy, len(draw.x_1))
         self.began = time.perf_counter()
 
     def _compare(self, state: Any) -> None:

@@ -7,6 +7,7 @@ support: so what a trained field got wrong can be counted, not guessed. All part
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -78,21 +79,24 @@ class Checkerboard(Toy):
         return math.log(self.parts * (2 * self.extent / self.cells) ** 2)
 
     def sample(self, u: Tensor) -> Tensor:
-        cell = 2 * (u[:, 0] * self.parts).long()
-        row = cell // self.cells
-        column = cell % self.cells
-        if self.cells % 2 == 0:
-            column = column + row % 2  # even boards: the filled cells of odd rows stand one to the right
+        place = _filled(self.cells).index_select(0, (u[:, 0] * self.parts).long())
         # off the edges of the cell by more than rounding may move the point, or it might land on the next cell
         within = u[:, 1:].clamp(EDGE, 1 - EDGE)
         side = 2 * self.extent / self.cells
-        return (torch.stack([column, row], dim=1) + within) * side - self.extent
+        return (place + within) * side - self.extent
 
     def part(self, x: Tensor) -> Tensor:
         place = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
         column, row = place.unbind(1)
         filled = ((place >= 0) & (place < self.cells)).all(1) & ((column + row) % 2 == 0)
         return torch.where(filled, (row * self.cells + column) // 2, OFF)
+
+
+@lru_cache(maxsize=4)  # a run asks for them at every step
+def _filled(cells: int) -> Tensor:
+    """Column and row of every filled cell of a board, shape (parts, 2), row by row."""
+    places = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
+    return torch.tensor(places, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,11 @@ class Path(ABC):
                 "give x_0 and x_1 the same shape (B, *D) and t the shape (B,)"
             )
         t = expand_like(t, x_1)
-        x_t = self.alpha(t) * x_1 + self.sigma(t) * x_0
-        u_t = self.alpha_prime(t) * x_1 + self.sigma_prime(t) * x_0
-        return PathSample(x_t, u_t)
+        return PathSample(self.alpha(t) * x_1 + self.sigma(t) * x_0, self.velocity(x_0, x_1, t))
+
+    def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+        """u_t; t of shape (B, 1, ..., 1)."""
+        return self.alpha_prime(t) * x_1 + self.sigma_prime(t) * x_0
 
 
 class Linear(Path):
@@ -85,6 +87,9 @@ class Linear(Path):
 
     def sigma_prime(self, t: Tensor) -> Tensor:
         return -torch.ones_like(t)
+
+    def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+        return x_1 - x_0  # the same, to the bit
 
 
 class Cosine(Path):

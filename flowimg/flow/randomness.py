@@ -6,17 +6,20 @@ The global batch of a step is cut into blocks of `BLOCK` places. A block has one
 
 so a process computes the blocks that hold its own places and cuts the slice it needs: one process, four
 processes and gradient accumulation see the same batch, at a cost that does not grow with their number.
+Of rows of few numbers, as times and points, blocks are larger: there it is the generators that cost.
 All generators live on the CPU: CPU and GPU runs draw the same numbers.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-BLOCK = 64
-"""Places of the global batch that share a generator."""
+BLOCK, LARGE_BLOCK = 64, 512
+"""Places of the global batch that share a generator; the latter of rows of at most `FEW` numbers."""
+FEW = 4
 
 
 def key(*parts: int | str) -> int:
@@ -39,8 +42,18 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
+def block_of(shape: tuple[int, ...]) -> int:
+    """Places that share a generator, of rows of this shape."""
+    return LARGE_BLOCK if math.prod(shape) <= FEW else BLOCK
+
+
 def draw_blocks(
-    seed: int, purpose: str, step: int, places: range, draw: Callable[[int, torch.Generator], Tensor]
+    seed: int,
+    purpose: str,
+    step: int,
+    places: range,
+    draw: Callable[[int, torch.Generator], Tensor],
+    block: int = BLOCK,
 ) -> Tensor:
     """The rows of the global batch at `places`, drawn block by block.
 
@@ -50,20 +63,23 @@ def draw_blocks(
         step: Optimiser step, from 0.
         places: Consecutive places in the global batch.
         draw: `(count, generator) -> rows`, shape (count, *D); always asked for whole blocks.
+        block: Places that share a generator.
     Returns:
         Rows, shape (len(places), *D), the same for any way of cutting the batch.
     """
-    first, last = places.start // BLOCK, -(-places.stop // BLOCK)
-    rows = [draw(BLOCK, generator(seed, purpose, step, block)) for block in range(first, last)]
+    first, last = places.start // block, -(-places.stop // block)
+    rows = [draw(block, generator(seed, purpose, step, number)) for number in range(first, last)]
     whole = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return whole[places.start - first * BLOCK : places.stop - first * BLOCK]
+    return whole[places.start - first * block : places.stop - first * block]
 
 
 def normal(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
     """Standard normal rows, shape (len(places), *shape); see `draw_blocks`."""
-    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.randn(n, *shape, generator=g))
+    draw = lambda n, g: torch.randn(n, *shape, generator=g)  # noqa: E731
+    return draw_blocks(seed, purpose, step, places, draw, block_of(shape))
 
 
 def uniform(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform numbers in [0, 1), shape (len(places), *shape); see `draw_blocks`."""
-    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, *shape, generator=g))
+    draw = lambda n, g: torch.rand(n, *shape, generator=g)  # noqa: E731
+    return draw_blocks(seed, purpose, step, places, draw, block_of(shape))

@@ -22,6 +22,7 @@ Karras et al. 2022, arXiv:2206.00364, equation 5 (edm).
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -78,12 +79,17 @@ def stratify(u: Tensor, places: range, batch_size: int) -> Tensor:
     Returns:
         Numbers in [0, 1), shape (len(places),), one in each [k/B, (k+1)/B) over the whole batch, up to rounding.
     """
+    # float64 until the end: in float32 (k + u) / B may round up into the next stratum
+    return ((_strata(places, batch_size) + u) / batch_size).float().clamp(max=1 - 2**-24)
+
+
+@lru_cache(maxsize=16)  # a run asks for the same ones at every step
+def _strata(places: range, batch_size: int) -> Tensor:
+    """k(i) of these places, float64."""
     stride = math.ceil(batch_size * (math.sqrt(5) - 1) / 2)
     while math.gcd(stride, batch_size) != 1:
         stride += 1
-    stratum = torch.arange(places.start, places.stop) * stride % batch_size
-    # float64 until the end: in float32 (k + u) / B may round up into the next stratum
-    return ((stratum + u.double()) / batch_size).float().clamp(max=1 - 2**-24)
+    return (torch.arange(places.start, places.stop) * stride % batch_size).double()
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:

@@ -35,6 +35,8 @@ from flowimg.training.loop import Callback, Training, Window
 
 LOOK = 0.02
 """Share of the time of the steps that looks at the held-out data may take."""
+AT_ONCE = 256
+"""Held-out samples in one call of the field at least."""
 REPORT_SECONDS = 15.0
 """Seconds between two reports of a run at least."""
 QUIET_SECONDS = 10.0
@@ -153,8 +155,9 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     training = field.training
     field.eval()
     losses = []
+    many = max(AT_ONCE, len(state.micro_batches()[0]))  # what fits with gradients fits without
     with state.accelerator.autocast():
-        for rows in torch.arange(len(draw.t)).split(256):
+        for rows in torch.arange(len(draw.t)).split(many):
             part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
             losses.append(flow_matching_loss(field, state.objective.path, part).float())
     field.train(training)

@@ -17,14 +17,15 @@ from torch import Tensor
 class AdamW(torch.optim.AdamW):
     """Fused AdamW, see torch.optim.AdamW; one group, on one device, and the state that torch's keeps.
 
-    `found_inf` is a tensor of shape (): a step moves nothing where it is 1, and nobody waits to know.
+    `found_inf` says whether a step must move nothing: 1 or 0, where that is known, else a tensor of shape () on the
+    device, and nobody waits to know.
 
     Args:
         params: The parameters.
         more: lr, betas and weight_decay.
     """
 
-    found_inf: Tensor | None = None
+    found_inf: Tensor | float = 0.0
 
     add_param_group = unwrap(torch.optim.AdamW.add_param_group)
     state_dict = unwrap(torch.optim.AdamW.state_dict)
@@ -38,14 +39,15 @@ class AdamW(torch.optim.AdamW):
         """Move the parameters that have gradients."""
         group = self.param_groups[0]
         moving = [p for p in group["params"] if p.grad is not None]
-        if not moving:
+        hold = self.found_inf if isinstance(self.found_inf, Tensor) else None
+        if not moving or (hold is None and self.found_inf):
             return
         slots = [self.state[p] or self._begin(p) for p in moving]
         steps = [slot["step"] for slot in slots]
-        if self.found_inf is None:
+        if hold is None:
             torch._foreach_add_(steps, 1)
         else:  # a step that is held back does not count
-            torch._foreach_add_(steps, [1 - self.found_inf] * len(steps))
+            torch._foreach_add_(steps, [1 - hold] * len(steps))
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             moving,
@@ -62,7 +64,7 @@ class AdamW(torch.optim.AdamW):
             amsgrad=False,
             maximize=False,
             grad_scale=None,
-            found_inf=self.found_inf,
+            found_inf=hold,
         )
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler

@@ -51,14 +51,14 @@ def make_ema(field: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: Tensor) -> None:
+def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: Tensor | float) -> None:
     """Average <- average + (1 - decay)(parameters - average), or nothing where `hold` is 1.
 
-    In one fused call where the host shares the memory and can look at `hold`; else in three, and nobody waits to know
-    what it is. Our fields keep no state in buffers.
+    In one fused call where that is known; else, `hold` being a tensor of shape () on the device, in three, and nobody
+    waits to know. Our fields keep no state in buffers.
     """
-    if hold.device.type == "cpu":
-        torch._foreach_lerp_(ema, parameters, (1 - decay) * (1 - float(hold.numpy())))
+    if not isinstance(hold, Tensor):
+        torch._foreach_lerp_(ema, parameters, (1 - decay) * (1 - hold))
         return
     moves = torch._foreach_sub(parameters, ema)
     torch._foreach_mul_(moves, (1 - decay) * (1 - hold))

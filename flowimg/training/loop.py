@@ -239,7 +239,7 @@ def train(state: Training, until: int, callbacks: Iterable[Callback], wanted: Ca
 def train_step(state: Training, wanted: int = 0) -> None:
     """One optimiser step over the global batch; waits for nothing that the device still computes."""
     recipe, window, scaler = state.recipe, state.window, state.accelerator.scaler
-    total: Tensor | float = 0.0
+    totals: list[Tensor] = []
     places = state.micro_batches()
     for number, mine in enumerate(places):
         began = time.perf_counter()
@@ -251,11 +251,12 @@ def train_step(state: Training, wanted: int = 0) -> None:
             losses = state.loss(state.wrapped, state.objective.path, draw)
             # the gradient is weighted; what is told is the plain loss, which compares between runs.
             # a mean over the micro-batch, over all micro-batches here, and (by DDP) over processes: all of one size
-            loss = state.objective.weighted(losses, draw.t).mean() / len(places)
+            loss = state.objective.weighted(losses, draw.t).mean()
+            loss = loss if len(places) == 1 else loss / len(places)
             (loss if scaler is None else scaler.scale(loss)).backward()
         window.times.append(draw.t)
         window.losses.append(losses.detach())
-        total = total + loss.detach()
+        totals.append(loss.detach())
 
     rate = learning_rate(state.step, recipe.lr, recipe.steps, recipe.warmup, recipe.schedule)
     for group in state.optimizer.param_groups:
@@ -264,7 +265,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
         scaler.unscale_(state.optimizer)
     norm = clip(state.parameters, recipe.clip)
     window.grad_norms.append(norm)
-    hold = state.verdict.share(total + norm, wanted)
+    hold = state.verdict.share(sum(totals, norm), wanted)
     # the fused step looks at this on the device; `scaler.step`, which would, knows gradients alone
     state.optimizer.found_inf = hold
     state.optimizer.step()
@@ -292,7 +293,8 @@ def clip(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if limit is not None:
+    shared = norm.device.type == "cpu"  # the host can look; what is multiplied by 1 stays what it is
+    if limit is not None and not (shared and norm.numpy() + 1e-6 <= limit):
         torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1))
     return norm
 

@@ -58,7 +58,7 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 class Muon(AdamW):
     """Muon for `matrices`, fused AdamW for the other parameters; one group, with AdamW's state for the latter.
 
-    As the fused step does, it moves nothing where the tensor `found_inf` is 1, and does not wait to know.
+    As AdamW's, a step moves nothing where `found_inf` is 1, and does not wait to know.
 
     Args:
         params: All parameters.
@@ -85,6 +85,8 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        if not isinstance(self.found_inf, Tensor) and self.found_inf:
+            return
         grads: dict[Tensor, Tensor] = {p: p.grad for stack in self.stacks.values() for p in stack if p.grad is not None}
         for p in grads:
             p.grad = None  # which AdamW passes over
@@ -100,8 +102,8 @@ class Muon(AdamW):
     def _move(self, matrices: list[Tensor], grads: Tensor, lr: float, decay: float) -> None:
         """Move matrices of one shape."""
         hold = self.found_inf
-        goes = 1.0 if hold is None else 1 - hold
-        if hold is not None:
+        goes = 1 - hold
+        if isinstance(hold, Tensor):
             grads = torch.where(hold > 0, 0, grads)  # they may be anything: 0 times infinity is not 0
         averages = [self._average(p) for p in matrices]
         momentum = _stacked(averages, grads.shape[1:])

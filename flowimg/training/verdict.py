@@ -1,12 +1,11 @@
 """What all processes agree on at every step: was it finite, and does anybody want to stop. No host waits for it.
 
     bad     = the largest over the processes of (loss or gradient norm is not finite)
-    in_row  = bad (in_row + 1),    skipped = skipped + bad
     stop    = the largest over the processes of what each was asked for (0: nothing)
 
-All of it stays on the device, where it holds the optimiser and the average back. The host reads the numbers of this
-step where memory is shared with the device, and on a GPU those of the step before, which is done by then: every
-process reads the same.
+and from it, each for itself, in_row = bad (in_row + 1) and skipped = skipped + bad. The two flags stay on the device,
+where they hold the optimiser and the average back. The host reads those of this step where it shares memory with the
+device, and on a GPU those of the step before, which is done by then: every process reads the same.
 """
 
 from typing import NamedTuple
@@ -30,58 +29,59 @@ class Verdict:
     def __init__(self, accelerator: Accelerator) -> None:
         device = accelerator.device
         self.many = accelerator.num_processes > 1
-        self.shared = torch.zeros(2, device=device)
-        self.bad, self.stop = self.shared.unbind()
-        self.counts = torch.zeros(2, device=device)
-        self.in_row, self.skipped = self.counts.unbind()
         self.apart, self.late = device.type != "cpu", device.type == "cuda"
-        self.copies = [torch.zeros(2, 2, pin_memory=self.late) for _ in range(2)]
+        self.flags = torch.zeros(2, device=device)
+        self.bad, self.stop = self.flags.unbind()
+        self.copies = [torch.zeros(2, pin_memory=self.late) for _ in range(2)]
         self.events = [torch.cuda.Event() for _ in range(2)] if self.late else []
-        self.steps = 0
+        self.steps = self.heard = 0
+        self.reading = Reading()
 
     def start_at(self, in_row: int, skipped: int) -> None:
         """Go on counting where a checkpoint left off."""
-        self.in_row.fill_(in_row)
-        self.skipped.fill_(skipped)
+        self.reading = Reading(in_row, skipped)
 
     def counted(self) -> dict[str, int]:
-        """Skipped steps in a row and in all up to this one; waits for the device."""
-        in_row, skipped = (int(count) for count in self.counts.tolist())
-        return {"in_row": in_row, "skipped": skipped}
+        """Skipped steps in a row and in all up to this one; waits for the device, and leaves alone what is read."""
+        now = self._after(self.steps)
+        return {"in_row": now.in_row, "skipped": now.skipped}
 
     @torch.no_grad()
-    def share(self, number: Tensor, stop: int) -> Tensor:
+    def share(self, number: Tensor, stop: int) -> Tensor | float:
         """Agree on a step.
 
         Args:
             number: Not finite if this process found the step not finite; shape ().
             stop: What this process was asked for; 0 for nothing.
         Returns:
-            1.0 if the step must move nothing, on any process, else 0.0; shape (), on the device, until the next one.
+            1.0 if the step must move nothing, on any process, else 0.0: a number where the host can know it, else a
+            tensor of shape () on the device, until the next step.
         """
         # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
         torch.ne(number - number, 0, out=self.bad)
         self.stop.fill_(stop)
         if self.many:
-            torch.distributed.all_reduce(self.shared, torch.distributed.ReduceOp.MAX)
-        self.counts.add_(self.bad)
-        self.in_row.mul_(self.bad)
+            torch.distributed.all_reduce(self.flags, torch.distributed.ReduceOp.MAX)
         if self.apart:
-            copy = self.copies[self.steps % 2]
-            copy[0].copy_(self.counts, non_blocking=self.late)
-            copy[1].copy_(self.shared, non_blocking=self.late)
+            self.copies[self.steps % 2].copy_(self.flags, non_blocking=self.late)
         if self.late:
             self.events[self.steps % 2].record()
         self.steps += 1
-        return self.bad
+        return self.bad if self.apart else float(self.bad.numpy())
 
     def read(self) -> Reading:
-        """The numbers of the last step that the host can have without waiting for the newest; the same everywhere."""
-        if self.steps == 0 or (self.late and self.steps == 1):
-            return Reading()
-        which = (self.steps - 1 - self.late) % 2
-        if self.late:
-            self.events[which].synchronize()
-        counts, shared = self.copies[which] if self.apart else (self.counts, self.shared)
-        (in_row, skipped), (_, stop) = counts.numpy(), shared.numpy()
-        return Reading(int(in_row), int(skipped), int(stop))
+        """After every `share`: what the host can have without waiting for the newest step; the same everywhere."""
+        upto = max(0, self.steps - self.late)
+        self.reading, self.heard = self._after(upto), upto
+        return self.reading
+
+    def _after(self, steps: int) -> Reading:
+        """The counts after so many steps, of which all but two are in `reading`."""
+        in_row, skipped, stop = self.reading
+        for step in range(self.heard, steps):
+            if self.late:
+                self.events[step % 2].synchronize()
+            flags = self.copies[step % 2] if self.apart else self.flags
+            bad, stop = (int(value) for value in flags.numpy())
+            in_row, skipped = bad * (in_row + 1), skipped + bad
+        return Reading(in_row, skipped, stop)

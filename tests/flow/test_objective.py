@@ -154,10 +154,10 @@ def test_no_generator_is_used_twice_in_a_batch(monkeypatch):
     asked = []
     real = randomness.generator
     monkeypatch.setattr(randomness, "generator", lambda *parts: asked.append(parts) or real(*parts))
-    ours = objective(300, label_drop=0.1)
+    ours = objective(2600, label_drop=0.1)
     for step in (0, 1):
-        ours.draw(numbered, step, range(300))
-    assert len(set(asked)) == len(asked) == 2 * 3 * 5  # steps, purposes, blocks of 64
+        ours.draw(numbered, step, range(2600))
+    assert len(set(asked)) == len(asked) == 2 * 3 * 6  # steps; noise, times and drops; blocks
 
 
 def test_noise_times_and_drops_do_not_know_each_other():

@@ -17,15 +17,17 @@ def parameters():
     return [nn.Parameter(drawn(*shape, seed=n)) for n, shape in enumerate([(4, 3), (5,), (2, 3, 3)])]
 
 
-@pytest.mark.parametrize("held", [(), (1,)], ids=["every step", "one held back"])
-def test_it_moves_as_torch_does_also_when_it_goes_on(held):
+@pytest.mark.parametrize("known", [False, True], ids=["device", "host"])
+@pytest.mark.parametrize("held", [(), (0,), (1,)], ids=["every step", "the first held back", "one held back"])
+def test_it_moves_as_torch_does_also_when_it_goes_on(held, known):
     ours, theirs = parameters(), parameters()
     mine, reference = AdamW(ours, **HOW), torch.optim.AdamW(theirs, fused=True, **HOW)
     for step in range(4):
         for n, (p, q) in enumerate(zip(ours, theirs, strict=True)):
             p.grad = drawn(*p.shape, seed=10 * step + n)
             q.grad = p.grad.clone()
-        mine.found_inf = reference.found_inf = torch.tensor(float(step in held))
+        reference.found_inf = torch.tensor(float(step in held))
+        mine.found_inf = float(step in held) if known else reference.found_inf
         mine.step()
         reference.step()
         mine.zero_grad()
@@ -43,4 +45,5 @@ def test_a_step_is_not_recorded_for_a_gradient():
     optimizer = AdamW([p], **HOW)
     (p * p).sum().backward()
     optimizer.step()
+    assert optimizer.state[p]["step"] == 1
     assert p.grad_fn is None and p.requires_grad

@@ -23,7 +23,8 @@ from flowimg.training.ema import (
 )
 
 
-def test_average_follows_the_closed_form():
+@pytest.mark.parametrize("known", [float, torch.tensor], ids=["host", "device"])
+def test_average_follows_the_closed_form(known):
     field = nn.Linear(3, 2)
     ema = make_ema(field)
     expected = [p.detach().double().clone() for p in field.parameters()]
@@ -31,7 +32,7 @@ def test_average_follows_the_closed_form():
         with torch.no_grad():
             for p in field.parameters():
                 p.copy_(torch.randn_like(p))
-        update_ema(list(ema.parameters()), list(field.parameters()), decay, torch.tensor(0.0))
+        update_ema(list(ema.parameters()), list(field.parameters()), decay, known(0.0))
         expected = [decay * e + (1 - decay) * p.double() for e, p in zip(expected, field.parameters(), strict=True)]
     for average, truth in zip(ema.parameters(), expected, strict=True):
         torch.testing.assert_close(average.double(), truth, rtol=1e-6, atol=1e-6)
@@ -89,11 +90,11 @@ def test_no_average_has_another_length(length):
         gamma_of(length)
 
 
-def followed(trajectory, gamma, held=()):
+def followed(trajectory, gamma, held=(), known=torch.tensor):
     """The power average of a trajectory, shape (steps, n), as a run would keep it."""
     average = [torch.full_like(trajectory[0], 77.0)]  # forgotten at the first step
     for t, theta in enumerate(trajectory, 1):
-        update_ema(average, [theta], power_decay(t, gamma), torch.tensor(float(t in held)))
+        update_ema(average, [theta], power_decay(t, gamma), known(float(t in held)))
         yield average[0].clone()
 
 
@@ -105,9 +106,10 @@ def test_a_power_average_weighs_each_step_by_its_profile(length):
         torch.testing.assert_close(average, shares(t, gamma) @ trajectory[:t], rtol=1e-6, atol=1e-6)
 
 
-def test_a_step_that_is_held_moves_no_average_and_counts():
+@pytest.mark.parametrize("known", [float, torch.tensor], ids=["host", "device"])
+def test_a_step_that_is_held_moves_no_average_and_counts(known):
     trajectory, gamma, held = torch.randn(40, 3, dtype=torch.float64), gamma_of(0.1), {5, 6, 31, 40}
-    *_, average = followed(trajectory, gamma, held)
+    *_, average = followed(trajectory, gamma, held, known)
     kept = [0.0 if t in held else (1 - 1 / t) ** (gamma + 1) for t in range(1, 41)]
     weights = [
         0.0 if t in held else (1 - kept[t - 1]) * math.prod(kept[k - 1] for k in range(t + 1, 41) if k not in held)

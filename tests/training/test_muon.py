@@ -75,8 +75,9 @@ def test_steps_are_those_of_the_definition_and_of_adamw_elsewhere():
     assert all(p.grad is not None for p in ours)  # left as they were found
 
 
+@pytest.mark.parametrize("known", [float, torch.tensor], ids=["host", "device"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.0])
-def test_a_step_that_is_held_back_moves_nothing(bad):
+def test_a_step_that_is_held_back_moves_nothing(bad, known):
     params = parameters()
     muon = Muon(params, params[:3], lr=0.1, weight_decay=0.5)
     for held in (0.0, 1.0):
@@ -84,7 +85,7 @@ def test_a_step_that_is_held_back_moves_nothing(bad):
             p.grad = drawn(*p.shape, seed=n) * (bad if held else 1)
         before = [p.detach().clone() for p in params]
         slots = [{name: value.clone() for name, value in muon.state[p].items()} for p in params]
-        muon.found_inf = torch.tensor(held)
+        muon.found_inf = known(held)
         muon.step()
         assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True)) == bool(held)
     for p, kept in zip(params, slots, strict=True):

@@ -57,8 +57,10 @@ FIELDS = {
 
 @pytest.mark.parametrize("momentum", [None, 0.95], ids=["AdamW", "Muon"])
 @pytest.mark.parametrize("kind", FIELDS)
-def test_a_step_asks_the_device_for_nothing(kind, momentum):
+@pytest.mark.parametrize("apart", [False, True], ids=["host", "device"])
+def test_a_step_asks_the_device_for_nothing(kind, momentum, apart):
     state: Training = training(*FIELDS[kind](), momentum=momentum)
+    state.verdict.apart = apart  # as of a device with a memory of its own
     train_step(state)  # what is made once
     with Heard() as heard:
         for _ in range(3):
