@@ -41,7 +41,7 @@ from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_prec
 from flowimg.jobs.train import train
 from flowimg.sampling.generate import generate, to_uint8
 
-PAIRS, SECONDS = 6, 6.0
+PAIRS, SECONDS = 12, 2.0
 STEPS, SAMPLES = 50, 64
 
 

@@ -79,11 +79,10 @@ class Checkerboard(Toy):
         return math.log(self.parts * (2 * self.extent / self.cells) ** 2)
 
     def sample(self, u: Tensor) -> Tensor:
-        place = _filled(self.cells).index_select(0, (u[:, 0] * self.parts).long())
-        # off the edges of the cell by more than rounding may move the point, or it might land on the next cell
-        within = u[:, 1:].clamp(EDGE, 1 - EDGE)
         side = 2 * self.extent / self.cells
-        return (place + within) * side - self.extent
+        corner = _corners(self.cells, self.extent).index_select(0, (u[:, 0] * self.parts).long())
+        # off the edges of the cell by more than rounding may move the point, or it might land on the next cell
+        return torch.add(corner, u[:, 1:].clamp(EDGE, 1 - EDGE), alpha=side)
 
     def part(self, x: Tensor) -> Tensor:
         place = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
@@ -93,10 +92,10 @@ class Checkerboard(Toy):
 
 
 @lru_cache(maxsize=4)  # a run asks for them at every step
-def _filled(cells: int) -> Tensor:
-    """Column and row of every filled cell of a board, shape (parts, 2), row by row."""
+def _corners(cells: int, extent: float) -> Tensor:
+    """The lowest point of every filled cell of a board, shape (parts, 2), row by row."""
     places = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
-    return torch.tensor(places, dtype=torch.float32)
+    return torch.tensor(places) * (2 * extent / cells) - extent
 
 
 @dataclass(frozen=True)
