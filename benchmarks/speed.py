@@ -8,13 +8,17 @@ A training step is measured in a run as users start it, from the end of one to t
 clipping, averages, metrics and bars. Its floors are forward, backward and torch's fused AdamW of the same network as
 diffusers has it (for points, of ours), on one batch that stays: in the run's precision, and in fp32, which is what
 diffusers', torchcfm's and Meta's trainers do unless they are told otherwise. Of points there is a loop too, as one
-writes it down: it draws points, noise and times afresh. In turn, PAIRS times after one that is
-not counted, as many steps of each as take about SECONDS; medians, with the least and the most. Sampling is beside 50
-forward passes. Needs a machine with nothing else to do.
+writes it down: it draws points, noise and times afresh. With checkouts of them (--torchcfm, --meta, --diffusers PATH)
+their own loops are steps beside ours, on the same network and the same PNGs. In turn, --pairs times (6) after one that
+is not counted, as many steps of each as take the floor about --seconds (6); medians, with the least and the most.
+Sampling is beside 50 forward passes. Needs a machine with nothing else to do.
 """
 
+import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,80 +28,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from steps import Stock
+from torch import Tensor
 
-import flowimg.training.loop as loop
 from flowimg.cli import run_settings
 from flowimg.config import Config
-from flowimg.data.batches import PointBatches
-from flowimg.data.toys import Toy
-from flowimg.fields.mlp import class_rows
-from flowimg.fields.unet import UNetField, empty_unet
+from flowimg.data.batches import ImageBatches
+from flowimg.fields.unet import UNetField
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import DataFacts, build_field, build_source
+from flowimg.jobs.build import build_field, build_source
 from flowimg.jobs.folder import open_run
 from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
-from flowimg.jobs.train import train
 from flowimg.sampling.generate import generate, to_uint8
 
-PAIRS, SECONDS = 12, 2.0
 STEPS, SAMPLES = 50, 64
+MOST = 10_000
+"""Pictures that are written for the others at most; they go on drawing samples after an epoch, which would be timed."""
 
 
-class Enough(Exception):
-    """All pairs are measured."""
+class Trainer:
+    """A process of steps.py that waits for its turns."""
 
+    def __init__(self, told: dict[str, Any], log: Path) -> None:
+        asked, self.told = os.pipe(), os.pipe()
+        self.log = log
+        self.asked = os.fdopen(asked[1], "w", buffering=1)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(told)],
+            env={**os.environ, "TURNS": f"{asked[0]} {self.told[1]}"},
+            pass_fds=(asked[0], self.told[1]), stdout=log.open("w"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        os.close(asked[0])
+        os.close(self.told[1])
+        self.heard = os.fdopen(self.told[0])
+        self.ask(1)  # it gets ready beside the others, and takes its first step
 
-class Stock(nn.Module):
-    """The network of a field and its weights, its modules as diffusers has them."""
+    def ask(self, steps: int) -> None:
+        """Let it go on for so many steps."""
+        with suppress(BrokenPipeError):  # it ended, which is seen where it is heard
+            print(steps, file=self.asked)
 
-    def __init__(self, field: UNetField) -> None:
-        super().__init__()
-        self.unet = empty_unet(field.architecture()).to(next(field.parameters()).device)
-        self.unet.load_state_dict(field.unet.state_dict())
-        self.num_classes = field.num_classes
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        rows = class_rows(labels, len(x), self.num_classes, x.device) if self.num_classes else None
-        return -self.unet(x, 1000 * (1 - t), class_labels=rows).sample
-
-
-def stock(field: nn.Module, config: Config, facts: DataFacts) -> nn.Module:
-    """What is stepped without flowimg; for points it is our own network, as nothing else has it."""
-    # a copy of the field would keep the autocast that accelerate put around its forward
-    bare = Stock(field) if isinstance(field, UNetField) else build_field(config, facts)
-    return bare.to(next(field.parameters()).device)
-
-
-def bare_step(field: nn.Module, x: Tensor, labels: Tensor | None, precision: str) -> Callable[[], None]:
-    """Forward, backward and AdamW."""
-    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
-    t, target = torch.rand(len(x), device=x.device), torch.randn_like(x)
-
-    def step() -> None:
-        with autocast(x.device, precision):
-            out = field(x, t, labels)
-        (out.float() - target).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def bare_loop(field: nn.Module, toy: Toy, count: int) -> Callable[[], None]:
-    """A step of flow matching on points in plain torch."""
-    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        x_1, x_0, t = toy.sample(torch.rand(count, 3)), torch.randn(count, 2), torch.rand(count)
-        x_t = (1 - t[:, None]) * x_0 + t[:, None] * x_1
-        loss = (field(x_t, t, None) - (x_1 - x_0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    def seconds(self) -> float:
+        """Of the steps that were asked for last; waits for them."""
+        line = self.heard.readline()
+        if not line:
+            raise SystemExit("it ended:\n" + "".join(self.log.read_text().splitlines(keepends=True)[-25:]))
+        return float(line)
 
 
 def timed(work: Callable[[], Any], times: int = 1) -> float:
@@ -110,63 +88,62 @@ def timed(work: Callable[[], Any], times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-class Beside:
-    """In place of `train_step`: its steps as they are, and after each so many of them, as many of the floors."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.precision = settle_precision(config.train.precision, config)
-        self.step = loop.train_step
-        self.floors: dict[str, Callable[[], None]] = {}
-        self.found: dict[str, list[float]] = {}
-        self.done, self.of, self.began = 0, 1, 0.0
-
-    def __call__(self, state: Any, wanted: int = 0) -> None:
-        if not self.floors:
-            self._begin(state)
-        elif self.done == self.of:
-            self._compare(state)
-        self.step(state, wanted)
-        self.done += 1
-
-    def _begin(self, state: Any) -> None:
-        facts = build_source(self.config).facts
-        draw = state.objective.draw(state.data, state.step, state.micro_batches()[0])
-        for precision in dict.fromkeys((self.precision, "fp32")):
-            field = stock(state.field, self.config, facts).train()
-            self.floors[f"floor, {precision}"] = bare_step(field, draw.x_1, draw.cond, precision)
-        if isinstance(state.data, PointBatches):
-            field = stock(state.field, self.config, facts).train()
-            self.floors["bare loop, fp32"] = bare_loop(field, state.data.toy, len(draw.x_1))
-        self.began = time.perf_counter()
-
-    def _compare(self, state: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        ours = (time.perf_counter() - self.began) / self.done
-        first = self.of == 1  # of the first pair no more than the pace is learned
-        now = {f"flowimg, {self.precision}": ours, **{name: timed(f, self.done) for name, f in self.floors.items()}}
-        if first:
-            self.of = max(2, round(SECONDS / timed(self.floors[f"floor, {self.precision}"], 2)))
-        else:
-            for name, seconds in now.items():
-                self.found.setdefault(name, []).append(seconds)
-        if len(self.found.get("floor, fp32", [])) > PAIRS:
-            raise Enough
-        self.done, self.began = 0, time.perf_counter()
-
-
-def training(config: Config) -> dict[str, list[float]]:
+def training(args: list[str], config: Config, given: argparse.Namespace, scratch: Path) -> dict[str, list[float]]:
     """Seconds a step, by what was stepped."""
-    beside = Beside(config)
-    loop.train_step = beside
-    with suppress(Enough):
-        train(config)
-    return {name: seconds[1:] for name, seconds in beside.found.items()}
+    checkouts = {"torchcfm": given.torchcfm, "Meta": given.meta, "diffusers": given.diffusers}
+    checkouts = {name: os.path.abspath(path) for name, path in checkouts.items() if path}
+    if checkouts:
+        args = [*args, "--data.labels", "false", "--data.source", str(scratch / "pictures")]
+        write_pictures(config, scratch / "pictures")
+    precision = settle_precision(config.train.precision, config)
+    told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
+    for form in dict.fromkeys((precision, "fp32")):
+        told[f"floor, {form}"] = {"name": "floor", "precision": form}
+    if config.data.kind == "points":
+        told["bare loop, fp32"] = {"name": "bare loop"}
+    for name, checkout in checkouts.items():
+        told[name] = {"name": name, "checkout": checkout, "pictures": str(scratch / "pictures")}
+    trainers: dict[str, Trainer] = {}
+    for number, (name, how) in enumerate(told.items()):
+        own = scratch / str(number)
+        own.mkdir()
+        trainers[name] = Trainer({**how, "args": args, "scratch": str(own)}, scratch / f"{number}.txt")
+    for trainer in trainers.values():
+        trainer.seconds()  # once all are ready, nothing else runs
+    steps = max(2, round(given.seconds / turn(trainers[f"floor, {precision}"], 2)))
+    if checkouts:
+        steps = min(steps, MOST // config.train.batch_size // (given.pairs + 2) - 1)
+    found: dict[str, list[float]] = {name: [] for name in trainers}
+    for pair in range(given.pairs + 1):
+        for name, trainer in trainers.items():
+            seconds = turn(trainer, steps)
+            if pair:
+                found[name].append(seconds)
+        print(f"{pair} of {given.pairs} pairs, {steps} steps each", file=sys.stderr, flush=True)
+    for trainer in trainers.values():
+        trainer.process.kill()
+    return found
+
+
+def turn(trainer: Trainer, steps: int) -> float:
+    """Seconds a step, of so many."""
+    trainer.ask(steps)
+    return trainer.seconds() / steps
+
+
+def write_pictures(config: Config, folder: Path) -> None:
+    """Pictures of a set as the field sees them, in colour, over and over: PNGs, as others want them."""
+    batches = build_source(config).load(torch.device("cpu"))
+    if not isinstance(batches, ImageBatches):
+        raise SystemExit("other trainers need pictures that are not streamed")
+    (folder / "all").mkdir(parents=True)
+    for number in range(MOST):
+        picture = batches.images.pixels[number % len(batches.images.pixels)]
+        Image.fromarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(folder / "all" / f"{number:05d}.png", compress_level=1)
 
 
 @torch.no_grad()
-def sampling(config: Config) -> dict[str, list[float]]:
+def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
     """Seconds for all samples, by what drew them."""
     keep_memory()
     device = pick_device()
@@ -176,7 +153,10 @@ def sampling(config: Config) -> dict[str, list[float]]:
     else:
         facts = build_source(config).facts
         field = build_field(config, facts).to(device).eval()
-    bare = stock(field, config, facts).eval()
+    bare = field
+    if isinstance(field, UNetField) and not facts.classes:
+        bare = Stock(field.architecture()).to(device).eval()
+        bare.unet.load_state_dict(field.unet.state_dict())
     x, t = torch.randn(SAMPLES, *facts.shape, device=device), torch.rand(SAMPLES, device=device)
     labels = torch.arange(SAMPLES) % len(facts.classes) if facts.classes else None
     given = None if labels is None else labels.to(device)
@@ -188,16 +168,17 @@ def sampling(config: Config) -> dict[str, list[float]]:
     precision = settle_precision("auto", config)
     found: dict[str, list[float]] = {}
     seen: dict[str, Tensor] = {}
-    for pair in range(PAIRS + 1):
+    for pair in range(pairs + 1):
         for form in dict.fromkeys((precision, "fp32")):
-            steps = STEPS if form == precision or not pair else 5  # of fp32, which takes minutes, a tenth but once
+            # of what takes minutes a part: of fp32 but once, and of the forwards, which are all alike
+            steps = STEPS if form == precision or not pair else 5
             with autocast(device, form):
                 if not pair:
                     seen[form] = to_uint8(pictures(steps)).float()
                     bare(x, t, given)
                     continue
                 now = {f"flowimg, {form}": timed(lambda steps=steps: pictures(steps)) * STEPS / steps}  # type: ignore[misc]
-                now[f"{STEPS} forwards, {form}"] = timed(lambda: bare(x, t, given), steps) * STEPS
+                now[f"{STEPS} forwards, {form}"] = timed(lambda: bare(x, t, given), 10) * STEPS
             for name, seconds in now.items():
                 found.setdefault(name, []).append(seconds)
     if precision != "fp32" and trained:
@@ -210,14 +191,20 @@ def sampling(config: Config) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    if len(sys.argv) < 3 or sys.argv[1] not in ("train", "sample"):
-        raise SystemExit(__doc__)
-    with tempfile.TemporaryDirectory() as folder:
-        args = [os.path.abspath(sys.argv[2]), *sys.argv[3:]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "sample"])
+    parser.add_argument("config", help="a settings file, or a run's folder to sample")
+    for name in ("torchcfm", "meta", "diffusers"):
+        parser.add_argument(f"--{name}", metavar="PATH", help="a checkout, whose trainer is to be measured too")
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
+    given, more = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        args = [os.path.abspath(given.config), *more]
         if not Path(args[0]).is_dir():
-            args += ["--run", f"{folder}/run"]
+            args += ["--run", f"{scratch}/run"]
         config = run_settings("train", args)
-        found = (training if sys.argv[1] == "train" else sampling)(config)
+        found = training(args, config, given, Path(scratch)) if given.what == "train" else sampling(config, given.pairs)
     first = next(iter(found.values()))
     print(f"\n{'':<20} {'ms':>9} {'least':>9} {'most':>9}   flowimg is so many times as fast")
     for name, seconds in found.items():

@@ -1,0 +1,234 @@
+"""Trainers of the same network whose steps take turns: ours, the floor, and the loops of others as they are.
+
+Each is a process that stops before a step until it is asked for the next ones (`Turns`), so at any time one computes.
+Of others it is their own code, from a checkout whose path is given; replaced are the network and the pictures, so that
+they are the same for all, and what only draws samples. Not a script: speed.py starts these processes.
+"""
+
+import json
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowimg.cli import main, run_settings
+from flowimg.config import Config
+from flowimg.data.batches import PointBatches
+from flowimg.data.toys import Toy
+from flowimg.fields.unet import UNetField, empty_unet
+from flowimg.jobs.build import build_field, build_source
+from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
+
+Step = Callable[[], None]
+WORKERS = 2
+"""Processes that decode pictures for those who have them decoded at every step."""
+
+
+class Turns:
+    """Called before every step: waits for its turn, does as many steps as asked, and tells how long they took."""
+
+    def __init__(self) -> None:
+        asked, told = (int(number) for number in os.environ["TURNS"].split())
+        self.asked, self.told = os.fdopen(asked), os.fdopen(told, "w", buffering=1)
+        self.left, self.began = 0, 0.0
+
+    def __call__(self) -> None:
+        if not self.left:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if self.began:
+                print(time.perf_counter() - self.began, file=self.told)
+            line = self.asked.readline()
+            if not line:
+                os._exit(0)
+            self.left, self.began = int(line), time.perf_counter()
+        self.left -= 1
+
+
+# --- the floor -------------------------------------------------------------------------------------------------------
+
+
+class Stock(nn.Module):
+    """A U-Net as diffusers has it, its time ours; called as ours, as torchcfm's and as Meta's are."""
+
+    def __init__(self, architecture: dict[str, Any]) -> None:
+        super().__init__()
+        self.unet = empty_unet(architecture)
+
+    def forward(self, x: Tensor, t: Tensor, cond: None = None, extra: object = None) -> Tensor:
+        if t.ndim > x.ndim:  # torchcfm's order
+            x, t = t, x
+        velocity: Tensor = -self.unet(x, 1000 * (1 - t)).sample
+        return velocity
+
+
+def stock(config: Config) -> nn.Module:
+    """What is stepped without flowimg; for points it is our own network, as nothing else has it."""
+    field = build_field(config, build_source(config).facts)
+    bare = Stock(field.architecture()) if isinstance(field, UNetField) else field
+    return bare.to(pick_device()).train()
+
+
+def floor(config: Config, precision: str) -> Step:
+    """Forward, backward and torch's fused AdamW, on a batch that stays."""
+    field, device = stock(config), pick_device()
+    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
+    x = torch.randn(config.train.batch_size, *build_source(config).facts.shape, device=device)
+    t, target = torch.rand(len(x), device=device), torch.randn_like(x)
+
+    def step() -> None:
+        with autocast(device, precision):
+            out = field(x, t, None)
+        (out.float() - target).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def bare_loop(config: Config) -> Step:
+    """Flow matching on points as one writes it down in torch: points, noise and times are drawn at every step."""
+    field, toy, count = stock(config), toy_of(config), config.train.batch_size
+    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        x_1, x_0, t = toy.sample(torch.rand(count, 3)), torch.randn(count, 2), torch.rand(count)
+        x_t = (1 - t[:, None]) * x_0 + t[:, None] * x_1
+        loss = (field(x_t, t, None) - (x_1 - x_0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def toy_of(config: Config) -> Toy:
+    """The distribution of a run on points."""
+    batches = build_source(config).load(torch.device("cpu"))
+    assert isinstance(batches, PointBatches)
+    return batches.toy
+
+
+def repeated(step: Step) -> None:
+    """Step after step."""
+    keep_memory()
+    turns = Turns()
+    while True:
+        turns()
+        step()
+
+
+# --- trainers --------------------------------------------------------------------------------------------------------
+
+
+def flowimg(args: list[str]) -> None:
+    """`flowimg train`, everything on."""
+    import flowimg.training.loop as loop
+
+    turns, step = Turns(), loop.train_step
+
+    def timed(state: Any, wanted: int = 0) -> None:
+        turns()
+        step(state, wanted)
+
+    loop.train_step = timed
+    main(["train", *args])
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    """A network that waits for its turn before it goes forward to learn."""
+    turns = Turns()
+    # a function, not a method: those who copy the network would copy what it belongs to
+    network.register_forward_pre_hook(lambda *_: turns() if torch.is_grad_enabled() else None)
+    return network
+
+
+def torchcfm(checkout: Path, pictures: str, config: Config, scratch: str) -> None:
+    """examples/images/cifar10/train_cifar10.py of atong01/conditional-flow-matching; needs POT and absl-py."""
+    script = checkout / "examples" / "images" / "cifar10" / "train_cifar10.py"
+    sys.path[:0] = [str(checkout), str(script.parent)]
+    core = ModuleType("torchdyn.core")
+    core.NeuralODE = None  # type: ignore[attr-defined]
+    sys.modules |= {"torchdyn": ModuleType("torchdyn"), "torchdyn.core": core}
+    import torchcfm.models.unet.unet as unet
+    from torchvision import datasets
+
+    network = hooked(stock(config))
+    unet.UNetModelWrapper = lambda **_: network
+    datasets.CIFAR10 = lambda transform, **_: datasets.ImageFolder(pictures, transform)
+    sys.argv = [
+        str(script), "--model", "icfm", "--output_dir", f"{scratch}/", "--save_step", "0",
+        "--batch_size", str(config.train.batch_size), "--num_workers", str(WORKERS),
+    ]  # fmt: skip
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def meta(checkout: Path, pictures: str, config: Config, scratch: str) -> None:
+    """`train_one_epoch` of facebookresearch/flow_matching's examples/image, with its average; needs torchmetrics."""
+    sys.path[:0] = [str(checkout), str(checkout / "examples" / "image")]
+    from models.ema import EMA
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from training.data_transform import get_train_transform
+    from training.grad_scaler import NativeScalerWithGradNormCount
+    from training.train_loop import train_one_epoch
+
+    device = pick_device()
+    network = EMA(hooked(stock(config))).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    loader = DataLoader(
+        ImageFolder(pictures, get_train_transform()), config.train.batch_size, shuffle=True, num_workers=WORKERS,
+        pin_memory=device.type == "cuda", drop_last=True,
+    )  # fmt: skip
+    how = SimpleNamespace(
+        accum_iter=1, discrete_flow_matching=False, class_drop_prob=1.0, skewed_timesteps=True, test_run=False
+    )
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    for epoch in range(10**6):
+        train_one_epoch(network, loader, optimizer, schedule, device, epoch, NativeScalerWithGradNormCount(), how)
+
+
+def diffusers(checkout: Path, pictures: str, config: Config, scratch: str) -> None:
+    """examples/unconditional_image_generation/train_unconditional.py of huggingface/diffusers, with its average."""
+    from diffusers import UNet2DModel
+
+    script = checkout / "examples" / "unconditional_image_generation" / "train_unconditional.py"
+    bare = stock(config)
+    assert isinstance(bare, Stock)
+    bare.unet.save_config(f"{scratch}/network")
+    made = UNet2DModel.from_config
+    UNet2DModel.from_config = lambda *args, **more: hooked(made(*args, **more))
+    sys.argv = [
+        str(script), "--train_data_dir", pictures, "--model_config_name_or_path", f"{scratch}/network",
+        "--output_dir", f"{scratch}/out", "--cache_dir", f"{scratch}/cache", "--resolution", str(config.data.size),
+        "--random_flip", "--use_ema", "--train_batch_size", str(config.train.batch_size),
+        "--dataloader_num_workers", str(WORKERS), "--num_epochs", "1000", "--checkpointing_steps", str(10**9),
+    ]  # fmt: skip
+    runpy.run_path(str(script), run_name="__main__")
+
+
+PEERS = {"torchcfm": torchcfm, "Meta": meta, "diffusers": diffusers}
+
+
+def work(told: dict[str, Any]) -> None:
+    """Be one of them."""
+    config = run_settings("train", told["args"])
+    if told["name"] == "flowimg":
+        flowimg(told["args"])
+    elif told["name"] == "floor":
+        repeated(floor(config, settle_precision(told["precision"], config)))
+    elif told["name"] == "bare loop":
+        repeated(bare_loop(config))
+    else:
+        PEERS[told["name"]](Path(told["checkout"]), told["pictures"], config, told["scratch"])
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))
