@@ -4,12 +4,13 @@
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
 # make soak     a run killed at 30 random times, about 4 minutes
+# make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
 
-.PHONY: train smoke article test lint slow soak clean
+.PHONY: train smoke article test lint slow soak bench clean
 
 train: .venv/installed
 	$(BIN)/flowimg train $(CONFIG)
@@ -36,6 +37,10 @@ slow: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/speed.py train $(CONFIG) --figures false --train.steps 1000000 --train.sample-every 1000000 \
+		$(if $(TORCHCFM),--torchcfm $(TORCHCFM)) $(if $(META),--meta $(META)) $(if $(DIFFUSERS),--diffusers $(DIFFUSERS))
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowimg needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

@@ -75,7 +75,9 @@ class Trainer:
         line = self.heard.readline()
         if not line:
             raise SystemExit("it ended:\n" + "".join(self.log.read_text().splitlines(keepends=True)[-25:]))
-        return float(line)
+        seconds, mib = line.split()
+        self.mib = int(mib)  # in use at most so far
+        return float(seconds)
 
 
 def timed(work: Callable[[], Any], times: int = 1) -> float:
@@ -93,7 +95,7 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     checkouts = {"torchcfm": given.torchcfm, "Meta": given.meta, "diffusers": given.diffusers}
     checkouts = {name: os.path.abspath(path) for name, path in checkouts.items() if path}
     if checkouts:
-        args = [*args, "--data.labels", "false", "--data.source", str(scratch / "pictures")]
+        args = [*args, "--data.labels", "false", "--grid.guidance", "1", "--data.source", str(scratch / "pictures")]
         write_pictures(config, scratch / "pictures")
     precision = settle_precision(config.train.precision, config)
     told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
@@ -120,7 +122,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
             if pair:
                 found[name].append(seconds)
         print(f"{pair} of {given.pairs} pairs, {steps} steps each", file=sys.stderr, flush=True)
-    for trainer in trainers.values():
+    for name, trainer in trainers.items():
+        print(f"{name:<20} {trainer.mib:>7,} MiB at most")
         trainer.process.kill()
     return found
 
@@ -139,7 +142,9 @@ def write_pictures(config: Config, folder: Path) -> None:
     (folder / "all").mkdir(parents=True)
     for number in range(MOST):
         picture = batches.images.pixels[number % len(batches.images.pixels)]
-        Image.fromarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(folder / "all" / f"{number:05d}.png", compress_level=1)
+        Image.fromarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(
+            folder / "all" / f"{number:05d}.png", compress_level=1
+        )
 
 
 @torch.no_grad()
@@ -154,7 +159,7 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
         facts = build_source(config).facts
         field = build_field(config, facts).to(device).eval()
     bare = field
-    if isinstance(field, UNetField) and not facts.classes:
+    if isinstance(field, UNetField):
         bare = Stock(field.architecture()).to(device).eval()
         bare.unet.load_state_dict(field.unet.state_dict())
     x, t = torch.randn(SAMPLES, *facts.shape, device=device), torch.rand(SAMPLES, device=device)

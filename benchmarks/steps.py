@@ -25,6 +25,7 @@ from flowimg.data.toys import Toy
 from flowimg.fields.unet import UNetField, empty_unet
 from flowimg.jobs.build import build_field, build_source
 from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
+from flowimg.jobs.meter import peak_memory
 
 Step = Callable[[], None]
 WORKERS = 2
@@ -32,7 +33,7 @@ WORKERS = 2
 
 
 class Turns:
-    """Called before every step: waits for its turn, does as many steps as asked, and tells how long they took."""
+    """Called before every step: waits for its turn, does the steps asked for, tells their seconds and MiB in use."""
 
     def __init__(self) -> None:
         asked, told = (int(number) for number in os.environ["TURNS"].split())
@@ -44,7 +45,7 @@ class Turns:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if self.began:
-                print(time.perf_counter() - self.began, file=self.told)
+                print(time.perf_counter() - self.began, peak_memory(pick_device()) or 0, file=self.told)
             line = self.asked.readline()
             if not line:
                 os._exit(0)
@@ -56,7 +57,7 @@ class Turns:
 
 
 class Stock(nn.Module):
-    """A U-Net as diffusers has it, its time ours; called as ours, as torchcfm's and as Meta's are."""
+    """A U-Net as diffusers has it, its time ours, asked for one class; called as ours, torchcfm's and Meta's are."""
 
     def __init__(self, architecture: dict[str, Any]) -> None:
         super().__init__()
@@ -65,7 +66,8 @@ class Stock(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: None = None, extra: object = None) -> Tensor:
         if t.ndim > x.ndim:  # torchcfm's order
             x, t = t, x
-        velocity: Tensor = -self.unet(x, 1000 * (1 - t)).sample
+        rows = torch.zeros(len(x), dtype=torch.long, device=x.device) if self.unet.config.num_class_embeds else None
+        velocity: Tensor = -self.unet(x, 1000 * (1 - t), class_labels=rows).sample
         return velocity
 
 

@@ -324,13 +324,14 @@ def _started(verb: str) -> str:
         ("--resume [STEP]", str(Start.model_fields["resume"].description)),
         ("--allow KEY ...", str(Start.model_fields["allow"].description)),
         ("--dry-run", str(Start.model_fields["dry_run"].description)),
+        ("--profile", str(Start.model_fields["profile"].description)),
     ]
     lines = "\n".join(f"  {option:<16} {text}" for option, text in told)
     return f"how it is started:\n{lines}\n\n" if verb == "train" else ""
 
 
 def _start(args: Sequence[str]) -> tuple[Start, list[str]]:
-    """`--resume [STEP]`, `--allow KEY ...` and `--dry-run`, and the other words."""
+    """`--resume [STEP]`, `--allow KEY ...`, `--dry-run` and `--profile`, and the other words."""
     names = {f"--{name.replace('_', '-')}": name for name in Start.model_fields}
     given: dict[str, Any] = {}
     rest: list[str] = []

@@ -438,6 +438,8 @@ class Start(Settings):
     """Settings that may differ from those of the run that is continued, by name; "data" for the data themselves."""
     dry_run: bool = False
     """Two real steps, saved, continued, sampled and evaluated in a temporary folder, and what the run will cost."""
+    profile: bool = False
+    """Where the time of a step goes, measured on a few: a page and a trace in RUN/profile; the run goes on."""
 
 
 class Drawing(Solving):

@@ -209,7 +209,8 @@ class Ahead:
 
     def __init__(self, data: Data, places: list[range], depth: int = 2) -> None:
         self.data, self.places, self.depth = data, places, depth
-        self.thread = ThreadPoolExecutor(1, "data")
+        # one thread of torch's in it: a second team of them makes the loop's own sleep and wake at every operation
+        self.thread = ThreadPoolExecutor(1, "data", torch.set_num_threads, (1,))
         self.ready: deque[tuple[tuple[int, range], Future[Batch]]] = deque()
 
     def __call__(self, step: int, places: range) -> Batch:

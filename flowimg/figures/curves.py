@@ -17,6 +17,8 @@ from flowimg.flow.floor import Floor
 
 GROUPS = 24
 """Points of the curve of what is left to learn, at most."""
+DOTTED = 12
+"""Values of a line at most that are marked one by one."""
 Records = Sequence[dict[str, Any]]
 
 
@@ -33,10 +35,12 @@ def loss_figure(records: Records, floor: Floor | None, path: Path) -> None:
     with drawing(path, 9, 4, 1, 2 if explained else 1, squeeze=False) as (figure, panels):
         left = panels[0, 0]
         left.plot(steps, loss, color=FLOW, label="training")
+        held_out = series(records[1:], "held_out_loss_ema")
         left.plot(
-            *series(records[1:], "held_out_loss_ema"),
+            *held_out,
             color=DATA,
             ls="--",
+            marker=_dot(held_out[0]),
             label="held out, averaged weights, even times",
         )
         left.set(xlabel="step", ylabel="loss (mean square error of $v$)")
@@ -106,8 +110,14 @@ def training_figure(records: Records, path: Path) -> None:
         for axes in panels.flat[len(known) :]:
             axes.set_axis_off()
         for axes, (key, name) in zip(panels.flat, known.items(), strict=False):
-            axes.plot(*series(records, key), color=FLOW)
+            line = series(records, key)
+            axes.plot(*line, color=FLOW, marker=_dot(line[0]))
             _trace(axes, name)
+
+
+def _dot(places: Sequence[float]) -> str | None:
+    """What marks the values of a line: of few they are seen, and one alone is not lost."""
+    return "." if len(places) <= DOTTED else None
 
 
 def compare_figure(runs: dict[str, Records], path: Path) -> None:
@@ -117,7 +127,8 @@ def compare_figure(runs: dict[str, Records], path: Path) -> None:
         traces["samples_per_second"] = TRACES["samples_per_second"]
         for axes, (key, name) in zip(panels, traces.items(), strict=True):
             for place, records in enumerate(runs.values()):
-                axes.plot(*series(records, key, "samples"), color=SERIES[place % len(SERIES)], ls=_dash(place))
+                line = series(records, key, "samples")
+                axes.plot(*line, color=SERIES[place % len(SERIES)], ls=_dash(place), marker=_dot(line[0]))
             _trace(axes, name)
             axes.set_xlabel("samples seen")
         keys = [Line2D([], [], color=SERIES[p % len(SERIES)], ls=_dash(p), label=name) for p, name in enumerate(runs)]

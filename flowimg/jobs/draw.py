@@ -12,6 +12,7 @@ from flowimg.config import Config, Solving
 from flowimg.fields.guidance import guided
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_solver, build_times, build_toy
+from flowimg.jobs.memory import is_out_of_memory
 from flowimg.sampling.generate import Samples, generate, to_uint8
 
 Item = TypeVar("Item")
@@ -39,11 +40,24 @@ def stream(
     labels: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Iterator[Samples]:
-    """Samples of these seeds a batch at a time, with the solver, times and guidance of `how`."""
+    """Samples of these seeds a batch at a time, with the solver, times and guidance of `how`.
+
+    A batch that memory has no room for is halved, and so are those after it: the samples are the same.
+    """
     velocity = guided(field, how.guidance, how.guidance_interval)
     device = next(field.parameters()).device
-    size = batch_size or BATCH[config.data.kind]
-    yield from generate(velocity, seeds, facts.shape, build_times(how), build_solver(how), labels, size, device)
+    size, done = batch_size or BATCH[config.data.kind], 0
+    while done < len(seeds):
+        mine, wanted = seeds[done : done + size], None if labels is None else labels[done : done + size]
+        try:
+            (batch,) = generate(velocity, mine, facts.shape, build_times(how), build_solver(how), wanted, size, device)
+        except (MemoryError, RuntimeError) as error:
+            if len(mine) == 1 or not is_out_of_memory(error):
+                raise
+            size = len(mine) // 2
+            continue
+        done += len(mine)
+        yield batch
 
 
 def draw(

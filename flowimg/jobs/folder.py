@@ -114,6 +114,11 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def profile(self) -> Path:
+        """Where the time of a step went, where it was asked for."""
+        return self.path / "profile"
+
+    @property
     def report(self) -> Path:
         """One page about the run."""
         return self.path / "report.html"

@@ -9,6 +9,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,22 +65,37 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
         parts: The parts that are drawn, in order.
         batches: All their rows, in order, cut anywhere.
     Yields:
-        The rows of each batch, once they are taken in.
+        The rows of each batch, once they are taken in; those of the batches before are on disk then.
     """
     waiting = iter(parts)
     part = next(waiting, None)
     held: list[np.ndarray] = []
-    for batch in batches:
-        held.extend(batch)
-        while part is not None and len(held) >= len(part):
-            rows, held = np.stack(held[: len(part)]), held[len(part) :]
-            with write_aside(output.path(part)) as aside, aside.open("wb") as file:
-                if output.form == "png":
-                    file.write(_png(rows[0]))
-                else:
-                    np.save(file, rows)
-            part = next(waiting, None)
-        yield len(batch)
+    # pictures are encoded and written beside the next batch; what ends this waits for those that are being written
+    with ThreadPoolExecutor(1, "samples") as thread:
+        before: Future[None] | None = None
+        for batch in batches:
+            held.extend(batch)
+            ready: list[tuple[range, np.ndarray]] = []
+            while part is not None and len(held) >= len(part):
+                ready.append((part, np.stack(held[: len(part)])))
+                held = held[len(part) :]
+                part = next(waiting, None)
+            if before is not None:
+                before.result()
+            before = thread.submit(_write, output, ready)
+            yield len(batch)
+        if before is not None:
+            before.result()
+
+
+def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
+    """Parts with their rows, each written aside and renamed."""
+    for part, rows in ready:
+        with write_aside(output.path(part)) as aside, aside.open("wb") as file:
+            if output.form == "png":
+                file.write(_png(rows[0]))
+            else:
+                np.save(file, rows)
 
 
 def first_rows(output: Output, count: int) -> np.ndarray:

@@ -40,6 +40,7 @@ from flowimg.jobs.machine import (
     settle_precision,
 )
 from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
+from flowimg.jobs.profile import profile_steps
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
 from flowimg.jobs.save import keep_model
@@ -181,6 +182,7 @@ def _train(
     resumed = began if checkpoint else None
     until = min(config.train.steps, config.train.stop_at or config.train.steps)
     stretch = Stretch(resumed, until)
+    profiled = [profile_steps(folder, stretch)] if how.profile else []
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
     if accelerator.is_main_process:
@@ -212,10 +214,10 @@ def _train(
         start_tracker(accelerator, config, began)
         status.at("training")
         try:
-            # left after what is being written is written
-            with ThreadPoolExecutor(1, "checkpoint") as thread, wishes.at_the_end_of_a_step():
+            # left after what is being written is written; as in Ahead, it must not have a team of torch's threads
+            with ThreadPoolExecutor(1, "checkpoint", torch.set_num_threads, (1,)) as thread, wishes.at_the_end_of_a_step():
                 each = callbacks(config, folder, facts, batches, accelerator, stretch, wishes, status, thread)
-                run_loop(state, until, each, wishes.wanted)
+                run_loop(state, until, [*each, *profiled], wishes.wanted)
         except NotFiniteError as error:
             raise _not_finite(error, state, batches, folder) from None
     status.step = state.step

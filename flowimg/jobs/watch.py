@@ -152,16 +152,18 @@ def _held_out_draw(config: Config, batches: Batches) -> Draw:
 
 @torch.no_grad()
 def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
-    training = field.training
+    """The mean over the held-out data, of which each process has its share."""
+    accelerator, training = state.accelerator, field.training
     field.eval()
-    losses = []
+    mine = torch.arange(len(draw.t))[accelerator.process_index :: accelerator.num_processes]
     many = max(AT_ONCE, len(state.micro_batches()[0]))  # what fits with gradients fits without
-    with state.accelerator.autocast():
-        for rows in torch.arange(len(draw.t)).split(many):
+    total = torch.zeros((), device=accelerator.device)
+    with accelerator.autocast():
+        for rows in mine.split(many):
             part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
-            losses.append(flow_matching_loss(field, state.objective.path, part).float())
+            total += flow_matching_loss(field, state.objective.path, part).float().sum()
     field.train(training)
-    return float(torch.cat(losses).mean())
+    return float(accelerator.reduce(total, "sum")) / len(draw.t)
 
 
 def _record(state: Training, held_out: Draw | None) -> dict[str, Any]:

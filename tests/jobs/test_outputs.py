@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from pictures_made import decode, find
 from PIL import Image
 
 from flowimg.cli import main
+from flowimg.config import Sample
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs import outputs
+from flowimg.jobs import draw, outputs
 from flowimg.jobs.folder import open_run
 from flowimg.sampling.generate import noise
 
@@ -195,6 +197,61 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
         assert sum(drawn) == COUNT - 64 * parts and not (out / ".parts").exists()
         if form == "npz":
             assert np.abs(np.load(out / "samples.npz")["samples"][..., 0] - pictures(whole)).max() <= 1
+
+
+def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, monkeypatch):
+    output = outputs.Output(tmp_path, "png", range(6), None, ())
+    (tmp_path / "images").mkdir()
+    second = threading.Event()
+    encode = outputs._png
+
+    def slow(pixels):
+        assert second.wait(20)  # not before the network is at the second batch
+        return encode(pixels)
+
+    def batches():
+        for number in range(3):
+            if number == 1:
+                second.set()
+            if number == 2:  # memory holds one batch more, not all of them
+                assert len(list((tmp_path / "images").iterdir())) >= 2
+            yield np.full((2, 4, 4, 1), number, np.uint8)
+
+    monkeypatch.setattr(outputs, "_png", slow)
+    assert list(outputs.write_parts(output, output.parts(), batches())) == [2, 2, 2]
+    seen = [np.array(Image.open(tmp_path / "images" / f"{row:06d}.png")).max() for row in range(6)]
+    assert seen == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_a_batch_that_memory_has_no_room_for_is_halved(kind, tiny, whole, tmp_path, monkeypatch):
+    made, asked = draw.generate, []
+
+    def small(field, seeds, *more):
+        asked.append(len(seeds))
+        if len(seeds) > 20:
+            raise kind("out of memory")
+        return made(field, seeds, *more)
+
+    monkeypatch.setattr(draw, "generate", small)
+    out = sample(tiny.classes, tmp_path / "out", "--batch-size", "70")
+    assert np.abs(pictures(out) - pictures(whole)).max() <= 1
+    assert asked == [70, 35, *[17] * 11, 13]
+
+
+def test_what_does_not_fit_alone_and_other_errors_end_it(tiny, tmp_path, monkeypatch):
+    for said, times_asked in (("out of memory", 3), ("another", 1)):
+        asked = []
+
+        def fails(*_, said=said, asked=asked):
+            asked.append(1)
+            raise RuntimeError(said)
+
+        monkeypatch.setattr(draw, "generate", fails)
+        run = open_run(str(tiny.classes), "ema", None, torch.device("cpu"))
+        with pytest.raises(RuntimeError, match=said):
+            list(draw.stream(run.field, run.config, run.facts, Sample(run="r"), range(4)))
+        assert len(asked) == times_asked
 
 
 def test_a_file_that_could_not_be_joined_is_joined_from_its_parts(tiny, tmp_path, monkeypatch, refused):

@@ -1,0 +1,25 @@
+#!/bin/sh
+# What a GPU is to show, in about 10 minutes:
+#
+#   sh benchmarks/gpu.sh PICTURES OUT [--torchcfm CHECKOUT] [--meta CHECKOUT] [--diffusers CHECKOUT]
+#
+# the tests that need one; a step of the two CIFAR-10 networks beside the floor and the trainers whose checkouts are given;
+# 50 Euler steps. PICTURES is any set of pictures on disk. On a CPU it does the same, for hours: WITH="--train.batch-size 8
+# --field.channels 64 64" makes it a rehearsal.
+set -e
+pictures=$1 out=$2
+shift 2
+mkdir -p "$out"
+data="--data.size 32 --data.resize pad --data.background 0 0 0 --data.channels rgb --data.augment 0"
+python -c 'import torch, diffusers; print(torch.__version__, diffusers.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())' |
+	tee "$out/machine.txt"
+python -m pytest -m gpu -q -p no:cacheprovider >"$out/tests.txt" 2>&1 || true
+tail -n 1 "$out/tests.txt"
+for config in cifar10 cifar10_large; do
+	# shellcheck disable=SC2086
+	python benchmarks/speed.py train configs/$config.yaml --data.source "$pictures" $data --train.batch-size 128 \
+		--figures false "$@" $WITH 2>"$out/$config.err" | tee "$out/$config.txt"
+done
+# shellcheck disable=SC2086
+python benchmarks/speed.py sample configs/cifar10.yaml --data.source "$pictures" $data $WITH 2>"$out/sample.err" |
+	tee "$out/sample.txt"
