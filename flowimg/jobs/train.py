@@ -215,7 +215,8 @@ def _train(
         status.at("training")
         try:
             # left after what is being written is written; as in Ahead, it must not have a team of torch's threads
-            with ThreadPoolExecutor(1, "checkpoint", torch.set_num_threads, (1,)) as thread, wishes.at_the_end_of_a_step():
+            beside = ThreadPoolExecutor(1, "checkpoint", torch.set_num_threads, (1,))
+            with beside as thread, wishes.at_the_end_of_a_step():
                 each = callbacks(config, folder, facts, batches, accelerator, stretch, wishes, status, thread)
                 run_loop(state, until, [*each, *profiled], wishes.wanted)
         except NotFiniteError as error:

@@ -159,7 +159,7 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     many = max(AT_ONCE, len(state.micro_batches()[0]))  # what fits with gradients fits without
     total = torch.zeros((), device=accelerator.device)
     with accelerator.autocast():
-        for rows in mine.split(many):
+        for rows in mine.split(many) if len(mine) else ():
             part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
             total += flow_matching_loss(field, state.objective.path, part).float().sum()
     field.train(training)

@@ -11,8 +11,8 @@ from flowimg.cli import main
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.profile import AFTER, STEPS, kind_of
 
-POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5", "--train.batch-size", "64"]
-POINTS += ["--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
+POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5"]
+POINTS += ["--train.batch-size", "64", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
 
 
 def shares(page, heading):

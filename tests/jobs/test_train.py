@@ -2,12 +2,18 @@
 
 import json
 import shutil
+import threading
 
 import pytest
+import torch
 import yaml
 from tiny import write_settings
 
+import flowimg.jobs.save as save
+import flowimg.jobs.train as jobs_train
+import flowimg.training.loop as loop
 from flowimg.cli import main
+from flowimg.data import batches
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
 SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
@@ -67,6 +73,37 @@ def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(more, 
     config = write_settings(tmp_path / "a.yaml", train={"steps": 20, "held_out_every": None, "sample_every": 20})
     main(["train", str(config), "--run", str(tmp_path / "run"), *more])
     assert [line["step"] for line in lines(tmp_path / "run") if line.get("held_out_loss_ema")] == told
+
+
+def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkeypatch):
+    # a second team in the process, and those of the loop sleep and wake at every operation
+    seen = {}
+
+    def noted(where, name, call):
+        def noting(*args, **more):
+            seen[name] = threading.current_thread().name, torch.get_num_threads()
+            return call(*args, **more)
+
+        monkeypatch.setattr(where, name, noting)
+
+    noted(save, "write_checkpoint", save.write_checkpoint)
+    noted(batches.ImageBatches, "__call__", batches.ImageBatches.__call__)
+    noted(loop, "train_step", loop.train_step)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        # kept in memory, digits need nobody beside the loop; on another device they would
+        monkeypatch.setattr(jobs_train, "_feed", lambda state, batches, stack: _ahead(state, batches, stack))
+        main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
+    finally:
+        torch.set_num_threads(threads)
+    assert seen["write_checkpoint"] == ("checkpoint_0", 1) and seen["__call__"] == ("data_0", 1)
+    assert seen["train_step"] == ("MainThread", 2)
+
+
+def _ahead(state, some, stack):
+    state.data = batches.Ahead(some, state.micro_batches())
+    stack.callback(state.data.close)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
