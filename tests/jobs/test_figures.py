@@ -146,9 +146,11 @@ def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
         return ((scores.softmax(1) @ data - x.flatten(1)) / (1 - at)).reshape(x.shape)
 
     objective = replace(build_objective(config), batch_size=512)
-    draw = objective.draw(replace(batches, flip=True, batch_size=512), 7, range(512))
-    loss = flow_matching_loss(best, objective.path, draw)
-    assert float(loss.mean()) == pytest.approx(mirrored.mean, rel=0.1)
+    seen = replace(batches, flip=True, batch_size=512)
+    # a batch alone is off by 7 %, as most of this loss is in few of its places
+    draws = [objective.draw(seen, step, range(512)) for step in range(40)]
+    loss = torch.stack([flow_matching_loss(best, objective.path, draw).mean() for draw in draws])
+    assert float(loss.mean()) == pytest.approx(mirrored.mean, rel=0.03)
 
 
 def test_the_floor_is_estimated_once_and_kept(tiny, small, tmp_path, monkeypatch):
