@@ -52,17 +52,17 @@ class Trainer:
     """A process of steps.py that waits for its turns."""
 
     def __init__(self, told: dict[str, Any], log: Path) -> None:
-        asked, self.told = os.pipe(), os.pipe()
+        asked, heard = os.pipe(), os.pipe()
         self.log = log
         self.asked = os.fdopen(asked[1], "w", buffering=1)
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(told)],
-            env={**os.environ, "TURNS": f"{asked[0]} {self.told[1]}"},
-            pass_fds=(asked[0], self.told[1]), stdout=log.open("w"), stderr=subprocess.STDOUT,
+            env={**os.environ, "TURNS": f"{asked[0]} {heard[1]}"},
+            pass_fds=(asked[0], heard[1]), stdout=log.open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         os.close(asked[0])
-        os.close(self.told[1])
-        self.heard = os.fdopen(self.told[0])
+        os.close(heard[1])
+        self.heard = os.fdopen(heard[0])
         self.ask(1)  # it gets ready beside the others, and takes its first step
 
     def ask(self, steps: int) -> None:

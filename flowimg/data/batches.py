@@ -198,6 +198,15 @@ def to_device(some: Tensor, device: torch.device) -> Tensor:
     return (some.pin_memory() if device.type == "cuda" else some).to(device, non_blocking=True)
 
 
+def beside(name: str) -> ThreadPoolExecutor:
+    """A thread beside the loop, for work with tensors.
+
+    It has one of torch's threads: with a second team of them in the process, those of the loop sleep and wake at every
+    operation.
+    """
+    return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
+
+
 class Ahead:
     """Data made ready in a thread while the steps before them are computed; the same data.
 
@@ -209,8 +218,7 @@ class Ahead:
 
     def __init__(self, data: Data, places: list[range], depth: int = 2) -> None:
         self.data, self.places, self.depth = data, places, depth
-        # one thread of torch's in it: a second team of them makes the loop's own sleep and wake at every operation
-        self.thread = ThreadPoolExecutor(1, "data", torch.set_num_threads, (1,))
+        self.thread = beside("data")
         self.ready: deque[tuple[tuple[int, range], Future[Batch]]] = deque()
 
     def __call__(self, step: int, places: range) -> Batch:

@@ -75,11 +75,9 @@ def draw_blocks(
 
 def normal(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
     """Standard normal rows, shape (len(places), *shape); see `draw_blocks`."""
-    draw = lambda n, g: torch.randn(n, *shape, generator=g)  # noqa: E731
-    return draw_blocks(seed, purpose, step, places, draw, block_of(shape))
+    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.randn(n, *shape, generator=g), block_of(shape))
 
 
 def uniform(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform numbers in [0, 1), shape (len(places), *shape); see `draw_blocks`."""
-    draw = lambda n, g: torch.rand(n, *shape, generator=g)  # noqa: E731
-    return draw_blocks(seed, purpose, step, places, draw, block_of(shape))
+    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, *shape, generator=g), block_of(shape))

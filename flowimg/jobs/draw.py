@@ -45,12 +45,12 @@ def stream(
     A batch that memory has no room for is halved, and so are those after it: the samples are the same.
     """
     velocity = guided(field, how.guidance, how.guidance_interval)
-    device = next(field.parameters()).device
+    device, times, solver = next(field.parameters()).device, build_times(how), build_solver(how)
     size, done = batch_size or BATCH[config.data.kind], 0
     while done < len(seeds):
         mine, wanted = seeds[done : done + size], None if labels is None else labels[done : done + size]
         try:
-            (batch,) = generate(velocity, mine, facts.shape, build_times(how), build_solver(how), wanted, size, device)
+            (batch,) = generate(velocity, mine, facts.shape, times, solver, wanted, size, device)
         except (MemoryError, RuntimeError) as error:
             if len(mine) == 1 or not is_out_of_memory(error):
                 raise

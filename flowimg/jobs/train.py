@@ -6,7 +6,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump, load
-from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches
+from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches, beside
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
@@ -214,9 +213,8 @@ def _train(
         start_tracker(accelerator, config, began)
         status.at("training")
         try:
-            # left after what is being written is written; as in Ahead, it must not have a team of torch's threads
-            beside = ThreadPoolExecutor(1, "checkpoint", torch.set_num_threads, (1,))
-            with beside as thread, wishes.at_the_end_of_a_step():
+            # left after what is being written is written
+            with beside("checkpoint") as thread, wishes.at_the_end_of_a_step():
                 each = callbacks(config, folder, facts, batches, accelerator, stretch, wishes, status, thread)
                 run_loop(state, until, [*each, *profiled], wishes.wanted)
         except NotFiniteError as error:

@@ -34,14 +34,18 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, params: Iterable[Tensor], **more: Any) -> None:
         super().__init__(params, fused=True, **more)
 
+    def is_held(self) -> bool:
+        """Whether it is known that a step must move nothing."""
+        return not isinstance(self.found_inf, Tensor) and self.found_inf == 1
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move the parameters that have gradients."""
         group = self.param_groups[0]
         moving = [p for p in group["params"] if p.grad is not None]
-        hold = self.found_inf if isinstance(self.found_inf, Tensor) else None
-        if not moving or (hold is None and self.found_inf):
+        if not moving or self.is_held():
             return
+        hold = self.found_inf if isinstance(self.found_inf, Tensor) else None
         slots = [self.state[p] or self._begin(p) for p in moving]
         steps = [slot["step"] for slot in slots]
         if hold is None:

@@ -85,7 +85,7 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        if not isinstance(self.found_inf, Tensor) and self.found_inf:
+        if self.is_held():
             return
         grads: dict[Tensor, Tensor] = {p: p.grad for stack in self.stacks.values() for p in stack if p.grad is not None}
         for p in grads:

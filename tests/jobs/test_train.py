@@ -93,7 +93,7 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
     try:
         torch.set_num_threads(2)
         # kept in memory, digits need nobody beside the loop; on another device they would
-        monkeypatch.setattr(jobs_train, "_feed", lambda state, batches, stack: _ahead(state, batches, stack))
+        monkeypatch.setattr(jobs_train, "_feed", _ahead)
         main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
     finally:
         torch.set_num_threads(threads)
