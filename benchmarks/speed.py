@@ -175,8 +175,8 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
     seen: dict[str, Tensor] = {}
     for pair in range(pairs + 1):
         for form in dict.fromkeys((precision, "fp32")):
-            # of what takes minutes a part: of fp32 but once, and of the forwards, which are all alike
-            steps = STEPS if form == precision or not pair else 5
+            # of what takes minutes a part: of fp32 where no pictures are compared, and of the forwards, which are alike
+            steps = STEPS if (pair and form == precision) or (trained and not pair) else 5
             with autocast(device, form):
                 if not pair:
                     seen[form] = to_uint8(pictures(steps)).float()

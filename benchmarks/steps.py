@@ -205,11 +205,12 @@ def diffusers(checkout: Path, pictures: str, config: Config, scratch: str) -> No
     bare = stock(config)
     assert isinstance(bare, Stock)
     bare.unet.save_config(f"{scratch}/network")
+    side = str(bare.unet.config.sample_size)
     made = UNet2DModel.from_config
     UNet2DModel.from_config = lambda *args, **more: hooked(made(*args, **more))
     sys.argv = [
         str(script), "--train_data_dir", pictures, "--model_config_name_or_path", f"{scratch}/network",
-        "--output_dir", f"{scratch}/out", "--cache_dir", f"{scratch}/cache", "--resolution", str(bare.unet.config.sample_size),
+        "--output_dir", f"{scratch}/out", "--cache_dir", f"{scratch}/cache", "--resolution", side,
         "--random_flip", "--use_ema", "--train_batch_size", str(config.train.batch_size),
         "--dataloader_num_workers", str(WORKERS), "--num_epochs", "1000", "--checkpointing_steps", str(10**9),
     ]  # fmt: skip
