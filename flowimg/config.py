@@ -455,7 +455,16 @@ class Drawing(Solving):
     """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
 
 
-class Sample(Drawing):
+class Many(Drawing):
+    """What verbs need that draw as many samples as they are asked for."""
+
+    batch_size: Positive | None = None
+    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
+    compile: Annotated[bool | Literal["auto"], _one_of("true, false and auto")] = "auto"
+    """Compile the field for speed; auto does on GPUs, for a million evaluations and more. Rounds otherwise."""
+
+
+class Sample(Many):
     """Draw samples from a run's newest checkpoint."""
 
     count: Positive = 64
@@ -468,8 +477,6 @@ class Sample(Drawing):
     """Where to; by default RUN/generated/ and the settings above."""
     format: Literal["png", "npz", "npy", "parquet"] | None = None
     """A PNG a picture, or one file of all; by default png, npz for points. The grid is always drawn."""
-    batch_size: Positive | None = None
-    """Samples at once; changes speed and memory only."""
 
 
 class Figures(Drawing):
@@ -580,7 +587,7 @@ class Ema(Settings):
     """Averages at this step, one that kept some, instead of the newest."""
 
 
-class Evaluate(Drawing):
+class Evaluate(Many):
     """Measure a run's samples against its data."""
 
     count: Annotated[int, Field(ge=2)] | None = None
@@ -589,8 +596,6 @@ class Evaluate(Drawing):
     """Seed of the first sample."""
     num_steps: Positive = 100
     """Solver steps."""
-    batch_size: Positive | None = None
-    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
     features: Annotated[str, Field(min_length=1)] = "proxy"
     """Images: what samples and data are compared in: inception, for FID; a folder or hub id of a picture network in
     safetensors, as CLIP or DINOv2; proxy, a small classifier of the run's own labels or, without any, proxy-random."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from flowimg.config import Doctor
-from flowimg.jobs.machine import MachineError, pick_device
+from flowimg.jobs.machine import MachineError, fast_in_bf16, pick_device
 from flowimg.jobs.meter import product_flops
 
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "datasets", "safetensors", "numpy", "pydantic")
@@ -86,8 +86,18 @@ def _precision() -> Finding:
     """Matrix products in fp32 and bf16 on this device."""
     device = pick_device()
     times = product_flops(device, torch.bfloat16) / product_flops(device, torch.float32)
-    advice = "use train.precision bf16" if times > 1.2 else "train.precision fp32 is as fast"
-    return "ok", f"bf16 is {times:.1f} times as fast as fp32 in matrix products: {advice}"
+    told = f"bf16 is {times:.1f} times as fast as fp32 in matrix products"
+    taken = "bf16" if fast_in_bf16(device) else "fp32"
+    told += f"; train.precision auto takes {taken} for U-Nets"
+    if (times > 1.2) != (taken == "bf16"):
+        return "note", f"{told}, the slower one here: ask for the other"
+    if device.type == "cpu" and taken == "bf16":
+        from flowimg.fields.quick import library
+
+        if library().functions() is None:
+            return "note", f"{told}, whose blocks are not in C: a C compiler (cc) would make them faster"
+        told += ", whose blocks are in C"
+    return "ok", told
 
 
 def _shared_memory() -> Finding:

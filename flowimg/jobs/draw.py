@@ -1,6 +1,7 @@
 """Samples of a field, and the figure that shows them: the same for training, sampling and evaluation."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,17 +9,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowimg.config import Config, Solving
+from flowimg.config import Config, Many, Solving
 from flowimg.fields.guidance import guided
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_solver, build_times, build_toy
-from flowimg.jobs.memory import is_out_of_memory
+from flowimg.jobs.folder import Trained
+from flowimg.jobs.machine import compiles
 from flowimg.sampling.generate import Samples, generate, to_uint8
 
 Item = TypeVar("Item")
 
 BATCH = {"points": 25_000, "images": 250}
 """Samples at once, by kind of data."""
+WORTH = 1_000_000
+"""Evaluations of a process for which a compiler's minute is no loss on a GPU."""
 
 
 def turns(seeds: Sequence[int], classes: Sequence[str]) -> Tensor | None:
@@ -31,6 +35,32 @@ def share(items: Sequence[Item], process: int, processes: int) -> Sequence[Item]
     return items[len(items) * process // processes : len(items) * (process + 1) // processes]
 
 
+class Compiled(nn.Module):
+    """A field that is compiled for batches of one size, and of twice that, as guidance has them.
+
+    Any other, as the last one, goes through the field as it is: it is not worth a compiler's time.
+    """
+
+    def __init__(self, field: nn.Module, size: int) -> None:
+        super().__init__()
+        self.field, self.sizes = field, (size, 2 * size)
+        self.compiled = torch.compile(field, dynamic=False)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The field's velocity, shape of x; see the field."""
+        velocity: Tensor = (self.compiled if len(x) in self.sizes else self.field)(x, t, cond)
+        return velocity
+
+
+def quickened(run: Trained, settings: Many, count: int, processes: int) -> Trained:
+    """The run, its field compiled where that is asked for, or worth it for so many samples."""
+    worth = count // processes * settings.num_steps >= WORTH
+    if not compiles(settings.compile, "--compile", run.config, worth):
+        return run
+    size = settings.batch_size or BATCH[run.config.data.kind]
+    return replace(run, field=Compiled(run.field, min(size, -(-count // processes))))
+
+
 def stream(
     field: nn.Module,
     config: Config,
@@ -40,24 +70,10 @@ def stream(
     labels: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Iterator[Samples]:
-    """Samples of these seeds a batch at a time, with the solver, times and guidance of `how`.
-
-    A batch that memory has no room for is halved, and so are those after it: the samples are the same.
-    """
+    """Samples of these seeds a batch at a time, with the solver, times and guidance of `how`."""
     velocity = guided(field, how.guidance, how.guidance_interval)
-    device, times, solver = next(field.parameters()).device, build_times(how), build_solver(how)
-    size, done = batch_size or BATCH[config.data.kind], 0
-    while done < len(seeds):
-        mine, wanted = seeds[done : done + size], None if labels is None else labels[done : done + size]
-        try:
-            (batch,) = generate(velocity, mine, facts.shape, times, solver, wanted, size, device)
-        except (MemoryError, RuntimeError) as error:
-            if len(mine) == 1 or not is_out_of_memory(error):
-                raise
-            size = len(mine) // 2
-            continue
-        done += len(mine)
-        yield batch
+    device, size = next(field.parameters()).device, batch_size or BATCH[config.data.kind]
+    yield from generate(velocity, seeds, facts.shape, build_times(how), build_solver(how), labels, size, device)
 
 
 def draw(

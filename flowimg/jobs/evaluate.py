@@ -11,7 +11,7 @@ from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
-from flowimg.jobs.draw import draw, turns
+from flowimg.jobs.draw import draw, quickened, turns
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
@@ -38,11 +38,13 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     _check(settings, run, points)
     if points and state.num_processes > 1:
         raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
+    count = settings.count or COUNT[run.config.data.kind]
+    run = quickened(run, settings, count, state.num_processes)
     if settings.sweep_nfe or settings.sweep_guidance:
         from flowimg.jobs.sweep import sweep
 
         return sweep(settings, run, state)
-    seeds = range(settings.seed, settings.seed + (settings.count or COUNT[run.config.data.kind]))
+    seeds = range(settings.seed, settings.seed + count)
     found = (_points if points else _pictures)(settings, run, seeds, state)
     leave_together()
     if found is None:

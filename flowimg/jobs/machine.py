@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import PartialState
 
 from flowimg import __version__
 from flowimg.config import Config, Drawing, UNet
+from flowimg.data.cache import cache_folder
 
 DrawingT = TypeVar("DrawingT", bound=Drawing)
 
@@ -120,11 +122,46 @@ def fast_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
+def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -> bool:
+    """Whether a run's field is compiled: as asked, or where it is worth the wait and the compiler is at its best.
+
+    Its code is kept in the cache folder, for the next start.
+
+    Args:
+        asked: True, False or auto.
+        name: Of the setting that asks.
+        config: The run's settings.
+        worth: Whether it would be, on a GPU.
+    Raises:
+        MachineError: If there is no compiler for the code that it writes for a CPU.
+    """
+    device = pick_device().type
+    if not (worth and device == "cuda" if asked == "auto" else asked):
+        return False
+    if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        raise MachineError(f"{name} needs a C++ compiler on a CPU, as g++: install one, or leave it out")
+    cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    return True
+
+
 def settle_precision(asked: str, config: Config) -> str:
     """The arithmetic that is asked for; `auto` is bf16 for U-Nets where the device is fast in it, else fp32."""
     if asked != "auto":
         return asked
     return "bf16" if isinstance(config.field, UNet) and fast_in_bf16(pick_device()) else "fp32"
+
+
+def blocks_of(config: Config, device: torch.device) -> str | None:
+    """What a U-Net's blocks are on a CPU in bf16: C, or torch where that cannot be compiled; None for other fields.
+
+    `config` has its arithmetic settled; waits for the compiler.
+    """
+    if not isinstance(config.field, UNet) or device.type != "cpu" or config.train.precision != "bf16":
+        return None
+    from flowimg.fields.quick import library
+
+    return "torch" if library().functions() is None else "C"
 
 
 def settle(settings: DrawingT, config: Config) -> DrawingT:

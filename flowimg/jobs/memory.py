@@ -25,14 +25,6 @@ TRIED = 4
 """Samples in the smaller of the two passes that are measured."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at an end, on a GPU or on a CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
 def fixed_bytes(field: nn.Module, averages: int = 1) -> dict[str, int]:
     """Bytes of everything that does not grow with the batch, with so many averages of the weights.
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from flowimg.config import Drawing, Sample, SettingsError, nearest
-from flowimg.jobs.draw import share, show, stream, turns
+from flowimg.jobs.draw import quickened, share, show, stream, turns
 from flowimg.jobs.folder import Trained, check_guidance, open_run, weights_name, write_text
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
 from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
@@ -33,6 +33,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     form = settings.format or ("npz" if points else "png")
     label = find_label(settings.label, run)
     check_guidance(settings.guidance, run.facts, run.config)
+    run = quickened(run, settings, settings.count, state.num_processes)
     seeds = range(settings.seed, settings.seed + settings.count)
     labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
 
@@ -136,7 +137,7 @@ def find_label(label: int | str | None, run: Trained) -> int | None:
 
 def _about(settings: Sample, run: Trained, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must be equal for a folder to be gone on with."""
-    idle = {"run", "out", "batch_size", "format", "label", "step"}
+    idle = {"run", "out", "batch_size", "compile", "format", "label", "step"}
     idle |= {"num_steps", "times", "shift"} if settings.solver == "dopri5" else {"tolerance"}
     idle |= {"guidance_interval"} if settings.guidance == 1 else set()
     return {

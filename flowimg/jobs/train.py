@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from torch import nn
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump, load
 from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches, beside
-from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective, flow_matching_loss
@@ -31,14 +29,16 @@ from flowimg.jobs.folder import RunFolder, Trained, check_guidance, check_networ
 from flowimg.jobs.machine import (
     PATIENCE,
     MachineError,
+    blocks_of,
     check_launch,
+    compiles,
     environment,
     keep_memory,
     leave_together,
     pick_device,
     settle_precision,
 )
-from flowimg.jobs.memory import find_micro_batch, is_out_of_memory
+from flowimg.jobs.memory import find_micro_batch
 from flowimg.jobs.profile import profile_steps
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
@@ -48,6 +48,7 @@ from flowimg.jobs.status import Status, hold
 from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import append, callbacks
+from flowimg.sampling.generate import is_out_of_memory
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
 from flowimg.training.ema import LENGTHS
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
@@ -140,7 +141,7 @@ def _train(
     stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
-    compiled = compiles(config)
+    compiled = compiles(config.train.compile, "train.compile", config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -188,6 +189,7 @@ def _train(
         _again(folder, say)
         write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
+        machine |= {"blocks": None if compiled else blocks_of(config, accelerator.device)}
         machine |= {"data": source.story, "parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
@@ -415,24 +417,6 @@ def _launcher_differs(config: Config) -> list[str]:
     ]
 
 
-def compiles(config: Config) -> bool:
-    """Whether field and loss are compiled: as asked, or where steps are short and the compiler is at its best.
-
-    Its code is kept in the cache folder, for the next start.
-
-    Raises:
-        MachineError: If there is no compiler for the code that it writes for a CPU.
-    """
-    asked = config.train.compile
-    if not (pick_device().type == "cuda" if asked == "auto" else asked):
-        return False
-    if pick_device().type == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
-        raise MachineError("train.compile needs a C++ compiler on a CPU, as g++: install one, or leave it out")
-    cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-    return True
-
-
 def cut(
     config: Config, accelerator: Accelerator, field: nn.Module, objective: Objective, data: Batches
 ) -> tuple[int, int]:
@@ -499,10 +483,14 @@ def _banner(
     count = None if isinstance(batches, PointBatches) else batches.size
     seen_as = f"{seen:,} images, {seen / count:.1f} epochs" if count else f"{seen:,} points"
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
+    how: list[str] = [train.precision]
+    if state.loss is not flow_matching_loss:
+        how.append("compiled")
+    elif blocks := blocks_of(config, accelerator.device):
+        how.append("blocks in C" if blocks == "C" else "blocks not in C, which a C compiler (cc) would make faster")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "
-        f"{torch.get_num_threads()} threads each, {train.precision}"
-        f"{'' if state.loss is flow_matching_loss else ', compiled'}"
+        f"{torch.get_num_threads()} threads each, {', '.join(how)}"
     )
     say(f"data      {source.story}; trained on as {shape}")
     kind: str = config.field.kind

@@ -14,6 +14,14 @@ from flowimg.flow.objective import Velocity
 from flowimg.flow.solvers import Solver, integrate
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at an end, on a GPU or on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 class Samples(NamedTuple):
     """Samples of consecutive seeds, (B, *D), on the CPU, and the evaluations of the network each took."""
 
@@ -39,6 +47,8 @@ def generate(
 ) -> Iterator[Samples]:
     """Samples of these seeds, a batch at a time.
 
+    A batch that memory has no room for is halved, and so are those after it: the samples are the same.
+
     Args:
         velocity: The field, guided or not, on `device`.
         seeds: One a sample.
@@ -51,11 +61,21 @@ def generate(
     Yields:
         Batches in the order of the seeds.
     """
-    for start in range(0, len(seeds), batch_size):
-        x_0 = noise(seeds[start : start + batch_size], shape).to(device)
-        cond = None if labels is None else labels[start : start + batch_size].to(device)
-        flow = integrate(velocity, x_0, times, solver, cond)
-        yield Samples(flow.x.cpu(), flow.nfe)
+    done = 0
+    while done < len(seeds):
+        mine = slice(done, done + batch_size)
+        try:
+            x_0 = noise(seeds[mine], shape).to(device)
+            cond = None if labels is None else labels[mine].to(device)
+            flow = integrate(velocity, x_0, times, solver, cond)
+            batch = Samples(flow.x.cpu(), flow.nfe)
+        except (MemoryError, RuntimeError) as error:
+            if len(seeds[mine]) == 1 or not is_out_of_memory(error):
+                raise
+            batch_size = len(seeds[mine]) // 2
+            continue
+        done += len(batch.x_1)
+        yield batch
 
 
 def between(a: Tensor, b: Tensor, count: int) -> Tensor:

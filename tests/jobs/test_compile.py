@@ -3,25 +3,50 @@
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from flowimg.cli import main
-from flowimg.config import Config, validate
-from flowimg.jobs import train as job
-from flowimg.jobs.folder import RunFolder
+from flowimg.config import Config, Sample, validate
+from flowimg.fields.mlp import MLPField
+from flowimg.jobs import draw, machine
+from flowimg.jobs.folder import RunFolder, open_run
 
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
 
-def config(compile):
-    return validate(Config, {"run": "r", "train": {"compile": compile}}, "here")
+def asked(worth=True):
+    config = validate(Config, {"run": "r"}, "here")
+    return [machine.compiles(asked, "train.compile", config, worth) for asked in ("auto", False, True)]
 
 
-def test_gpus_are_compiled_for_and_others_when_asked(monkeypatch):
-    assert [job.compiles(config(asked)) for asked in ("auto", False, True)] == [False, False, True]
-    monkeypatch.setattr(job, "pick_device", lambda: SimpleNamespace(type="cuda"))
-    assert [job.compiles(config(asked)) for asked in ("auto", False, True)] == [True, False, True]
+def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkeypatch):
+    assert asked() == [False, False, True]
+    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    assert asked() == [True, False, True]
+    assert asked(worth=False) == [False, False, True]
+
+
+def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):
+    run = open_run(str(tiny.points), "ema", None, torch.device("cpu"))
+    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    for count, processes, size in ((20_000, 1, 20_000), (19_999, 1, None), (40_000, 2, 20_000), (39_999, 2, None)):
+        quick = draw.quickened(run, Sample(run="r", num_steps=50), count, processes)
+        assert (quick is run) == (size is None)
+        if size:
+            assert quick.field.sizes == (size, 2 * size)
+    assert draw.quickened(run, Sample(run="r", num_steps=50, batch_size=70), 20_000, 1).field.sizes == (70, 140)
+
+
+def test_only_whole_batches_go_through_the_compiled_field(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda field, dynamic: lambda x, t, cond: field(x, t, cond) + 1)
+    field = draw.Compiled(MLPField(2, num_classes=3, width=8, depth=1), 4)
+    for size, more in ((4, 1), (8, 1), (1, 0), (3, 0), (5, 0)):
+        x, t, cond = torch.randn(size, 2), torch.rand(size), torch.zeros(size, dtype=torch.long)
+        assert torch.equal(field(x, t, cond), field.field(x, t, cond) + more)
 
 
 def test_without_a_compiler_that_is_said_at_once(monkeypatch, tmp_path, capsys):
@@ -48,3 +73,17 @@ def test_a_compiled_run_learns_what_a_plain_one_does_and_either_goes_on_with_the
     losses = [record["loss"] for record in RunFolder(tmp_path / "compiled").records()]
     main(["train", "configs/checkerboard.yaml", "--run", str(tmp_path / "plain"), *QUICK, "--figures", "false"])
     assert losses == pytest.approx([record["loss"] for record in RunFolder(tmp_path / "plain").records()], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("guidance", ["1", "2"])
+def test_a_compiled_field_draws_the_same_pictures_to_a_grey_level(tiny, tmp_path, guidance):
+    for compile in ("false", "true"):
+        how = ["--count", "11", "--batch-size", "4", "--num-steps", "5", "--precision", "fp32", "--guidance", guidance]
+        main(["sample", str(tiny.classes), *how, "--out", str(tmp_path / compile), "--compile", compile])
+    plain, compiled = (
+        np.stack([np.array(Image.open(file), dtype=int) for file in sorted((tmp_path / name / "images").iterdir())])
+        for name in ("false", "true")
+    )
+    assert len(plain) == 11 and np.abs(plain - compiled).max() <= 1 and plain.std() > 10

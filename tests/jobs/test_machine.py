@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import write_settings
 
 from flowimg.cli import main
 from flowimg.config import Config, Invert, Likelihood, load
-from flowimg.jobs import machine
+from flowimg.fields import quick
+from flowimg.jobs import doctor, machine
 
 FAULTS = """
 import resource, torch
@@ -57,6 +60,65 @@ def test_arithmetic_is_that_of_the_device_unless_it_is_named(monkeypatch, fast, 
         )
         == found
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "device", "compiler", "found"),
+    [
+        ("unet", "bf16", "cpu", True, "C"), ("unet", "bf16", "cpu", False, "torch"),
+        ("unet", "fp32", "cpu", True, None),
+        ("unet", "bf16", "cuda", True, None), ("mlp", "bf16", "cpu", True, None),
+    ],
+)  # fmt: skip
+def test_blocks_are_in_c_on_a_cpu_in_bf16_where_there_is_a_compiler(
+    monkeypatch, kind, precision, device, compiler, found
+):
+    monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: compiler or None))
+    data, train = {"kind": "points" if kind == "mlp" else "images"}, {"precision": precision}
+    config = Config(data=data, field={"kind": kind}, train=train)
+    assert machine.blocks_of(config, torch.device(device)) == found
+
+
+@pytest.mark.parametrize(("compiler", "told"), [(True, "bf16, blocks in C\n"), (False, "bf16, blocks not in C, which")])
+def test_what_the_blocks_are_is_told_and_kept(tmp_path, monkeypatch, capsys, compiler, told):
+    if not compiler:
+        monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: None))
+    elif quick.library().functions() is None:
+        pytest.skip("no C compiler here")
+    settings = write_settings(tmp_path / "a.yaml", train={"precision": "bf16"})
+    main(["train", str(settings), "--run", str(tmp_path / "run"), "--train.steps", "1"])
+    assert told in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["blocks"] == ("C" if compiler else "torch")
+
+
+@pytest.mark.parametrize(
+    ("flags", "times", "compiler", "verdict", "told"),
+    [
+        (True, 3.0, True, "ok", "auto takes bf16 for U-Nets, whose blocks are in C"),
+        (True, 3.0, False, "note", "a C compiler (cc) would make them faster"),
+        (True, 0.5, True, "note", "auto takes bf16 for U-Nets, the slower one here"),
+        (False, 0.5, True, "ok", "auto takes fp32 for U-Nets"),
+    ],
+)
+def test_the_doctor_says_what_auto_takes_and_what_it_is_worth(monkeypatch, flags, times, compiler, verdict, told):
+    monkeypatch.setattr(doctor, "fast_in_bf16", lambda device: flags)
+    monkeypatch.setattr(doctor, "product_flops", lambda device, form: times if form == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: compiler or None))
+    found, sentence = doctor._precision()
+    assert found == verdict and told in sentence
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"), [("fpu amx_bf16", True), ("fpu avx512_bf16", True), ("fpu avx512f", False), (None, False)]
+)
+def test_a_cpu_is_fast_in_bf16_if_its_flags_say_so(monkeypatch, flags, fast):
+    def read(self):
+        if flags is None:
+            raise FileNotFoundError(self)
+        return f"flags : {flags}\n"
+
+    monkeypatch.setattr(machine.Path, "read_text", read)
+    assert machine.fast_in_bf16(torch.device("cpu")) == fast
 
 
 def test_a_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkeypatch, capsys):

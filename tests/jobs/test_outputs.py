@@ -17,10 +17,9 @@ from pictures_made import decode, find
 from PIL import Image
 
 from flowimg.cli import main
-from flowimg.config import Sample
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs import draw, outputs
+from flowimg.jobs import outputs
 from flowimg.jobs.folder import open_run
 from flowimg.sampling.generate import noise
 
@@ -221,37 +220,6 @@ def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, mo
     assert list(outputs.write_parts(output, output.parts(), batches())) == [2, 2, 2]
     seen = [np.array(Image.open(tmp_path / "images" / f"{row:06d}.png")).max() for row in range(6)]
     assert seen == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
-def test_a_batch_that_memory_has_no_room_for_is_halved(kind, tiny, whole, tmp_path, monkeypatch):
-    made, asked = draw.generate, []
-
-    def small(field, seeds, *more):
-        asked.append(len(seeds))
-        if len(seeds) > 20:
-            raise kind("out of memory")
-        return made(field, seeds, *more)
-
-    monkeypatch.setattr(draw, "generate", small)
-    out = sample(tiny.classes, tmp_path / "out", "--batch-size", "70")
-    assert np.abs(pictures(out) - pictures(whole)).max() <= 1
-    assert asked == [70, 35, *[17] * 11, 13]
-
-
-def test_what_does_not_fit_alone_and_other_errors_end_it(tiny, tmp_path, monkeypatch):
-    for said, times_asked in (("out of memory", 3), ("another", 1)):
-        asked = []
-
-        def fails(*_, said=said, asked=asked):
-            asked.append(1)
-            raise RuntimeError(said)
-
-        monkeypatch.setattr(draw, "generate", fails)
-        run = open_run(str(tiny.classes), "ema", None, torch.device("cpu"))
-        with pytest.raises(RuntimeError, match=said):
-            list(draw.stream(run.field, run.config, run.facts, Sample(run="r"), range(4)))
-        assert len(asked) == times_asked
 
 
 def test_a_file_that_could_not_be_joined_is_joined_from_its_parts(tiny, tmp_path, monkeypatch, refused):

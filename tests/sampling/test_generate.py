@@ -55,6 +55,36 @@ def test_the_batch_size_changes_no_sample(batch_size, field):
     assert (drawn(field, seeds, batch_size, (labels + 1) % 3)[0].x_1 != batches[0].x_1).all()
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("of the GPU"), MemoryError(), RuntimeError("out of memory")])
+def test_a_batch_that_memory_has_no_room_for_is_halved_and_the_samples_are_the_same(error, field):
+    seeds, labels, asked = range(3, 73), torch.arange(70) % 3, []
+
+    def small(x, t, cond):
+        if t[0] == 0:
+            asked.append(len(x))
+        if len(x) > 20 and t[0] > 0.5:
+            raise error
+        return field(x, t, cond)
+
+    batches = drawn(small, seeds, 64, labels)
+    assert asked == [64, 32, *[16] * 4, 6] and [len(batch.x_1) for batch in batches] == [*[16] * 4, 6]
+    (whole,) = drawn(field, seeds, 70, labels)
+    assert torch.allclose(torch.cat([batch.x_1 for batch in batches]), whole.x_1, atol=1e-6)
+
+
+@pytest.mark.parametrize(("said", "times"), [("out of memory", 3), ("another", 1)])
+def test_what_does_not_fit_alone_and_other_errors_end_it(said, times):
+    asked = []
+
+    def fails(x, t, cond):
+        asked.append(len(x))
+        raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError, match=said):
+        drawn(fails, range(4), 4)
+    assert asked == [4, 2, 1][:times]
+
+
 def test_samples_are_the_noise_carried_by_the_velocity_from_0_to_1():
     def drift(x, t, cond):
         return torch.full_like(x, 3.0)
