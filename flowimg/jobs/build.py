@@ -17,6 +17,7 @@ from flowimg.data.find import Found, find
 from flowimg.data.listing import DataError, listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
+from flowimg.fields.norm import library
 from flowimg.flow.couplings import Coupling, Independent, OptimalTransport
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Cosine, Linear, Path
@@ -32,6 +33,7 @@ from flowimg.flow.times import (
     uniform_grid,
 )
 from flowimg.flow.weightings import Power, Weighting, cosmap
+from flowimg.jobs.machine import pick_device, wants_c
 
 Batches = PointBatches | Pictures
 
@@ -288,6 +290,8 @@ def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a run, its shape decided by the data, initialised from the seed."""
+    if wants_c(config, pick_device()):
+        library()  # it is compiled while diffusers is imported
     if isinstance(config.data, ImageData) and config.data.augment:
         facts = facts._replace(numbers=NUMBERS)
     with torch.random.fork_rng(devices=[]):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flowimg.config import Doctor
+from flowimg.fields.norm import library
 from flowimg.jobs.machine import MachineError, fast_in_bf16, pick_device
 from flowimg.jobs.meter import product_flops
 
@@ -92,8 +93,6 @@ def _precision() -> Finding:
     if (times > 1.2) != (taken == "bf16"):
         return "note", f"{told}, the slower one here: ask for the other"
     if device.type == "cpu" and taken == "bf16":
-        from flowimg.fields.quick import library
-
         if library().functions() is None:
             return "note", f"{told}, whose blocks are not in C: a C compiler (cc) would make them faster"
         told += ", whose blocks are in C"

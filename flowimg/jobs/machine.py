@@ -16,6 +16,7 @@ from accelerate import PartialState
 from flowimg import __version__
 from flowimg.config import Config, Drawing, UNet
 from flowimg.data.cache import cache_folder
+from flowimg.fields.norm import library
 
 DrawingT = TypeVar("DrawingT", bound=Drawing)
 
@@ -152,15 +153,18 @@ def settle_precision(asked: str, config: Config) -> str:
     return "bf16" if isinstance(config.field, UNet) and fast_in_bf16(pick_device()) else "fp32"
 
 
+def wants_c(config: Config, device: torch.device) -> bool:
+    """Whether a part of the field is C, where that can be compiled: of U-Nets on a CPU in bf16."""
+    return isinstance(config.field, UNet) and device.type == "cpu" and config.train.precision == "bf16"
+
+
 def blocks_of(config: Config, device: torch.device) -> str | None:
     """What a U-Net's blocks are on a CPU in bf16: C, or torch where that cannot be compiled; None for other fields.
 
-    `config` has its arithmetic settled; waits for the compiler.
+    Waits for the compiler.
     """
-    if not isinstance(config.field, UNet) or device.type != "cpu" or config.train.precision != "bf16":
+    if not wants_c(config, device):
         return None
-    from flowimg.fields.quick import library
-
     return "torch" if library().functions() is None else "C"
 
 

@@ -11,7 +11,7 @@ from tiny import write_settings
 
 from flowimg.cli import main
 from flowimg.config import Config, Invert, Likelihood, load
-from flowimg.fields import quick
+from flowimg.fields import norm
 from flowimg.jobs import doctor, machine
 
 FAULTS = """
@@ -73,7 +73,7 @@ def test_arithmetic_is_that_of_the_device_unless_it_is_named(monkeypatch, fast, 
 def test_blocks_are_in_c_on_a_cpu_in_bf16_where_there_is_a_compiler(
     monkeypatch, kind, precision, device, compiler, found
 ):
-    monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: compiler or None))
+    monkeypatch.setattr(norm, "_library", SimpleNamespace(functions=lambda: compiler or None))
     data, train = {"kind": "points" if kind == "mlp" else "images"}, {"precision": precision}
     config = Config(data=data, field={"kind": kind}, train=train)
     assert machine.blocks_of(config, torch.device(device)) == found
@@ -82,8 +82,8 @@ def test_blocks_are_in_c_on_a_cpu_in_bf16_where_there_is_a_compiler(
 @pytest.mark.parametrize(("compiler", "told"), [(True, "bf16, blocks in C\n"), (False, "bf16, blocks not in C, which")])
 def test_what_the_blocks_are_is_told_and_kept(tmp_path, monkeypatch, capsys, compiler, told):
     if not compiler:
-        monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: None))
-    elif quick.library().functions() is None:
+        monkeypatch.setattr(norm, "_library", SimpleNamespace(functions=lambda: None))
+    elif norm.library().functions() is None:
         pytest.skip("no C compiler here")
     settings = write_settings(tmp_path / "a.yaml", train={"precision": "bf16"})
     main(["train", str(settings), "--run", str(tmp_path / "run"), "--train.steps", "1"])
@@ -103,7 +103,7 @@ def test_what_the_blocks_are_is_told_and_kept(tmp_path, monkeypatch, capsys, com
 def test_the_doctor_says_what_auto_takes_and_what_it_is_worth(monkeypatch, flags, times, compiler, verdict, told):
     monkeypatch.setattr(doctor, "fast_in_bf16", lambda device: flags)
     monkeypatch.setattr(doctor, "product_flops", lambda device, form: times if form == torch.bfloat16 else 1.0)
-    monkeypatch.setattr(quick, "_library", SimpleNamespace(functions=lambda: compiler or None))
+    monkeypatch.setattr(norm, "_library", SimpleNamespace(functions=lambda: compiler or None))
     found, sentence = doctor._precision()
     assert found == verdict and told in sentence
 
