@@ -11,6 +11,7 @@ diffusers', torchcfm's and Meta's trainers do unless they are told otherwise. Of
 writes it down: it draws points, noise and times afresh. With checkouts of them (--torchcfm, --meta, --diffusers PATH)
 their own loops are steps beside ours, on the same network and the same PNGs. In turn, --pairs times (6) after one that
 is not counted, as many steps of each as take the floor about --seconds (6); medians, with the least and the most.
+Lines of metrics are within what is measured as often as --train.log-every says.
 Sampling is beside 50 forward passes. Needs a machine with nothing else to do.
 """
 
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from steps import Stock
+from steps import Stock, stock
 from torch import Tensor
 
 from flowimg.cli import run_settings
@@ -41,11 +42,16 @@ from flowimg.flow.times import uniform_grid
 from flowimg.jobs.build import build_field, build_source
 from flowimg.jobs.folder import open_run
 from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
+from flowimg.jobs.meter import pass_flops, product_flops
 from flowimg.sampling.generate import generate, to_uint8
 
 STEPS, SAMPLES = 50, 64
-MOST = 10_000
-"""Pictures that are written for the others at most; they go on drawing samples after an epoch, which would be timed."""
+WRITTEN = 10_000
+"""Pictures that are written for the others, who go on drawing samples after an epoch, which would be timed."""
+MOST = 60_000 if torch.cuda.is_available() else WRITTEN
+"""Files of them that there are."""
+BUDGET = 51_200_000
+"""Pictures that torchcfm's recipe for CIFAR-10 sees: 400,000 steps of 128."""
 
 
 class Trainer:
@@ -115,6 +121,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     steps = max(2, round(given.seconds / turn(trainers[f"floor, {precision}"], 2)))
     if checkouts:
         steps = min(steps, MOST // config.train.batch_size // (given.pairs + 2) - 1)
+        if steps < 1:
+            raise SystemExit(f"{MOST:,} pictures are too few for {given.pairs} pairs of batches of so many: lower one")
     found: dict[str, list[float]] = {name: [] for name in trainers}
     for pair in range(given.pairs + 1):
         for name, trainer in trainers.items():
@@ -122,9 +130,19 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
             if pair:
                 found[name].append(seconds)
         print(f"{pair} of {given.pairs} pairs, {steps} steps each", file=sys.stderr, flush=True)
-    for name, trainer in trainers.items():
-        print(f"{name:<20} {trainer.mib:>7,} MiB at most")
+    for trainer in trainers.values():
         trainer.process.kill()
+        trainer.process.wait()
+    needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
+    forms = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    most = {form: product_flops(pick_device(), dtype) / needed for form, dtype in forms.items()}
+    for name, trainer in trainers.items():
+        speed = config.train.batch_size / statistics.median(found[name])
+        form = "bf16" if "bf16" in name else "fp32"
+        print(
+            f"{name:<20} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most[form]:3.0f} % of "
+            f"the speed of matrix products in {form}, {BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
+        )
     return found
 
 
@@ -141,10 +159,12 @@ def write_pictures(config: Config, folder: Path) -> None:
         raise SystemExit("other trainers need pictures that are not streamed")
     (folder / "all").mkdir(parents=True)
     for number in range(MOST):
+        file = folder / "all" / f"{number:05d}.png"
+        if number >= WRITTEN:
+            os.link(folder / "all" / f"{number % WRITTEN:05d}.png", file)
+            continue
         picture = batches.images.pixels[number % len(batches.images.pixels)]
-        Image.fromarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(
-            folder / "all" / f"{number:05d}.png", compress_level=1
-        )
+        Image.fromarray(picture.expand(3, -1, -1).permute(1, 2, 0).numpy()).save(file, compress_level=1)
 
 
 @torch.no_grad()

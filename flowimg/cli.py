@@ -51,6 +51,8 @@ def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
     how, args = _start(args)
     config = run_settings("train", args)
+    if how.dry_run and how.profile:
+        raise SettingsError("--dry-run keeps nothing, --profile writes into the run's folder: give one of them")
     if how.dry_run:
         from flowimg.jobs.estimate import dry_run
 

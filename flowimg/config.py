@@ -461,7 +461,7 @@ class Many(Drawing):
     batch_size: Positive | None = None
     """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
     compile: Annotated[bool | Literal["auto"], _one_of("true, false and auto")] = "auto"
-    """Compile the field for speed; auto does on GPUs, for a million evaluations and more. Rounds otherwise."""
+    """Compile the field for speed; auto does on GPUs, for 4,000 calls of it and more. Rounds otherwise."""
 
 
 class Sample(Many):

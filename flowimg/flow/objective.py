@@ -82,7 +82,8 @@ class Objective:
         x_1, told = data(step, wide)
         labels, numbers = told if isinstance(told, tuple) else (told, None)
         x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
-        x_0 = x_0.to(x_1.device, non_blocking=True)  # the host does not wait for the device
+        # pinned, or the host would wait for what the device still computes before it copies
+        x_0 = (x_0.pin_memory() if x_1.is_cuda else x_0).to(x_1.device, non_blocking=True)
         x_0, x_1 = self.coupling(x_0, x_1, labels)[mine], x_1[mine]
 
         u = randomness.uniform(self.seed, "time", step, places)

@@ -21,8 +21,8 @@ Item = TypeVar("Item")
 
 BATCH = {"points": 25_000, "images": 250}
 """Samples at once, by kind of data."""
-WORTH = 1_000_000
-"""Evaluations of a process for which a compiler's minute is no loss on a GPU."""
+WORTH = 4000
+"""Calls of the field, a batch each, for which a compiler's minute is no loss on a GPU."""
 
 
 def turns(seeds: Sequence[int], classes: Sequence[str]) -> Tensor | None:
@@ -52,13 +52,12 @@ class Compiled(nn.Module):
         return velocity
 
 
-def quickened(run: Trained, settings: Many, count: int, processes: int) -> Trained:
-    """The run, its field compiled where that is asked for, or worth it for so many samples."""
-    worth = count // processes * settings.num_steps >= WORTH
-    if not compiles(settings.compile, "--compile", run.config, worth):
-        return run
-    size = settings.batch_size or BATCH[run.config.data.kind]
-    return replace(run, field=Compiled(run.field, min(size, -(-count // processes))))
+def quickened(run: Trained, settings: Many, count: int) -> Trained:
+    """The run, its field compiled where that is asked for, or worth it for so many samples of this process."""
+    size = min(count, settings.batch_size or BATCH[run.config.data.kind])
+    worth = size > 0 and count // size * settings.num_steps >= WORTH
+    asked = compiles(settings.compile, "--compile", run.config, worth)
+    return replace(run, field=Compiled(run.field, size)) if asked else run
 
 
 def stream(
@@ -77,13 +76,19 @@ def stream(
 
 
 def draw(
-    field: nn.Module, config: Config, facts: DataFacts, how: Solving, seeds: Sequence[int], labels: Tensor | None = None
+    field: nn.Module,
+    config: Config,
+    facts: DataFacts,
+    how: Solving,
+    seeds: Sequence[int],
+    labels: Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Samples:
     """All samples of these seeds, float32 on the CPU; with a bar on a terminal where it takes several batches."""
     x_1, nfe = [], 0
-    quiet = True if len(seeds) <= BATCH[config.data.kind] else None
+    quiet = True if len(seeds) <= (batch_size or BATCH[config.data.kind]) else None
     with tqdm(total=len(seeds), unit="sample", leave=False, disable=quiet) as progress:
-        for batch in stream(field, config, facts, how, seeds, labels):
+        for batch in stream(field, config, facts, how, seeds, labels, batch_size):
             x_1.append(batch.x_1.float())
             nfe = max(nfe, batch.nfe)
             progress.update(len(batch.x_1))

@@ -11,7 +11,7 @@ from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
-from flowimg.jobs.draw import draw, quickened, turns
+from flowimg.jobs.draw import draw, quickened, share, turns
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
@@ -39,7 +39,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     if points and state.num_processes > 1:
         raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
     count = settings.count or COUNT[run.config.data.kind]
-    run = quickened(run, settings, count, state.num_processes)
+    run = quickened(run, settings, len(share(range(count), state.process_index, state.num_processes)))
     if settings.sweep_nfe or settings.sweep_guidance:
         from flowimg.jobs.sweep import sweep
 
@@ -104,9 +104,11 @@ def _gate(settings: Evaluate, found: dict[str, Any], points: bool) -> None:
         print("  within all limits")
 
 
-def measure_points(field: nn.Module, config: Config, facts: DataFacts, how: Solving, seeds: range) -> dict[str, Any]:
+def measure_points(
+    field: nn.Module, config: Config, facts: DataFacts, how: Solving, seeds: range, batch_size: int | None = None
+) -> dict[str, Any]:
     """Scores of points, and how they were made."""
-    drawn = draw(field, config, facts, how, seeds, turns(seeds, facts.classes))
+    drawn = draw(field, config, facts, how, seeds, turns(seeds, facts.classes), batch_size)
     toy = build_toy(config)
     data = toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
     scores = score_points(drawn.x_1, data, toy.part(drawn.x_1), toy.parts)._asdict()
@@ -115,7 +117,7 @@ def measure_points(field: nn.Module, config: Config, facts: DataFacts, how: Solv
 
 def _points(settings: Evaluate, run: Trained, seeds: range, state: PartialState) -> dict[str, Any] | None:
     with autocast(state.device, settings.precision):
-        return measure_points(run.field, run.config, run.facts, settings, seeds)
+        return measure_points(run.field, run.config, run.facts, settings, seeds, settings.batch_size)
 
 
 def find_yard(

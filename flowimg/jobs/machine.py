@@ -173,11 +173,15 @@ def settle(settings: DrawingT, config: Config) -> DrawingT:
     return settings.model_copy(update={"precision": settle_precision(settings.precision, config)})
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast, or fp32 that is fp32: on GPUs convolutions would round to TF32's 10 bits."""
+def settle_tf32(precision: str) -> None:
+    """Have fp32 be fp32 on a GPU, where torch's convolutions round to TF32's 10 bits: what is fast in that has bf16."""
     if precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast, or fp32 that is fp32."""
+    settle_tf32(precision)
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from flowimg.config import SettingsError
 from flowimg.jobs.folder import RunFolder, write_text
@@ -36,16 +37,20 @@ KINDS = {
 """Kinds of operations by parts of their names; the first that fits."""
 
 
-def profile_steps(folder: RunFolder, stretch: Stretch) -> Callback:
-    """A callback that profiles a few steps once, on the main process, into RUN/profile.
+def check_steps(began: int, until: int) -> None:
+    """Refuse to profile a start of too few steps; one that has none to do is none the worse for it.
 
     Raises:
-        SettingsError: If this start has too few steps.
+        SettingsError: With how many are needed.
     """
+    if began < until < began + AFTER + STEPS:
+        raise SettingsError(f"--profile needs {AFTER + STEPS} steps, but this start ends at step {until}")
+
+
+def profile_steps(folder: RunFolder, stretch: Stretch, stack: ExitStack) -> Callback:
+    """A callback that profiles a few steps once, on the main process, into RUN/profile; with `stack` it ends."""
     first = (stretch.began or 0) + AFTER
-    if stretch.until < first + STEPS:
-        raise SettingsError(f"--profile needs {AFTER + STEPS} steps, but this start ends at step {stretch.until}")
-    inside = ExitStack()
+    inside = stack.enter_context(ExitStack())
     began = 0.0
     profiler: Any = None
 
@@ -53,7 +58,7 @@ def profile_steps(folder: RunFolder, stretch: Stretch) -> Callback:
         nonlocal began, profiler
         if not state.accelerator.is_main_process:
             return
-        if state.step == first:
+        if state.step == first and not stretch.is_last(state):
             profiler = inside.enter_context(_profiler())
             inside.callback(_mark(state))
             _wait(state)
@@ -104,11 +109,17 @@ def _mark(state: Training) -> Callable[[], None]:
 
 def _write(folder: RunFolder, state: Training, profiler: Any, seconds: float, first: int) -> None:
     """The trace and the page."""
-    folder.profile.mkdir(exist_ok=True)
     trace, page = folder.profile / "trace.json.gz", folder.profile / "summary.txt"
-    profiler.export_chrome_trace(str(trace))
     told = summary(state, profiler.key_averages(), state.step - first, seconds)
-    write_text(page, f"{told}\n\n{trace.name}: drop it on https://ui.perfetto.dev, or open it in chrome://tracing\n")
+    try:
+        folder.profile.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(trace))
+        write_text(
+            page, f"{told}\n\n{trace.name}: drop it on https://ui.perfetto.dev, or open it in chrome://tracing\n"
+        )
+    except OSError as error:  # a page less does not end a run
+        print(f"warning   no profile ({error})", flush=True)
+        return
     print(f"profile   {page}, {trace}", flush=True)
 
 
@@ -123,10 +134,16 @@ def summary(state: Training, events: Any, steps: int, seconds: float) -> str:
     """
     device = state.accelerator.device
     on_gpu = device.type == "cuda"
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    # a mark is no operation: its own time is that of Python between those inside it
-    spent = {e.key: (getattr(e, attribute) / 1000 / steps, e.count / steps) for e in events if e.key not in PARTS}
-    whole = {e.key: (e.device_time_total if on_gpu else e.cpu_time_total) / 1000 / steps for e in events}
+    # a GPU's kernels are told by themselves and, once more, with the host's operations that launched them; a mark is no
+    # operation: its own time is that of Python between those inside it
+    host = [e for e in events if e.device_type == DeviceType.CPU]
+    kernels = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
+    spent = {
+        e.key: ((e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1000 / steps, e.count / steps)
+        for e in (kernels if on_gpu else host)
+        if e.key not in PARTS
+    }
+    whole = {e.key: (e.device_time_total if on_gpu else e.cpu_time_total) / 1000 / steps for e in host}
     step = 1000 * seconds / steps
     samples = state.objective.batch_size * steps / seconds
     busy = sum(ms for ms, _ in spent.values())

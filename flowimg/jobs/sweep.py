@@ -36,7 +36,7 @@ def sweep(settings: Evaluate, run: Trained, state: PartialState) -> dict[str, An
         inside = autocast(state.device, settings.precision)
         if yard is None:
             with inside:
-                found = measure_points(run.field, run.config, run.facts, how, seeds)
+                found = measure_points(run.field, run.config, run.facts, how, seeds, how.batch_size)
             return {**found, "score": found["sw2"]}
         # neighbourhoods take as long as the samples, and tell nothing of a solver
         alone = "guidance" not in change

@@ -21,6 +21,7 @@ from flowimg.config import Config, SettingsError, Start, UNet, dump, load
 from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches, beside
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
+from flowimg.flow.couplings import whole_blocks
 from flowimg.flow.objective import Objective, flow_matching_loss
 from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.data import draw_preview, few
@@ -37,9 +38,10 @@ from flowimg.jobs.machine import (
     leave_together,
     pick_device,
     settle_precision,
+    settle_tf32,
 )
 from flowimg.jobs.memory import find_micro_batch
-from flowimg.jobs.profile import profile_steps
+from flowimg.jobs.profile import check_steps, profile_steps
 from flowimg.jobs.report import write_report
 from flowimg.jobs.resume import Change, check_averages, check_data, check_folder, find_checkpoint, table
 from flowimg.jobs.save import keep_model
@@ -156,6 +158,9 @@ def _train(
         facts = facts._replace(architecture=checkpoint.state.get("architecture"))
         check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
         check_averages(checkpoint, config, folder.path)
+    until = min(config.train.steps, config.train.stop_at or config.train.steps)
+    if how.profile:
+        check_steps(checkpoint.state["step"] if checkpoint else 0, until)
     with accelerator.local_main_process_first():
         field = build_field(config, facts)
     check_guidance(config.grid.guidance, facts, config)
@@ -180,9 +185,8 @@ def _train(
     began = status.step = state.step
     status.saved = began if checkpoint else None
     resumed = began if checkpoint else None
-    until = min(config.train.steps, config.train.stop_at or config.train.steps)
     stretch = Stretch(resumed, until)
-    profiled = [profile_steps(folder, stretch)] if how.profile else []
+    profiled = [profile_steps(folder, stretch, stack)] if how.profile else []
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
     if accelerator.is_main_process:
@@ -303,7 +307,9 @@ def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
         stack.callback(batches.close)
     elif isinstance(batches, ImageBatches) and batches.images.pixels.device.type == batches.device.type:
         return
-    ahead = Ahead(batches, state.micro_batches())
+    # as the objective asks for them: minibatch OT couples whole blocks
+    block, many = state.objective.coupling.block, state.objective.batch_size
+    ahead = Ahead(batches, [whole_blocks(places, block, many) for places in state.micro_batches()])
     stack.callback(ahead.close)
     state.data = ahead
 
@@ -360,6 +366,7 @@ def open_accelerator(config: Config) -> Accelerator:
         )
     check_tracker(config)
     keep_memory()
+    settle_tf32(config.train.precision)
     # torch 2.15 has a new name for broadcast_buffers; the older ones that we run on do not know it
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice

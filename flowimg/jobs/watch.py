@@ -31,6 +31,7 @@ from flowimg.jobs.signals import Stopped, Wishes
 from flowimg.jobs.status import Status
 from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import track_numbers, track_picture
+from flowimg.sampling.generate import is_out_of_memory
 from flowimg.training.loop import Callback, Training, Window
 
 LOOK = 0.02
@@ -156,12 +157,21 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     accelerator, training = state.accelerator, field.training
     field.eval()
     mine = torch.arange(len(draw.t))[accelerator.process_index :: accelerator.num_processes]
-    many = max(AT_ONCE, len(state.micro_batches()[0]))  # what fits with gradients fits without
+    micro = len(state.micro_batches()[0])
+    many, done = max(AT_ONCE, micro), 0
     total = torch.zeros((), device=accelerator.device)
     with accelerator.autocast():
-        for rows in mine.split(many) if len(mine) else ():
-            part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
-            total += flow_matching_loss(field, state.objective.path, part).float().sum()
+        while done < len(mine):
+            rows = mine[done : done + many]
+            try:
+                part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
+                total += flow_matching_loss(field, state.objective.path, part).float().sum()
+            except (MemoryError, RuntimeError) as error:
+                if len(rows) <= micro or not is_out_of_memory(error):  # what fits with gradients fits without
+                    raise
+                many = len(rows) // 2
+                continue
+            done += len(rows)
     field.train(training)
     return float(accelerator.reduce(total, "sum")) / len(draw.t)
 

@@ -279,7 +279,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
     window.steps += 1
     state.seen = state.verdict.read()
     if state.seen.in_row >= recipe.max_skips + (0 if scaler is None else SEARCH):
-        raise NotFiniteError(state.step - 1, state.seen.in_row)
+        raise NotFiniteError(state.step - 1 - state.verdict.late, state.seen.in_row)  # the newest that was read
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ class Muon(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the parameters that have gradients."""
         if self.is_held():
             return
         grads: dict[Tensor, Tensor] = {p: p.grad for stack in self.stacks.values() for p in stack if p.grad is not None}
@@ -98,6 +99,8 @@ class Muon(AdamW):
                 self._move(moving, _stacked([grads[p] for p in moving], shape), group["lr"], group["weight_decay"])
         for p, grad in grads.items():
             p.grad = grad
+
+    step.hooked = True  # type: ignore[attr-defined]  # as AdamW's
 
     def _move(self, matrices: list[Tensor], grads: Tensor, lr: float, decay: float) -> None:
         """Move matrices of one shape."""

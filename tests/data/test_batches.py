@@ -292,6 +292,23 @@ def test_data_are_made_before_they_are_asked_for_and_only_so_many():
     assert made == [(5, 0), (5, 2), (6, 0), (6, 2)]
 
 
+def test_what_is_asked_for_twice_in_a_step_is_made_once():
+    # of minibatch OT, whose block is more than a micro-batch
+    made = []
+
+    def data(step, places):
+        made.append((step, places.start))
+        return torch.tensor([step, places.start]), None
+
+    blocks = [range(0, 4), range(0, 4), range(4, 8), range(4, 8)]
+    ahead = Ahead(data, blocks)
+    for step in range(5):
+        for places in blocks:
+            assert ahead(step, places)[0].tolist() == [step, places.start]
+    ahead.close()
+    assert made[:10] == [(step, at) for step in range(5) for at in (0, 4)] and len(set(made)) == len(made)
+
+
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_data_are_asked_for():
     def data(step, places):
         if step == 2:

@@ -33,12 +33,13 @@ def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkey
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):
     run = open_run(str(tiny.points), "ema", None, torch.device("cpu"))
     monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
-    for count, processes, size in ((20_000, 1, 20_000), (19_999, 1, None), (40_000, 2, 20_000), (39_999, 2, None)):
-        quick = draw.quickened(run, Sample(run="r", num_steps=50), count, processes)
-        assert (quick is run) == (size is None)
-        if size:
-            assert quick.field.sizes == (size, 2 * size)
-    assert draw.quickened(run, Sample(run="r", num_steps=50, batch_size=70), 20_000, 1).field.sizes == (70, 140)
+    how = Sample(run="r", num_steps=50, batch_size=70)
+    assert draw.quickened(run, how, 80 * 70).field.sizes == (70, 140)
+    assert draw.quickened(run, how, 80 * 70 - 1) is run and draw.quickened(run, how, 0) is run
+    # many in a batch are few calls
+    assert draw.quickened(run, Sample(run="r", num_steps=100), 20_000) is run
+    asked = Sample(run="r", compile=True)
+    assert draw.quickened(run, asked, 30).field.sizes == (30, 60)
 
 
 def test_only_whole_batches_go_through_the_compiled_field(monkeypatch):

@@ -121,6 +121,29 @@ def test_a_cpu_is_fast_in_bf16_if_its_flags_say_so(monkeypatch, flags, fast):
     assert machine.fast_in_bf16(torch.device("cpu")) == fast
 
 
+@pytest.fixture
+def tf32():
+    """torch's two flags, back to what they were at the end."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    yield flags
+    for flag, value in zip(flags, before, strict=True):
+        flag.allow_tf32 = value
+
+
+def test_fp32_is_not_tf32_neither_trained_nor_drawn(tf32, tmp_path):
+    matmul, cudnn = tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    with machine.autocast(torch.device("cpu"), "bf16"):
+        assert matmul.allow_tf32 and cudnn.allow_tf32
+    settings = write_settings(tmp_path / "a.yaml", train={"precision": "fp32"})
+    main(["train", str(settings), "--run", str(tmp_path / "run"), "--train.steps", "1"])
+    assert not matmul.allow_tf32 and not cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    with machine.autocast(torch.device("cpu"), "fp32"):
+        assert not matmul.allow_tf32 and not cudnn.allow_tf32
+
+
 def test_a_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkeypatch, capsys):
     run, settings = tmp_path / "run", write_settings(tmp_path / "a.yaml", train={"precision": "auto"})
     for fast, steps in ((True, "1"), (False, "2")):

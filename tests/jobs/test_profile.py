@@ -3,11 +3,15 @@
 import gzip
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import write_settings
+from torch.autograd import DeviceType
 
 from flowimg.cli import main
+from flowimg.jobs import profile
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.profile import AFTER, STEPS, kind_of
 
@@ -64,6 +68,60 @@ def test_a_start_of_too_few_steps_is_refused(tmp_path, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "--profile needs 15 steps, but this start ends at step 14" in error
     main([*POINTS, "--run", str(tmp_path / "run"), "--train.steps", "4"])  # which left nothing behind
+
+
+def event(key, device, host_ms=0.0, device_ms=0.0, self_device_ms=None, mark=False):
+    """What torch's profiler tells of five steps, in microseconds; an operation's kernels are told with it."""
+    own = device_ms if self_device_ms is None else self_device_ms
+    return SimpleNamespace(
+        key=key, device_type=device, is_user_annotation=mark, count=5,
+        cpu_time_total=5000 * host_ms, self_cpu_time_total=5000 * host_ms,
+        device_time_total=5000 * device_ms, self_device_time_total=5000 * own,
+    )  # fmt: skip
+
+
+def test_of_a_gpu_every_kernel_is_told_once(monkeypatch):
+    host, gpu = DeviceType.CPU, DeviceType.CUDA
+    events = [
+        event("data", host, 0.5, 1.0, 0.0), event("data", gpu, device_ms=7.0, mark=True),
+        event("loss", host, 2.0, 30.0, 0.0), event("loss", gpu, device_ms=33.0, mark=True),
+        event("optimiser", host, 1.0, 10.0, 0.0), event("optimiser", gpu, device_ms=11.0, mark=True),
+        event("autograd::engine::evaluate_function: ConvolutionBackward0", host, 1.0, 40.0, 0.0),
+        event("aten::convolution", host, 1.0, 70.0), event("cutlass_fprop", gpu, device_ms=70.0),
+        event("aten::_fused_adamw_", host, 1.0, 10.0), event("multi_tensor_adam", gpu, device_ms=10.0),
+    ]  # fmt: skip
+    monkeypatch.setattr(profile, "peak_memory", lambda device: 1000)
+    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    state = SimpleNamespace(accelerator=accelerator, objective=SimpleNamespace(batch_size=10), step=15)
+    page = profile.summary(state, events, 5, 0.5)
+    assert "a step           100 ms, 100 samples/s" in page and "80 ms of the device (80 %)" in page
+    parts, kinds = shares(page, "parts of a step"), shares(page, "kinds of operations")
+    assert [ms for ms, _ in parts.values()] == [1.0, 30.0, 10.0, 40.0]
+    assert {kind: ms for kind, (ms, _) in kinds.items()} == {"convolution": 70.0, "optimiser and average": 10.0}
+
+
+def test_a_run_that_is_done_is_none_the_worse_for_it(tmp_path, capsys):
+    run = ["--run", str(tmp_path / "run")]
+    main([*POINTS, *run])
+    main([*POINTS, *run, "--profile"])
+    assert not RunFolder(tmp_path / "run").profile.exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+
+
+def test_a_dry_run_has_nothing_to_keep_a_profile_of(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*POINTS, "--run", str(tmp_path / "run"), "--profile", "--dry-run"])
+    assert stop.value.code == 2 and "give one of them" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_costs_the_page_not_the_run(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(profile, "write_text", full)
+    main([*POINTS, "--run", str(tmp_path / "run"), "--profile"])
+    assert "no profile ([Errno 28]" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
 
 
 @pytest.mark.parametrize(

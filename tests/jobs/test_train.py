@@ -11,6 +11,7 @@ from tiny import write_settings
 
 import flowimg.jobs.save as save
 import flowimg.jobs.train as jobs_train
+import flowimg.jobs.watch as watch
 import flowimg.training.loop as loop
 from flowimg.cli import main
 from flowimg.data import batches
@@ -73,6 +74,24 @@ def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(more, 
     config = write_settings(tmp_path / "a.yaml", train={"steps": 20, "held_out_every": None, "sample_every": 20})
     main(["train", str(config), "--run", str(tmp_path / "run"), *more])
     assert [line["step"] for line in lines(tmp_path / "run") if line.get("held_out_loss_ema")] == told
+
+
+def test_a_look_that_memory_has_no_room_for_is_taken_in_parts(tmp_path, monkeypatch):
+    config, loss, asked = write_settings(tmp_path / "a.yaml", train={"steps": 2}), watch.flow_matching_loss, []
+
+    def small(field, path, draw):
+        asked.append(len(draw.t))
+        if len(draw.t) > 3:
+            raise torch.OutOfMemoryError("of the GPU")
+        return loss(field, path, draw)
+
+    main(["train", str(config), "--run", str(tmp_path / "whole")])
+    micro = ["--train.micro-batch", "2"]
+    monkeypatch.setattr(watch, "flow_matching_loss", small)
+    main(["train", str(config), "--run", str(tmp_path / "parts"), *micro])
+    assert asked[0] == 8 and asked[1:5] == [4, 2, 2, 2]
+    one, two = (lines(tmp_path / name)[1] for name in ("whole", "parts"))
+    assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], rel=1e-5)
 
 
 def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkeypatch):

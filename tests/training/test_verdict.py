@@ -37,6 +37,20 @@ def test_flags_are_counted_as_they_come(apart, steps):
     assert ours.counted() == {"in_row": in_row, "skipped": skipped} and ours.read() == Reading(in_row, skipped, last)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1))
+def test_a_gpu_tells_a_step_later_and_can_be_waited_for(steps):
+    ours = verdict(True)
+    ours.late, ours.events = True, [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
+    in_row, skipped, before = 0, 0, Reading()
+    for bad, stop in steps:
+        ours.share(torch.tensor(float("nan") if bad else 1.0), stop)
+        in_row, skipped = bad * (in_row + 1), skipped + bad
+        assert ours.counted() == {"in_row": in_row, "skipped": skipped}
+        assert ours.read() == before
+        before = Reading(in_row, skipped, stop)
+
+
 def test_a_negative_infinity_and_a_sum_of_both_are_not_finite():
     for number in (float("-inf"), float("inf") - float("inf")):
         assert verdict(False).share(torch.tensor(number), 0) == 1.0

@@ -1,5 +1,7 @@
 """Between two looks of the host a step asks the device for nothing: no number is fetched, no size depends on one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,7 +14,7 @@ from flowimg.flow.couplings import Independent
 from flowimg.flow.objective import Objective
 from flowimg.flow.paths import Linear
 from flowimg.flow.times import LogitNormal
-from flowimg.training.loop import Recipe, Training, start, train_step
+from flowimg.training.loop import NotFiniteError, Recipe, Training, start, train, train_step
 
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
 """What a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
@@ -66,6 +68,30 @@ def test_a_step_asks_the_device_for_nothing(kind, momentum, apart):
         for _ in range(3):
             train_step(state)
     assert heard.waits == [] and heard.calls > 100
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["host", "GPU"])
+def test_the_step_that_is_blamed_is_the_last_that_was_read(late):
+    state = training(*FIELDS["points"](), max_skips=3)
+    state.verdict.apart = state.verdict.late = late
+    state.verdict.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
+    data = state.data
+
+    def poisoned(step, places):
+        x_1, labels = data(step, places)
+        return (x_1 * float("nan") if step >= 2 else x_1), labels
+
+    state.data = poisoned
+    with pytest.raises(NotFiniteError) as stop:
+        train(state, 9, [])
+    assert stop.value.step == 4 and state.step == 5 + late
+
+
+@pytest.mark.parametrize("momentum", [None, 0.95], ids=["AdamW", "Muon"])
+def test_torch_wraps_no_step(momentum):
+    # torch.no_grad wraps once; what torch puts around for its profiler would be another
+    step = type(training(*FIELDS["points"](), momentum=momentum).optimizer).step
+    assert not hasattr(step.__wrapped__, "__wrapped__")
 
 
 def test_what_would_wait_is_heard():
