@@ -203,7 +203,7 @@ def beside(name: str) -> ThreadPoolExecutor:
     """A thread beside the loop, for work with tensors.
 
     It has one of torch's threads: with a second team of them in the process, those of the loop sleep and wake at every
-    operation.
+    operation. (So has any thread that comes later; one that has used torch before keeps what it has.)
     """
     return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
 
