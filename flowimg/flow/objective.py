@@ -64,6 +64,10 @@ class Objective:
     seed: int
     weighting: Weighting | None = None
 
+    def needed(self, places: range) -> range:
+        """The places whose data a draw at these asks for: couplings pair noise and data within whole blocks."""
+        return whole_blocks(places, self.coupling.block, self.batch_size)
+
     def draw(self, data: Data, step: int, places: range) -> Draw:
         """What the optimiser step sees at these places of its global batch.
 
@@ -77,7 +81,7 @@ class Objective:
         Returns:
             The draw, len(places) rows, on the data's device.
         """
-        wide = whole_blocks(places, self.coupling.block, self.batch_size)
+        wide = self.needed(places)
         mine = slice(places.start - wide.start, places.stop - wide.start)
         x_1, told = data(step, wide)
         labels, numbers = told if isinstance(told, tuple) else (told, None)

@@ -21,7 +21,6 @@ from flowimg.config import Config, SettingsError, Start, UNet, dump, load
 from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches, beside
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
-from flowimg.flow.couplings import whole_blocks
 from flowimg.flow.objective import Objective, flow_matching_loss
 from flowimg.jobs.build import Batches, DataFacts, Source, build_field, build_objective, build_source
 from flowimg.jobs.data import draw_preview, few
@@ -50,7 +49,7 @@ from flowimg.jobs.status import Status, hold
 from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import check_tracker, start_tracker
 from flowimg.jobs.watch import append, callbacks
-from flowimg.sampling.generate import is_out_of_memory
+from flowimg.sampling.fitting import is_out_of_memory
 from flowimg.training.checkpoint import Checkpoint, CheckpointError, newest_whole, step_folder
 from flowimg.training.ema import LENGTHS
 from flowimg.training.loop import NotFiniteError, Recipe, Training, rehearse, restore, start
@@ -189,12 +188,13 @@ def _train(
     profiled = [profile_steps(folder, stretch, stack)] if how.profile else []
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
+    blocks = None if compiled else blocks_of(config, accelerator.device)
     if accelerator.is_main_process:
         _again(folder, say)
         write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
-        machine |= {"blocks": None if compiled else blocks_of(config, accelerator.device)}
-        machine |= {"data": source.story, "parameters": sum(p.numel() for p in state.field.parameters())}
+        machine |= {"blocks": blocks, "data": source.story}
+        machine |= {"parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
         drop_later(folder.snapshots, began)
@@ -209,7 +209,7 @@ def _train(
     status.at("first passes")
     if began < until:
         rehearse(state)
-    _banner(say, config, source, batches, state, until)
+    _banner(say, config, source, batches, state, until, blocks)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
@@ -307,9 +307,7 @@ def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
         stack.callback(batches.close)
     elif isinstance(batches, ImageBatches) and batches.images.pixels.device.type == batches.device.type:
         return
-    # as the objective asks for them: minibatch OT couples whole blocks
-    block, many = state.objective.coupling.block, state.objective.batch_size
-    ahead = Ahead(batches, [whole_blocks(places, block, many) for places in state.micro_batches()])
+    ahead = Ahead(batches, [state.objective.needed(places) for places in state.micro_batches()])
     stack.callback(ahead.close)
     state.data = ahead
 
@@ -479,6 +477,7 @@ def _banner(
     batches: Batches,
     state: Training,
     until: int,
+    blocks: str | None,
 ) -> None:
     """What was found, and what it will take."""
     accelerator, train = state.accelerator, config.train
@@ -493,7 +492,7 @@ def _banner(
     how: list[str] = [train.precision]
     if state.loss is not flow_matching_loss:
         how.append("compiled")
-    elif blocks := blocks_of(config, accelerator.device):
+    if blocks:
         how.append("blocks in C" if blocks == "C" else "blocks not in C, which a C compiler (cc) would make faster")
     say(
         f"machine   {accelerator.device}, {processes} process{'es' if processes > 1 else ''}, "

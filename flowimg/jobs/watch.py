@@ -31,7 +31,7 @@ from flowimg.jobs.signals import Stopped, Wishes
 from flowimg.jobs.status import Status
 from flowimg.jobs.stretch import Stretch
 from flowimg.jobs.track import track_numbers, track_picture
-from flowimg.sampling.generate import is_out_of_memory
+from flowimg.sampling.fitting import in_parts
 from flowimg.training.loop import Callback, Training, Window
 
 LOOK = 0.02
@@ -157,21 +157,17 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     accelerator, training = state.accelerator, field.training
     field.eval()
     mine = torch.arange(len(draw.t))[accelerator.process_index :: accelerator.num_processes]
-    micro = len(state.micro_batches()[0])
-    many, done = max(AT_ONCE, micro), 0
+    micro = len(state.micro_batches()[0])  # what fits with gradients fits without
+
+    def look(part: slice) -> Tensor:
+        rows = mine[part]
+        few = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
+        return flow_matching_loss(field, state.objective.path, few).float().sum()
+
     total = torch.zeros((), device=accelerator.device)
     with accelerator.autocast():
-        while done < len(mine):
-            rows = mine[done : done + many]
-            try:
-                part = Draw(*(None if value is None else value[rows.to(value.device)] for value in draw))  # type: ignore[arg-type,union-attr,index]
-                total += flow_matching_loss(field, state.objective.path, part).float().sum()
-            except (MemoryError, RuntimeError) as error:
-                if len(rows) <= micro or not is_out_of_memory(error):  # what fits with gradients fits without
-                    raise
-                many = len(rows) // 2
-                continue
-            done += len(rows)
+        for part in in_parts(look, len(mine), max(AT_ONCE, micro), micro):
+            total += part
     field.train(training)
     return float(accelerator.reduce(total, "sum")) / len(draw.t)
 

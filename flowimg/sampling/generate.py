@@ -12,14 +12,7 @@ from torch import Tensor
 
 from flowimg.flow.objective import Velocity
 from flowimg.flow.solvers import Solver, integrate
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at an end, on a GPU or on a CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+from flowimg.sampling.fitting import in_parts
 
 
 class Samples(NamedTuple):
@@ -61,21 +54,14 @@ def generate(
     Yields:
         Batches in the order of the seeds.
     """
-    done = 0
-    while done < len(seeds):
-        mine = slice(done, done + batch_size)
-        try:
-            x_0 = noise(seeds[mine], shape).to(device)
-            cond = None if labels is None else labels[mine].to(device)
-            flow = integrate(velocity, x_0, times, solver, cond)
-            batch = Samples(flow.x.cpu(), flow.nfe)
-        except (MemoryError, RuntimeError) as error:
-            if len(seeds[mine]) == 1 or not is_out_of_memory(error):
-                raise
-            batch_size = len(seeds[mine]) // 2
-            continue
-        done += len(batch.x_1)
-        yield batch
+
+    def batch(mine: slice) -> Samples:
+        x_0 = noise(seeds[mine], shape).to(device)
+        cond = None if labels is None else labels[mine].to(device)
+        flow = integrate(velocity, x_0, times, solver, cond)
+        return Samples(flow.x.cpu(), flow.nfe)
+
+    yield from in_parts(batch, len(seeds), batch_size)
 
 
 def between(a: Tensor, b: Tensor, count: int) -> Tensor:
