@@ -18,7 +18,7 @@ def test_all_is_done_once_in_order_in_parts_that_fit(count, size, room):
         return list(range(count))[part]
 
     parts = list(in_parts(work, count, size))
-    assert sum(parts, []) == list(range(count))
+    assert [place for part in parts for place in part] == list(range(count))
     assert all(0 < len(part) <= min(size, room) for part in parts)
     assert refused == sorted(refused, reverse=True)  # what did not fit once is not tried again
 
