@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -52,8 +53,9 @@ class Compiled(nn.Module):
         return velocity
 
 
-def quickened(run: Trained, settings: Many, count: int) -> Trained:
-    """The run, its field compiled where that is asked for, or worth it for so many samples of this process."""
+def quickened(run: Trained, settings: Many, count: int, state: PartialState) -> Trained:
+    """The run, its field compiled where that is asked for, or worth it for this process's share of so many samples."""
+    count = len(share(range(count), state.process_index, state.num_processes))
     size = min(count, settings.batch_size or BATCH[run.config.data.kind])
     worth = size > 0 and count // size * settings.num_steps >= WORTH
     asked = compiles(settings.compile, "--compile", run.config, worth)

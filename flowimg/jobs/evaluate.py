@@ -11,7 +11,7 @@ from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.points import PointScores, failures, score_points
 from flowimg.flow.randomness import generator
 from flowimg.jobs.build import DataFacts, build_toy
-from flowimg.jobs.draw import draw, quickened, share, turns
+from flowimg.jobs.draw import draw, quickened, turns
 from flowimg.jobs.figures import Figure, add_figures
 from flowimg.jobs.folder import RunFolder, Trained, check_guidance, open_run
 from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
@@ -39,7 +39,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     if points and state.num_processes > 1:
         raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
     count = settings.count or COUNT[run.config.data.kind]
-    run = quickened(run, settings, len(share(range(count), state.process_index, state.num_processes)))
+    run = quickened(run, settings, count, state)
     if settings.sweep_nfe or settings.sweep_guidance:
         from flowimg.jobs.sweep import sweep
 

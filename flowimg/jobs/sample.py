@@ -33,6 +33,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     form = settings.format or ("npz" if points else "png")
     label = find_label(settings.label, run)
     check_guidance(settings.guidance, run.facts, run.config)
+    run = quickened(run, settings, settings.count, state)
     seeds = range(settings.seed, settings.seed + settings.count)
     labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
 
@@ -60,7 +61,6 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     broadcast_object_list(lacking)
     todo = share(lacking[0], state.process_index, state.num_processes)
     rows = [row for part in todo for row in part]
-    run = quickened(run, settings, len(rows))
     nfe = 0
 
     def arrays() -> Iterator[np.ndarray]:

@@ -33,13 +33,27 @@ def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkey
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):
     run = open_run(str(tiny.points), "ema", None, torch.device("cpu"))
     monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    alone, last = (SimpleNamespace(process_index=many - 1, num_processes=many) for many in (1, 2))
     how = Sample(run="r", num_steps=50, batch_size=70)
-    assert draw.quickened(run, how, 80 * 70).field.sizes == (70, 140)
-    assert draw.quickened(run, how, 80 * 70 - 1) is run and draw.quickened(run, how, 0) is run
+    assert draw.quickened(run, how, 80 * 70, alone).field.sizes == (70, 140)
+    assert draw.quickened(run, how, 80 * 70 - 1, alone) is run and draw.quickened(run, how, 0, alone) is run
+    # each process has its share
+    assert draw.quickened(run, how, 2 * 80 * 70, last).field.sizes == (70, 140)
+    assert draw.quickened(run, how, 2 * 80 * 70 - 2, last) is run
     # many in a batch are few calls
-    assert draw.quickened(run, Sample(run="r", num_steps=100), 20_000) is run
+    assert draw.quickened(run, Sample(run="r", num_steps=100), 20_000, alone) is run
     asked = Sample(run="r", compile=True)
-    assert draw.quickened(run, asked, 30).field.sizes == (30, 60)
+    assert draw.quickened(run, asked, 30, alone).field.sizes == (30, 60)
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+def test_drawing_without_a_compiler_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    out = ["--out", str(tmp_path / "out")] if verb == "sample" else []
+    with pytest.raises(SystemExit) as stop:
+        main([verb, str(tiny.points), *out, "--compile", "true"])
+    assert stop.value.code == 4 and "--compile needs a C++ compiler" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_whole_batches_go_through_the_compiled_field(monkeypatch):
