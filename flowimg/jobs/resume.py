@@ -28,8 +28,8 @@ FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued."""
 WARNED = ("train.batch_size", "train.precision", "train.compile")
 """Settings whose change is told and goes on: the run is another one from here. All others make it another run."""
-OURS = {".lock", "status.json", "processes"}
-"""What a start leaves that came to nothing."""
+OURS = re.compile(r"\.lock|status\.json|processes|\.status\.json\.\d+\.tmp")
+"""What a start leaves that came to nothing, or another process of this one has just begun to write."""
 
 
 class Change(NamedTuple):
@@ -56,8 +56,8 @@ def check_folder(folder: RunFolder, config: Config, start: Start) -> list[Change
         raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
     if folder.path.exists() and not folder.path.is_dir():
         raise SettingsError(f"--run {folder.path} is a file: name a new folder")
-    there = {path.name for path in folder.path.iterdir()} if folder.path.exists() else set()
-    if not there - OURS:
+    there = folder.path.iterdir() if folder.path.exists() else ()
+    if all(OURS.fullmatch(path.name) for path in there):
         if start.resume is not False:
             raise SettingsError(f"--resume: there is nothing to go on from in {folder.path}; without it a run begins")
         return []

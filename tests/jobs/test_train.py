@@ -228,6 +228,14 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_a_folder_that_a_start_was_killed_in_or_another_process_begins_to_write_is_free(tmp_path):
+    for name in (".lock", "status.json", ".status.json.77.tmp"):  # the last is there while status.json is written
+        (tmp_path / name).touch()
+    (tmp_path / "processes").mkdir()
+    train(tmp_path)
+    assert steps(tmp_path)[-1] == 6
+
+
 def test_what_does_not_fit_the_network_is_said_before_training(tmp_path, capsys):
     run = tmp_path / "run"
     error = refused(
