@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from steps import Stock, stock
+from steps import LEVERS, Stock, stock
 from torch import Tensor
 
 from flowimg.cli import run_settings
@@ -107,6 +107,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
     for form in dict.fromkeys((precision, "fp32")):
         told[f"floor, {form}"] = {"name": "floor", "precision": form}
+    for levers in given.levers:
+        told[f"{precision}, {levers}"] = {"name": "floor", "precision": precision, "levers": levers.split("+")}
     if config.data.kind == "points":
         told["bare loop, fp32"] = {"name": "bare loop"}
     for name, checkout in checkouts.items():
@@ -140,7 +142,7 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         speed = config.train.batch_size / statistics.median(found[name])
         form = "bf16" if "bf16" in name else "fp32"
         print(
-            f"{name:<20} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most[form]:3.0f} % of "
+            f"{name:<28} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most[form]:3.0f} % of "
             f"the speed of matrix products in {form}, {BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
         )
     return found
@@ -221,6 +223,8 @@ def main() -> None:
     parser.add_argument("config", help="a settings file, or a run's folder to sample")
     for name in ("torchcfm", "meta", "diffusers"):
         parser.add_argument(f"--{name}", metavar="PATH", help="a checkout, whose trainer is to be measured too")
+    told = f"floors with, as compiled+graphs, any of: {', '.join(LEVERS)}"
+    parser.add_argument("--levers", nargs="+", default=[], metavar="LEVERS", help=told)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
     given, more = parser.parse_known_args()
@@ -231,12 +235,12 @@ def main() -> None:
         config = run_settings("train", args)
         found = training(args, config, given, Path(scratch)) if given.what == "train" else sampling(config, given.pairs)
     first = next(iter(found.values()))
-    print(f"\n{'':<20} {'ms':>9} {'least':>9} {'most':>9}   flowimg is so many times as fast")
+    print(f"\n{'':<28} {'ms':>9} {'least':>9} {'most':>9}   flowimg is so many times as fast")
     for name, seconds in found.items():
         ratios = [theirs / ours for ours, theirs in zip(first, seconds, strict=True)]
         told = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         values = [1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
-        print(f"{name:<20} {values[0]:9.1f} {values[1]:9.1f} {values[2]:9.1f}   {told}")
+        print(f"{name:<28} {values[0]:9.1f} {values[1]:9.1f} {values[2]:9.1f}   {told}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,8 +28,11 @@ from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_prec
 from flowimg.jobs.meter import peak_memory
 
 Step = Callable[[], None]
-WORKERS = 2
+WORKERS = 8 if torch.cuda.is_available() else 2
 """Processes that decode pictures for those who have them decoded at every step."""
+LEVERS = ("channels last", "benchmark", "compiled", "graphs")
+"""What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile,
+and CUDA graphs of what is compiled."""
 
 
 class Turns:
@@ -78,17 +81,28 @@ def stock(config: Config) -> nn.Module:
     return bare.to(pick_device()).train()
 
 
-def floor(config: Config, precision: str) -> Step:
-    """Forward, backward and torch's fused AdamW, on a batch that stays."""
+def floor(config: Config, precision: str, levers: Sequence[str] = ()) -> Step:
+    """Forward, backward and torch's fused AdamW, on a batch that stays; with any of `LEVERS`."""
     field, device = stock(config), pick_device()
-    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
     x = torch.randn(config.train.batch_size, *build_source(config).facts.shape, device=device)
+    if "channels last" in levers:
+        field, x = field.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = "benchmark" in levers
+    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
     t, target = torch.rand(len(x), device=device), torch.randn_like(x)
 
+    def loss() -> Tensor:
+        return (field(x, t, None).float() - target).square().mean()
+
+    if "compiled" in levers:
+        loss = torch.compile(loss, dynamic=False, mode="reduce-overhead" if "graphs" in levers else None)
+
     def step() -> None:
+        if "graphs" in levers:
+            torch.compiler.cudagraph_mark_step_begin()
         with autocast(device, precision):
-            out = field(x, t, None)
-        (out.float() - target).square().mean().backward()
+            out = loss()
+        out.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -153,12 +167,13 @@ def hooked(network: nn.Module) -> nn.Module:
 
 
 def torchcfm(checkout: Path, pictures: str, config: Config, scratch: str) -> None:
-    """examples/images/cifar10/train_cifar10.py of atong01/conditional-flow-matching; needs POT and absl-py."""
+    """examples/images/cifar10/train_cifar10.py of atong01/conditional-flow-matching; needs absl-py."""
     script = checkout / "examples" / "images" / "cifar10" / "train_cifar10.py"
     sys.path[:0] = [str(checkout), str(script.parent)]
     core = ModuleType("torchdyn.core")
     core.NeuralODE = None  # type: ignore[attr-defined]
-    sys.modules |= {"torchdyn": ModuleType("torchdyn"), "torchdyn.core": core}
+    # these are imported, and not used by what is measured
+    sys.modules |= {"torchdyn": ModuleType("torchdyn"), "torchdyn.core": core, "ot": ModuleType("ot")}
     import torchcfm.models.unet.unet as unet
     from torchvision import datasets
 
@@ -226,7 +241,7 @@ def work(told: dict[str, Any]) -> None:
     if told["name"] == "flowimg":
         flowimg(told["args"])
     elif told["name"] == "floor":
-        repeated(floor(config, settle_precision(told["precision"], config)))
+        repeated(floor(config, settle_precision(told["precision"], config), told.get("levers", ())))
     elif told["name"] == "bare loop":
         repeated(bare_loop(config))
     else:
