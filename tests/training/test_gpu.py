@@ -10,9 +10,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("how", [("fp32", "false"), ("bf16", "false"), ("fp16", "false"), ("auto", "auto")], ids="-".join)
+@pytest.mark.parametrize("how", ["fp32 false", "bf16 false", "fp16 false", "auto auto"])
 def test_every_precision_learns_and_continues(tmp_path, how, kind):
-    run, (precision, compile) = tmp_path / "run", how
+    run, (precision, compile) = tmp_path / "run", how.split()
     command = ["train", "configs/digits.yaml", "--run", str(run), "--optim.kind", kind]
     command += ["--train.precision", precision, "--train.compile", compile]
     command += ["--train.steps", "60", "--train.log-every", "20", "--train.sample-every", "60", "--figures", "false"]
