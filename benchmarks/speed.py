@@ -48,7 +48,7 @@ from flowimg.sampling.generate import generate, to_uint8
 STEPS, SAMPLES = 50, 64
 WRITTEN = 10_000
 """Pictures that are written for the others, who go on drawing samples after an epoch, which would be timed."""
-MOST = 60_000 if torch.cuda.is_available() else WRITTEN
+MOST = 40_000 if torch.cuda.is_available() else WRITTEN
 """Files of them that there are."""
 BUDGET = 51_200_000
 """Pictures that torchcfm's recipe for CIFAR-10 sees: 400,000 steps of 128."""
@@ -77,10 +77,14 @@ class Trainer:
             print(steps, file=self.asked)
 
     def seconds(self) -> float:
-        """Of the steps that were asked for last; waits for them."""
+        """Of the steps that were asked for last; waits for them.
+
+        Raises:
+            ChildProcessError: If it ended; with the last lines that it wrote.
+        """
         line = self.heard.readline()
         if not line:
-            raise SystemExit("it ended:\n" + "".join(self.log.read_text().splitlines(keepends=True)[-25:]))
+            raise ChildProcessError("it ended:\n" + "".join(self.log.read_text().splitlines(keepends=True)[-25:]))
         seconds, mib = line.split()
         self.mib = int(mib)  # in use at most so far
         return float(seconds)
@@ -118,8 +122,14 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         own = scratch / str(number)
         own.mkdir()
         trainers[name] = Trainer({**how, "args": args, "scratch": str(own)}, scratch / f"{number}.txt")
-    for trainer in trainers.values():
-        trainer.seconds()  # once all are ready, nothing else runs
+    for name, trainer in list(trainers.items()):  # once all are ready, nothing else runs
+        try:
+            trainer.seconds()
+        except ChildProcessError as error:  # the others are worth something without it
+            if not told[name].keys() & {"checkout", "levers"}:
+                raise SystemExit(f"{name}: {error}") from None
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            del trainers[name]
     steps = max(2, round(given.seconds / turn(trainers[f"floor, {precision}"], 2)))
     if checkouts:
         steps = min(steps, MOST // config.train.batch_size // (given.pairs + 2) - 1)
@@ -127,11 +137,11 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
             raise SystemExit(f"{MOST:,} pictures are too few for {given.pairs} pairs of batches of so many: lower one")
     found: dict[str, list[float]] = {name: [] for name in trainers}
     for pair in range(given.pairs + 1):
-        for name, trainer in trainers.items():
-            seconds = turn(trainer, steps)
-            if pair:
-                found[name].append(seconds)
-        print(f"{pair} of {given.pairs} pairs, {steps} steps each", file=sys.stderr, flush=True)
+        now = {name: turn(trainer, steps) for name, trainer in trainers.items()}
+        for name, seconds in now.items() if pair else ():
+            found[name].append(seconds)
+        milliseconds = ", ".join(f"{1000 * seconds:.1f}" for seconds in now.values())
+        print(f"{pair} of {given.pairs} pairs, {steps} steps each, ms: {milliseconds}", file=sys.stderr, flush=True)
     for trainer in trainers.values():
         trainer.process.kill()
         trainer.process.wait()

@@ -68,8 +68,10 @@ class Stored(NamedTuple):
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels to floats in [-1, 1]: 0 is -1, 255 is 1."""
-    return pixels.float().div_(127.5).sub_(1)
+    """uint8 pixels to floats in [-1, 1]: 0 is -1, 255 is 1; the same bits on every device."""
+    # by a number a GPU would multiply with its reciprocal, which rounds otherwise
+    half = 127.5 if pixels.device.type == "cpu" else torch.full((), 127.5, device=pixels.device)
+    return pixels.float().div_(half).sub_(1)
 
 
 def fingerprint(images: Images) -> str:

@@ -141,6 +141,8 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
         return False
     if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise MachineError(f"{name} needs a C++ compiler on a CPU, as g++: install one, or leave it out")
+    # its shapes are static, so that kernels may be chosen by trial; compiled runs are not equal bit for bit anyway
+    torch.backends.cudnn.benchmark = device == "cuda"
     cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
     return True
