@@ -30,9 +30,9 @@ from flowimg.jobs.meter import peak_memory
 Step = Callable[[], None]
 WORKERS = 8 if torch.cuda.is_available() else 2
 """Processes that decode pictures for those who have them decoded at every step."""
-LEVERS = ("channels last", "benchmark", "compiled", "graphs")
-"""What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile,
-and CUDA graphs of what is compiled."""
+LEVERS = ("channels last", "benchmark", "compiled", "layout", "graphs")
+"""What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile; of
+what is compiled that layout wherever there are convolutions, which torch may leave, and CUDA graphs."""
 
 
 class Turns:
@@ -94,6 +94,10 @@ def floor(config: Config, precision: str, levers: Sequence[str] = ()) -> Step:
     def loss() -> Tensor:
         return (field(x, t, None).float() - target).square().mean()
 
+    if "layout" in levers:
+        from torch._inductor import config as inductor
+
+        inductor.force_layout_optimization = True
     if "compiled" in levers:
         loss = torch.compile(loss, dynamic=False, mode="reduce-overhead" if "graphs" in levers else None)
 

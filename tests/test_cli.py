@@ -207,7 +207,7 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         ),
         (
             ["train", "configs/digits.yaml", "--train.compile", "maybe"],
-            "command line: train.compile: 'maybe' is none of true, false and auto",
+            "command line: train.compile: 'maybe' is none of true, false, auto and graphs",
         ),
         (
             ["train", "configs/digits.yaml", "--train.micro-batch", "0"],

@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 import shutil
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -129,20 +130,23 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     Its code is kept in the cache folder, for the next start.
 
     Args:
-        asked: True, False or auto.
+        asked: True, False, auto, or graphs, which is True where they can be had.
         name: Of the setting that asks.
         config: The run's settings.
         worth: Whether it would be, on a GPU.
     Raises:
-        MachineError: If there is no compiler for the code that it writes for a CPU.
+        MachineError: If there is no compiler for the code that it writes for a CPU, or no GPU for graphs.
     """
     device = pick_device().type
+    if asked == "graphs" and device != "cuda":
+        raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or say true")
     if not (worth and device == "cuda" if asked == "auto" else asked):
         return False
     if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise MachineError(f"{name} needs a C++ compiler on a CPU, as g++: install one, or leave it out")
-    # its shapes are static, so that kernels may be chosen by trial; compiled runs are not equal bit for bit anyway
-    torch.backends.cudnn.benchmark = device == "cuda"
+    # it says that fp32 could be TF32, and that diffusers caches what it looks up
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
     return True

@@ -142,7 +142,7 @@ def _train(
     stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
-    compiled = compiles(config.train.compile, "train.compile", config)
+    compiled, graphs = compiles(config.train.compile, "train.compile", config), config.train.compile == "graphs"
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -175,7 +175,7 @@ def _train(
         batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
-    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiled)
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiled, graphs)
     state.offset = offset
     _feed(state, batches, stack)
     if checkpoint:
@@ -491,7 +491,7 @@ def _banner(
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     how: list[str] = [train.precision]
     if state.loss is not flow_matching_loss:
-        how.append("compiled")
+        how.append("compiled, in graphs" if state.graphs else "compiled")
     if blocks:
         how.append("blocks in C" if blocks == "C" else "blocks not in C, which a C compiler (cc) would make faster")
     say(

@@ -80,9 +80,10 @@ class Training:
     """The state of a run: the field, its average, the optimiser, and the steps done.
 
     `loss` is `flow_matching_loss`, or that compiled: of training alone, whose shapes are always the same. `powers` are
-    the power averages by their lengths, where the recipe asks for any. `seconds` are those that the steps of this start
-    took. `offset` is what samples seen differ from step times batch by, in a run whose batch was changed on the way;
-    `seen` is what the processes last agreed on.
+    the power averages by their lengths, where the recipe asks for any. With `graphs` what the loss gives and its
+    gradients lie in memory that the next step writes over. `seconds` are those that the steps of this start took.
+    `offset` is what samples seen differ from step times batch by, in a run whose batch was changed on the way; `seen`
+    is what the processes last agreed on.
     """
 
     accelerator: Accelerator
@@ -95,6 +96,7 @@ class Training:
     data: Data
     recipe: Recipe
     loss: Callable[..., Tensor] = flow_matching_loss
+    graphs: bool = False
     step: int = 0
     seconds: float = 0.0
     offset: int = 0
@@ -132,8 +134,12 @@ def start(
     data: Data,
     recipe: Recipe,
     compiled: bool = False,
+    graphs: bool = False,
 ) -> Training:
-    """A run at step 0: the field wrapped for its processes, the optimiser, the averages; the loss compiled if asked."""
+    """A run at step 0: the field wrapped for its processes, the optimiser, the averages; the loss compiled if asked.
+
+    With `graphs` its passes are CUDA graphs, where the device is a GPU.
+    """
     field = field.to(accelerator.device)
     ema = make_ema(field)
     powers = {length: make_ema(field) for length in recipe.lengths}
@@ -148,8 +154,9 @@ def start(
     # alone in fp32 a field needs no wrapping, and accelerate would import torch's sharded tensors to find that out
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     wrapped = field if plain else accelerator.prepare(field)
-    loss = torch.compile(flow_matching_loss, dynamic=False) if compiled else flow_matching_loss
-    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe, loss)
+    mode = "reduce-overhead" if graphs else None
+    loss = torch.compile(flow_matching_loss, dynamic=False, mode=mode) if compiled else flow_matching_loss
+    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe, loss, graphs)
 
 
 def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
@@ -241,6 +248,8 @@ def train_step(state: Training, wanted: int = 0) -> None:
     recipe, window, scaler = state.recipe, state.window, state.accelerator.scaler
     totals: list[Tensor] = []
     places = state.micro_batches()
+    if state.graphs:
+        torch.compiler.cudagraph_mark_step_begin()
     for number, mine in enumerate(places):
         began = time.perf_counter()
         draw = state.objective.draw(state.data, state.step, mine)
@@ -255,7 +264,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
             loss = loss if len(places) == 1 else loss / len(places)
             (loss if scaler is None else scaler.scale(loss)).backward()
         window.times.append(draw.t)
-        window.losses.append(losses.detach())
+        window.losses.append(losses.detach().clone() if state.graphs else losses.detach())
         totals.append(loss.detach())
 
     rate = learning_rate(state.step, recipe.lr, recipe.steps, recipe.warmup, recipe.schedule)

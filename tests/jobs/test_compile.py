@@ -30,6 +30,14 @@ def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkey
     assert asked(worth=False) == [False, False, True]
 
 
+def test_graphs_are_for_gpus(monkeypatch):
+    config = validate(Config, {"run": "r"}, "here")
+    with pytest.raises(machine.MachineError, match="graphs needs an NVIDIA GPU"):
+        machine.compiles("graphs", "train.compile", config)
+    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    assert machine.compiles("graphs", "train.compile", config) is True
+
+
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):
     run = open_run(str(tiny.points), "ema", None, torch.device("cpu"))
     monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))

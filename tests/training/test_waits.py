@@ -87,6 +87,22 @@ def test_the_step_that_is_blamed_is_the_last_that_was_read(late):
     assert stop.value.step == 4 and state.step == 5 + late
 
 
+def test_nothing_is_kept_that_lies_in_memory_of_graphs():
+    state, lent = training(*FIELDS["points"]()), []
+    state.graphs, plain = True, state.loss
+
+    def loss(*args):  # what was given before is written over, as graphs do
+        for old in lent:
+            old.data.fill_(float("nan"))
+        lent.append(plain(*args))
+        return lent[-1]
+
+    state.loss = loss
+    for _ in range(2):
+        train_step(state)
+    assert torch.cat(state.window.losses).isfinite().all() and len(lent) == 4
+
+
 @pytest.mark.parametrize("momentum", [None, 0.95], ids=["AdamW", "Muon"])
 def test_torch_wraps_no_step(momentum):
     # torch.no_grad wraps once; what torch puts around for its profiler would be another
