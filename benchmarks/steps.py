@@ -31,8 +31,8 @@ Step = Callable[[], None]
 WORKERS = 8 if torch.cuda.is_available() else 2
 """Processes that decode pictures for those who have them decoded at every step."""
 LEVERS = ("channels last", "benchmark", "compiled", "layout", "graphs")
-"""What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile; of
-what is compiled that layout wherever there are convolutions, which torch may leave, and CUDA graphs."""
+"""What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile;
+of what is compiled that layout wherever there are convolutions, which torch may leave, and CUDA graphs."""
 
 
 class Turns:
