@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import gc
 import os
 import platform
 import shutil
@@ -56,10 +57,18 @@ def processes(verb: str) -> PartialState:
     Raises:
         MachineError: If they do not see each other.
     """
-    keep_memory()
+    get_ready()
     state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     check_launch(state.num_processes, verb)
     return state
+
+
+def get_ready() -> None:
+    """What a process does before it meets others; see `leave_together`."""
+    keep_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # its functions keep, for ever, the group that there is when it is imported, as torch's compiler does
+        import torch.distributed.nn.functional  # noqa: F401
 
 
 def leave_together() -> None:
@@ -69,7 +78,12 @@ def leave_together() -> None:
     then kill the others and call the launch a failure.
     """
     PartialState().wait_for_everyone()
-    atexit.register(PartialState().destroy_process_group)
+    atexit.register(_take_apart)
+
+
+def _take_apart() -> None:
+    PartialState().destroy_process_group()
+    gc.collect()  # the threads end with the last that holds the group, which may be a cycle
 
 
 def keep_memory() -> None:

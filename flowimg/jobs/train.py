@@ -33,7 +33,7 @@ from flowimg.jobs.machine import (
     check_launch,
     compiles,
     environment,
-    keep_memory,
+    get_ready,
     leave_together,
     pick_device,
     settle_precision,
@@ -363,7 +363,7 @@ def open_accelerator(config: Config) -> Accelerator:
             "launch with --multi_gpu, or answer no to it in `accelerate config`"
         )
     check_tracker(config)
-    keep_memory()
+    get_ready()
     settle_tf32(config.train.precision)
     # torch 2.15 has a new name for broadcast_buffers; the older ones that we run on do not know it
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

@@ -28,8 +28,14 @@ COUNT, SEED = 200, 5
 HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2", "--precision", "fp32"]
 
 TWICE = f"""
-import runpy, sys
+import atexit, os, pathlib, runpy, sys
 digits, points, out = sys.argv[1:]
+
+@atexit.register  # the first of all, so that it comes last
+def left():
+    threads = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
+    pathlib.Path(out, "threads_of_" + os.environ["RANK"]).write_text("".join(threads))
+
 png, noise, one = ["--format", "png"], ["--step", "0"], ["--format", "npz", "--count", "1"]
 for run, how in ((digits, png), (points, noise), (digits, one)):
     name = f"{{out}}/{{'-'.join(how).strip('-')}}"
@@ -107,6 +113,14 @@ def test_noise_is_equal_bit_for_bit_however_it_is_shared_out(tiny, shared_out, t
 def test_a_process_without_samples_knows_what_the_others_cost(shared_out):
     drawn = shared_out / "format-npz---count-1"
     assert len(np.load(drawn / "samples.npz")["samples"]) == 1 and about(drawn)["nfe"] == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of threads")
+def test_no_thread_of_the_processes_group_meets_the_end_of_the_interpreter(shared_out):
+    # it might be aborted, and the launch be called a failure
+    for rank in "01":
+        threads = (shared_out / f"threads_of_{rank}").read_text().split()
+        assert threads and not [name for name in threads if "gloo" in name]
 
 
 def test_every_format_holds_the_same_pictures(tiny, whole, tmp_path):
