@@ -362,8 +362,8 @@ class Solving(Settings):
     """The flow times a solver visits: evenly spread, EDM's noise levels, or those of diffusers' scheduler."""
     shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Above 1 moves those times towards noise, below 1 towards data."""
-    tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
-    """Largest error of a step of dopri5."""
+    tolerance: Annotated[float, Field(ge=1e-8, le=0.1)] = 1e-5
+    """Largest error of a step of dopri5; fields round to about 1e-7."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Guidance scale for conditional fields; 1 is none."""
     guidance_interval: tuple[Unit, Unit] = (0.0, 1.0)
@@ -453,6 +453,12 @@ class Drawing(Solving):
     """The checkpoint of this step instead of the newest."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
+
+    @model_validator(mode="after")
+    def _acts(self) -> "Drawing":
+        if self.guidance == 1 and self.guidance_interval != (0, 1) and not getattr(self, "sweep_guidance", ()):
+            raise ValueError("guidance_interval without guidance does nothing: give --guidance, or leave it out")
+        return self
 
 
 class Many(Drawing):
@@ -626,6 +632,14 @@ class Evaluate(Many):
     def _one_sweep(self) -> "Evaluate":
         if self.sweep_nfe and self.sweep_guidance:
             raise ValueError("sweep_nfe and sweep_guidance: give one of them")
+        swept = ("sweep_solvers", "sweep_times", "sweep_shifts")
+        fixed = ("solver", "num_steps", "times", "shift", "tolerance")
+        for name in fixed if self.sweep_nfe else swept:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                other = "is what --sweep-nfe goes through" if self.sweep_nfe else "is of --sweep-nfe"
+                raise ValueError(f"{name} {other}: leave it out{'' if self.sweep_nfe else ', or give both'}")
+        if self.sweep_shifts != type(self).model_fields["sweep_shifts"].default and "uniform" not in self.sweep_times:
+            raise ValueError("sweep_shifts are of the uniform grid, which sweep_times leaves out")
         return self
 
 

@@ -217,7 +217,10 @@ def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monke
         (["evaluate", "r", "--max-off", "x"], "command line: max_off is 'x', but should be a valid number"),
         (["evaluate", "r", "--max-off", ".nan"], "command line: max_off is nan, but should be a finite number"),
         (["sample", "r", "--times", "emd"], "command line: times is 'emd': did you mean edm?"),
-        (["sample", "r", "--tolerance", "0"], "command line: tolerance is 0, but should be greater than 0"),
+        (
+            ["sample", "r", "--tolerance", "0"],
+            "command line: tolerance is 0, but should be greater than or equal to 0.00000001",
+        ),
         (
             ["sample", "r", "--guidance-interval", "0.5", "0.2"],
             "command line: guidance_interval [0.5, 0.2] must rise: noise is 0, data 1",

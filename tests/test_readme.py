@@ -25,7 +25,7 @@ SHORT = {
         "--figures false"
     ),
     "sample": ["--num-steps", "1"],
-    "evaluate": ["--num-steps", "1", "--count", "30", "--sweep-solvers", "euler", "--sweep-shifts", "1"],
+    "evaluate": ["--num-steps", "1", "--count", "30"],
     "likelihood": ["--count", "8", "--solver", "euler", "--num-steps", "1"],
     "interpolate": ["--num-steps", "1"],
     "figures": ["--num-steps", "1"],
@@ -33,6 +33,7 @@ SHORT = {
     "invert": ["--solver", "euler", "--num-steps", "1"],
 }
 SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")
+SWEEP = ["--count", "30", "--sweep-solvers", "euler", "--sweep-shifts", "1"]
 LATER = {"--solver dopri5 --tolerance 1e-4": "--solver dopri5 --tolerance 1e-1"}
 """What would take long on an untrained network."""
 
@@ -94,7 +95,8 @@ def test_flowimg_commands_run_in_order(desk, monkeypatch):
             continue
         small = SMALL if verb == "train" and "FOLDER" in args and "--field.pretrained" not in args else []
         sized = ["--data.size", "64"] if "256" in args else []
-        main([verb, *args, *SHORT.get(verb, []), *small, *sized])
+        short = SWEEP if "--sweep-nfe" in args else SHORT.get(verb, [])
+        main([verb, *args, *short, *small, *sized])
     assert Path("runs/digits/checkpoints").is_dir() and Path("exported/digits/model_index.json").exists()
     assert list(Path("runs/tracked/tracking").rglob("events.out.tfevents.*"))
 

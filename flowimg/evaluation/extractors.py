@@ -13,6 +13,7 @@ What is called proxy ranks runs on the same data, and compares with nobody else'
 
 import copy
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,17 +163,19 @@ def _weights(path: Path) -> dict[str, Tensor]:
 def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     """A picture network in safetensors that transformers knows.
 
-    Its features are the projected picture of CLIP, the pooled one of others.
+    Its features are the projected picture of CLIP, the pooled one of others, and the first token of those that are
+    stored without what pools.
 
     Args:
         source: A folder with config.json and safetensors, or an id of the hub.
         download: Fetch it where it is not on this machine.
         device: Where it runs.
     Raises:
-        ExtractorError: If there is no such network, or transformers is not installed.
+        ExtractorError: If there is no such network, or not all of it, or transformers is not installed.
     """
     try:
         from transformers import AutoModel
+        from transformers import __version__ as version
         from transformers.utils import logging
     except ImportError:
         raise ExtractorError(f"{source} needs transformers: pip install -e '.[evaluate]'") from None
@@ -182,17 +185,24 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     logging.disable_progress_bar()
     local = Path(source).expanduser().is_dir() or not download
     try:
-        network: Any = AutoModel.from_pretrained(
+        found: tuple[Any, dict[str, Any]] = AutoModel.from_pretrained(
             str(Path(source).expanduser()),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=local,
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:  # of many types, for a folder that may be anything
         said = " ".join(str(error).split())[:160]
         fetch = "" if download else "; --download true fetches it from the hub"
         raise ExtractorError(f"{source} is no picture network in safetensors on this machine{fetch} ({said})") from None
+    network, loaded = found
+    # transformers goes on with random weights in their place
+    lacking = {str(name) for name in loaded["missing_keys"]}
+    unpooled = any(name.startswith("pooler.") for name in lacking)  # as classifiers are
+    if whole := sorted(name for name in lacking if not name.startswith("pooler.")):
+        raise ExtractorError(f"{source} is no whole network: {len(whole)} weights are missing, {whole[0]} for one")
     network = network.to(device).eval().requires_grad_(False)
     config = getattr(network.config, "vision_config", network.config)
     # DINOv2 says 518, at which it was tuned last, and is used at 224 by those who compare pictures with it
@@ -209,7 +219,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         out = network.get_image_features(pixel_values=x) if clip else network(pixel_values=x)
         if isinstance(out, Tensor):
             return out
-        pooled: Tensor | None = out.pooler_output
+        pooled: Tensor | None = None if unpooled else out.pooler_output
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
     try:
@@ -217,10 +227,14 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     except Exception as error:  # of many types, for a network that may be anything
         said = " ".join(str(error).split())[:160]
         raise ExtractorError(f"{source} makes no features of a picture ({said}): give a network of pictures") from None
-    found = _digest([*network.state_dict().values(), shift, scale])
+    weights = {name: value for name, value in network.state_dict().items() if name not in lacking}
+    # what the weights do is told by the rest: names, shapes, settings, and whose code it is
+    told = {**network.config.to_dict(), "_name_or_path": None}
+    story = json.dumps([version, told, [(name, list(value.shape)) for name, value in weights.items()]], default=str)
+    sha256 = _digest([*weights.values(), shift, scale], story)
     # a folder may be called anything: so that none is taken for one of the networks above
     name = f"folder {Path(source).name}" if Path(source).expanduser().is_dir() else source
-    return Extractor(name, found, f"bicubic {size}, antialiased", features)
+    return Extractor(name, sha256, f"bicubic {size}, antialiased", features)
 
 
 def _normalised(source: str, local: bool, clip: bool) -> tuple[list[float], list[float]]:
@@ -259,9 +273,9 @@ def _full() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def _digest(tensors: list[Tensor]) -> str:
-    """SHA-256 over the bytes of these tensors, in order."""
-    found = hashlib.sha256()
+def _digest(tensors: list[Tensor], story: str = "") -> str:
+    """SHA-256 over a text and the bytes of these tensors, in order."""
+    found = hashlib.sha256(story.encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -10,6 +10,7 @@ Spread and nearest are on pixels in [-1, 1]: a check for small pictures, not a m
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -64,14 +65,20 @@ def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) ->
     return Nearest(torch.stack(exact), rows)
 
 
-def nearest_or_mirrored(x: Tensor, others: Tensor, k: int = 1) -> Nearest:
-    """The k nearest of pictures (M, C, H, W) to each of x (N, C, H, W), or to its mirror image where that is nearer."""
-    found, mirrored = nearest(x, others, k), nearest(x.flip(-1), others, k)
+def nearest_or_mirrored(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
+    """As `nearest`, of pictures (M, C, H, W) to each of x (N, C, H, W), or to its mirror image where that is nearer."""
+    found, mirrored = nearest(x, others, k, own), nearest(x.flip(-1), others, k, own)
     nearer = (mirrored.distance[:, :1] < found.distance[:, :1]).expand_as(found.row)
     return Nearest(*(torch.where(nearer, m, f) for m, f in zip(mirrored, found, strict=True)))
 
 
-def copying(found: Nearest, data: Tensor) -> float:
-    """Mean distance of samples to their nearest datum, over that of data, shape (M, *D), to their nearest others."""
+def copying(found: Nearest, data: Tensor, search: Callable[..., Nearest] = nearest) -> float:
+    """Mean distance of samples to their nearest datum, over that of data, shape (M, *D), to their nearest others.
+
+    Args:
+        found: Of the samples.
+        data: All that they were looked for in.
+        search: What looked: `nearest`, or `nearest_or_mirrored`.
+    """
     some = torch.arange(0, len(data), math.ceil(len(data) / QUERIES))
-    return float(found.distance[:, 0].mean() / nearest(data[some], data, own=some).distance.mean())
+    return float(found.distance[:, 0].mean() / search(data[some], data, own=some).distance.mean())

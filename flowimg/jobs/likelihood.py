@@ -134,6 +134,10 @@ def _pictures(settings: Likelihood, run: Trained) -> dict[str, Any]:
         some = batches.some(count)
         x_1, cond = to_unit(some.pixels), some.labels
         of = f"pictures of {config.data.source}, {settings.split}"
+        if settings.split == getattr(run.config.data, "split", None):
+            print(f"warning   {settings.split} is what the run learned from: only other pictures tell what it is worth")
+    if len(x_1) < (settings.count or 0):
+        print(f"warning   there are {len(x_1)} {of}, fewer than --count {settings.count}")
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
     x_1 = x_1 + (torch.stack(within) - 0.5) / 127.5
     found = _follow(settings, run, x_1, cond if run.facts.classes else None)

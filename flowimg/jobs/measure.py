@@ -160,7 +160,7 @@ def _judge(cache: Path, sha256: str, pictures: Images, classes: int) -> dict[str
     path = cache / "classifiers" / f"{name_of(sha256, classes, 1)}.npz"
     if kept := read_arrays(path):
         return {name: torch.from_numpy(value) for name, value in kept.items()}
-    print("training   a classifier of the real pictures, once; samples are compared in what it sees", flush=True)
+    print("training   a classifier of the real pictures, once", flush=True)
     weights = train_classifier(pictures.pixels, pictures.labels, classes).state_dict()
     keep_arrays(path, **{name: value.numpy() for name, value in weights.items()})
     return weights
@@ -305,8 +305,9 @@ def score(drawn: Drawn, yard: Yardstick) -> tuple[dict[str, Any], Nearest]:
         data_features = reference.features[evenly(len(reference.features), len(drawn.features))]
         scores |= neighbourhoods(data_features, drawn.features[: len(data_features)])._asdict()
     pixels = reference.pictures.pixels
-    found = (nearest_or_mirrored if reference.mirrored else nearest)(drawn.pixels[:1000], pixels, 4)
-    scores["nearest"] = copying(found, pixels)
+    search = nearest_or_mirrored if reference.mirrored else nearest
+    found = search(drawn.pixels[:1000], pixels, 4)
+    scores["nearest"] = copying(found, pixels, search)
     apart, apart_labels = reference.apart
     if drawn.labels is not None and yard.judge is not None:
         assert apart_labels is not None

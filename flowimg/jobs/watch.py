@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
+from flowimg.evaluation.extractors import ExtractorError
 from flowimg.flow.floor import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
@@ -253,7 +254,11 @@ def _evaluations(
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     yard: Any = None
     if config.data.kind == "images":  # before the first step: network or data may not be there, or not any more later
-        yard = find_yard(config.train.evaluate_features, config, facts, PartialState())
+        try:
+            yard = find_yard(config.train.evaluate_features, config, facts, PartialState())
+        except ExtractorError as error:
+            how = "what flowimg evaluate fetched once is found here"
+            raise ExtractorError(f"train.evaluate_features {config.train.evaluate_features}: {error} ({how})") from None
 
     def pictures(state: Training) -> dict[str, Any] | None:
         from flowimg.jobs import measure

@@ -209,6 +209,40 @@ def test_pictures_are_normalised_as_the_network_says_or_as_its_kind_is(tmp_path)
     assert found.sha256 != usual.sha256 and (found(x) - usual(x)).abs().max() > 1e-2
 
 
+def vit(folder, without, **more):
+    """A folder of a network of which some weights are missing."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = transformers.ViTModel(transformers.ViTConfig(**size, image_size=32, patch_size=8, **more)).eval()
+    kept = {name: value for name, value in network.state_dict().items() if not name.startswith(without)}
+    network.save_pretrained(folder, state_dict=kept)
+    return network
+
+
+def test_a_network_without_its_pooler_is_seen_by_its_first_token_and_one_without_more_is_refused(tmp_path):
+    network = vit(tmp_path / "classifier", "pooler.")
+    one, again = (transformer(str(tmp_path / "classifier"), False, CPU) for _ in range(2))
+    x = pictures(3, 3, 32)
+    assert one.sha256 == again.sha256 and torch.equal(one(x), again(x))  # nothing of it is random
+    mean, deviation = (torch.tensor(n)[:, None, None] for n in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        wanted = network((x.float() / 255 - mean) / deviation).last_hidden_state[:, 0]
+    torch.testing.assert_close(one(x), wanted, atol=1e-4, rtol=1e-4)
+    vit(tmp_path / "broken", "layernorm.")
+    with pytest.raises(ExtractorError, match=r"is no whole network: 2 weights are missing, layernorm\.bias for one"):
+        transformer(str(tmp_path / "broken"), False, CPU)
+
+
+def test_the_same_weights_in_another_network_are_another_network(tmp_path):
+    found = []
+    for act in ("gelu", "relu"):
+        vit(tmp_path / act / "net", "none", hidden_act=act)
+        found.append(transformer(str(tmp_path / act / "net"), False, CPU))
+    assert found[0].name == found[1].name and found[0].sha256 != found[1].sha256
+
+
 def test_what_is_no_network_is_refused_in_a_sentence(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text("{}")

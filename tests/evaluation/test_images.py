@@ -96,6 +96,14 @@ def test_a_mirrored_copy_is_a_copy_where_a_field_may_have_learned_it():
     assert torch.equal(found.distance[:, 0], torch.minimum(plain.distance[:, 0], other.distance[:, 0]))
 
 
+def test_fresh_samples_are_no_copies_where_mirrored_pictures_count():
+    g = torch.Generator().manual_seed(0)
+    data, x = (torch.randint(0, 256, (n, 1, 3, 3), generator=g, dtype=torch.uint8) for n in (2000, 1000))
+    search = images.nearest_or_mirrored
+    assert copying(search(x, data), data, search) == pytest.approx(1, abs=0.03)
+    assert copying(search(data[:500].flip(-1), data), data, search) == 0
+
+
 @pytest.mark.parametrize("count", [2, 512, 1100])
 def test_nearest_within_a_set_passes_over_the_row_itself_but_not_over_its_copies(count):
     rng = np.random.default_rng(0)
