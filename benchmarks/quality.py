@@ -85,6 +85,7 @@ LENGTHS = (0.05, 0.1, 0.2)
 ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ours": (OURS, {"train": {"snapshots": 8}}),
     "AdamW": (changed(optim={"kind": "adamw"}), {}),
+    "AdamW, equal seconds": (changed(optim={"kind": "adamw"}), {"pictures": 28_800}),
     "AdamW at 4e-3": (changed(optim={"kind": "adamw", "lr": 4e-3}), {}),
     "uniform times": (changed(times={"kind": "uniform"}), {}),
     "skewed times": (changed(times={"kind": "skewed"}), {}),
@@ -100,6 +101,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear decay": (changed(optim={"schedule": "linear"}), {}),
     "weight decay 0.01": (changed(optim={"weight_decay": 0.01}), {}),
     "batch 32": (changed(batch=32), {}),
+    "batch 32, equal seconds": (changed(batch=32), {"pictures": 15_200}),
     "batch 128": (changed(batch=128), {}),
 }
 
@@ -135,11 +137,12 @@ def runs(what: str, source: str, out: Path) -> list[tuple[str, Config, tuple[str
         for name, (recipe, more) in ABLATIONS.items():
             folder = out / name.replace(" ", "_").replace(",", "")
             small = {
+                "pictures": PICTURES // 8,
                 **more,
                 "data": {"size": 16, "resize": "pad", **more.get("data", {})},
                 "field": {"channels": [32, 64, 128], **more.get("field", {})},
             }
-            config = plan(source, folder, "few", recipe, BEST["ours"], seed, pictures=PICTURES // 8, **small)
+            config = plan(source, folder, "few", recipe, BEST["ours"], seed, **small)
             found.append((name, config, ("ema",)))
             if name == "ours":
                 found += [(f"average of length {length}", config, (length,)) for length in LENGTHS]
