@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowimg.config import Config, Solving
+from flowimg.config import Config, SettingsError, Solving
 from flowimg.data.batches import evenly
 from flowimg.data.cache import cache_folder, keep_arrays, name_of, read_arrays
 from flowimg.data.store import Images, fingerprint, to_unit
@@ -85,12 +85,13 @@ def find_extractor(
         file: Weights of Inception.
         download: Fetch what is not on this machine.
     Raises:
+        SettingsError: If it calls itself proxy and is none.
         ExtractorError: If there is no such network.
     """
     if features == "proxy":
         return None
     if features.startswith("proxy") and features != "proxy-random":
-        raise extractors.ExtractorError(
+        raise SettingsError(
             f"there are no features {features}: proxy is the classifier of the data's labels where there are any, and "
             "proxy-random needs none"
         )

@@ -171,7 +171,7 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--sweep-guidance", "1", "--sweep-nfe", "2"], 2, "give one of them"),
         ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is no file"),
         ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors"),
-        ("classes", ["--features", "proxy-classifier"], 4, "there are no features proxy-classifier: proxy is"),
+        ("classes", ["--features", "proxy-classifier"], 2, "there are no features proxy-classifier: proxy is"),
         ("classes", ["--count", "1"], 2, "count is 1"),
         ("classes", ["--guidance-interval", "0.2", "0.8"], 2, "without guidance does nothing"),
         ("classes", ["--sweep-solvers", "euler"], 2, "sweep_solvers is of --sweep-nfe"),
