@@ -41,6 +41,7 @@ def scores_of(how: Evaluate) -> dict[str, float]:
             **made_how(how, seeds, found["nfe"]),
             "weights": weights_name(how.weights),
             "arithmetic": how.precision,
+            "step": load(str(folder.config)).train.steps,
         }
         if {name: found.get(name) for name in asked} == asked:
             return found
