@@ -27,6 +27,7 @@ done
 for config in cifar10 fashion_mnist; do
 	# shellcheck disable=SC2086
 	python benchmarks/speed.py train configs/$config.yaml --data.source "$pictures" $data --figures false --optim.kind adamw \
+		--data.labels false --grid.guidance 1 \
 		--train.compile graphs --levers compiled compiled+graphs compiled+graphs+layout compiled+graphs+layout+benchmark \
 		$WITH 2>"$out/levers_$config.err" | tee "$out/levers_$config.txt"
 done

@@ -125,6 +125,7 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     for name, trainer in list(trainers.items()):  # once all are ready, nothing else runs
         try:
             trainer.seconds()
+            turn(trainer, 3)  # of graphs, the second step is recorded
         except ChildProcessError as error:  # the others are worth something without it
             if not told[name].keys() & {"checkout", "levers"}:
                 raise SystemExit(f"{name}: {error}") from None
@@ -238,6 +239,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
     given, more = parser.parse_known_args()
+    for asked in (set(levers.split("+")) for levers in given.levers):
+        if not asked <= {*LEVERS} or (asked & {"layout", "graphs"} and "compiled" not in asked):
+            parser.error(f"--levers are of {', '.join(LEVERS)}; layout and graphs are of what is compiled")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         args = [os.path.abspath(given.config), *more]
         if not Path(args[0]).is_dir():

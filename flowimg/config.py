@@ -456,7 +456,8 @@ class Drawing(Solving):
 
     @model_validator(mode="after")
     def _acts(self) -> "Drawing":
-        if self.guidance == 1 and self.guidance_interval != (0, 1) and not getattr(self, "sweep_guidance", ()):
+        scales = (self.guidance, *getattr(self, "sweep_guidance", ()))
+        if all(scale == 1 for scale in scales) and self.guidance_interval != (0, 1):
             raise ValueError("guidance_interval without guidance does nothing: give --guidance, or leave it out")
         return self
 
@@ -632,6 +633,8 @@ class Evaluate(Many):
     def _one_sweep(self) -> "Evaluate":
         if self.sweep_nfe and self.sweep_guidance:
             raise ValueError("sweep_nfe and sweep_guidance: give one of them")
+        if self.sweep_guidance and self.guidance != 1:
+            raise ValueError("guidance is what --sweep-guidance goes through: leave it out")
         swept = ("sweep_solvers", "sweep_times", "sweep_shifts")
         fixed = ("solver", "num_steps", "times", "shift", "tolerance")
         for name in fixed if self.sweep_nfe else swept:

@@ -201,14 +201,15 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     # transformers goes on with random weights in their place
     lacking = {str(name) for name in loaded["missing_keys"]}
     unpooled = any(name.startswith("pooler.") for name in lacking)  # as classifiers are
-    if whole := sorted(name for name in lacking if not name.startswith("pooler.")):
-        raise ExtractorError(f"{source} is no whole network: {len(whole)} weights are missing, {whole[0]} for one")
+    clip = hasattr(network, "get_image_features")
+    spared = ("text_model.", "text_projection.", "logit_") if clip else ("pooler.",)  # what pictures do without
+    if needed := sorted(name for name in lacking if not name.startswith(spared)):
+        raise ExtractorError(f"{source} is no whole network: {len(needed)} weights are missing, {needed[0]} for one")
     network = network.to(device).eval().requires_grad_(False)
     config = getattr(network.config, "vision_config", network.config)
     # DINOv2 says 518, at which it was tuned last, and is used at 224 by those who compare pictures with it
     sides = getattr(config, "image_size", 224)
     size = min(int(max(sides) if isinstance(sides, list | tuple) else sides), 224)
-    clip = hasattr(network, "get_image_features")
     mean, deviation = _normalised(str(Path(source).expanduser()), local, clip)
     shift, scale = (torch.tensor(value, device=device)[:, None, None] for value in (mean, deviation))
 

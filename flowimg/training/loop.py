@@ -329,6 +329,8 @@ def rehearse(state: Training) -> None:
     if state.accelerator.num_processes == 1:
         return
     state.wrapped.train()
+    if state.graphs:
+        torch.compiler.cudagraph_mark_step_begin()
     for places in state.micro_batches():
         draw = state.objective.draw(state.data, state.step, places)
         state.loss(state.wrapped, state.objective.path, draw).mean().backward()

@@ -235,6 +235,18 @@ def test_a_network_without_its_pooler_is_seen_by_its_first_token_and_one_without
         transformer(str(tmp_path / "broken"), False, CPU)
 
 
+def test_of_clip_only_what_sees_pictures_is_needed(tmp_path):
+    transformers = clip_and_dino(tmp_path)
+    network = transformers.CLIPModel.from_pretrained(tmp_path / "clip")
+    wanted, x = transformer(str(tmp_path / "clip"), False, CPU), pictures(3, 3, 32)
+    for without in ("text_", "visual_"):
+        kept = {name: value for name, value in network.state_dict().items() if not name.startswith(without)}
+        network.save_pretrained(tmp_path / without / "clip", state_dict=kept)
+    assert torch.equal(transformer(str(tmp_path / "text_" / "clip"), False, CPU)(x), wanted(x))
+    with pytest.raises(ExtractorError, match=r"1 weights are missing, visual_projection\.weight for one"):
+        transformer(str(tmp_path / "visual_" / "clip"), False, CPU)
+
+
 def test_the_same_weights_in_another_network_are_another_network(tmp_path):
     found = []
     for act in ("gelu", "relu"):
