@@ -456,10 +456,12 @@ class Drawing(Solving):
 
     @model_validator(mode="after")
     def _acts(self) -> "Drawing":
-        scales = (self.guidance, *getattr(self, "sweep_guidance", ()))
-        if all(scale == 1 for scale in scales) and self.guidance_interval != (0, 1):
+        if self.guidance_interval != (0, 1) and all(scale == 1 for scale in self._scales()):
             raise ValueError("guidance_interval without guidance does nothing: give --guidance, or leave it out")
         return self
+
+    def _scales(self) -> tuple[float, ...]:
+        return (self.guidance,)
 
 
 class Many(Drawing):
@@ -628,6 +630,9 @@ class Evaluate(Many):
     """Shifts of its uniform grid."""
     sweep_guidance: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Instead: draw agreement with the label, coverage and distance over these guidance scales."""
+
+    def _scales(self) -> tuple[float, ...]:
+        return self.sweep_guidance or (self.guidance,)
 
     @model_validator(mode="after")
     def _one_sweep(self) -> "Evaluate":

@@ -78,7 +78,8 @@ def leave_together() -> None:
     then kill the others and call the launch a failure.
     """
     PartialState().wait_for_everyone()
-    atexit.register(_take_apart)
+    if torch.distributed.is_initialized():
+        atexit.register(_take_apart)
 
 
 def _take_apart() -> None:

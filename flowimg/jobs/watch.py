@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
-from flowimg.evaluation.extractors import ExtractorError
 from flowimg.flow.floor import BINS
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
@@ -254,6 +253,8 @@ def _evaluations(
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     yard: Any = None
     if config.data.kind == "images":  # before the first step: network or data may not be there, or not any more later
+        from flowimg.evaluation.extractors import ExtractorError
+
         try:
             yard = find_yard(config.train.evaluate_features, config, facts, PartialState())
         except ExtractorError as error:
