@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from flowimg.data.order import sample_indices
 from flowimg.data.store import Images, to_unit
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
+from flowimg.flow.randomness import STEPS
 
 Batch = tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]
 """x_1 and labels, if there are any; of augmented pictures x_1, and labels and the numbers that say how (B, 9)."""
@@ -38,19 +40,30 @@ class PointBatches:
 
     def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
         """x_1, shape (len(places), 2), and labels, shape (len(places),), or None."""
-        return self._points(self.seed, "data", step, places)
+        x_1, labels = _points(self, step // STEPS, places)
+        return x_1[step % STEPS], None if labels is None else labels[step % STEPS]
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Points that no step sees, the same whatever the seed of the run."""
-        return self._points(0, "held out", 0, range(count))
+        return self.made_of(randomness.uniform(0, "held out", 0, range(count), (3,)))
 
     def rows(self, step: int, places: range) -> None:
         """Points are no rows of anything."""
 
-    def _points(self, seed: int, purpose: str, step: int, places: range) -> tuple[Tensor, Tensor | None]:
-        x_1 = self.toy.sample(randomness.uniform(seed, purpose, step, places, (3,)))
+    def made_of(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Points and labels from uniform numbers, shape (N, 3)."""
+        x_1 = self.toy.sample(u)
         labels = to_device(self.toy.part(x_1), self.device) if self.labels else None
         return to_device(x_1, self.device), labels
+
+
+@lru_cache(maxsize=16)  # one for each micro-batch
+def _points(batches: PointBatches, steps: int, places: range) -> tuple[Tensor, Tensor | None]:
+    """Points of `STEPS` steps, (STEPS, len(places), 2), and labels, (STEPS, len(places)), as of each by itself."""
+    each = range(steps * STEPS, (steps + 1) * STEPS)
+    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in each])
+    x_1, labels = batches.made_of(u)
+    return x_1.unflatten(0, (STEPS, -1)), None if labels is None else labels.unflatten(0, (STEPS, -1))
 
 
 class Pictures(Protocol):

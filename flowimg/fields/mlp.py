@@ -54,7 +54,8 @@ class MLPField(nn.Module):
         self.embed = nn.Embedding(num_classes + 1, width) if num_classes else None
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
-            layers += [nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)]
+            # where nothing is dropped nothing is called, but weights have the same names
+            layers += [nn.SiLU(), nn.Dropout(dropout) if dropout else nn.Identity(), nn.Linear(width, width)]
         self.body = nn.Sequential(*layers, nn.SiLU())
         self.leave = nn.Linear(width, dim)
         if zero_output:

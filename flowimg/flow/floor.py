@@ -35,6 +35,19 @@ class Floor(NamedTuple):
     of: str
 
 
+def tenth_of(t: Tensor) -> Tensor:
+    """Which of the `BINS` stretches a time lies in, 0 ... BINS - 1."""
+    return (t * BINS).long().clamp(max=BINS - 1)
+
+
+def means_by_time(values: Tensor, t: Tensor) -> list[float]:
+    """The mean of the finite values, shape (B,), in each stretch of their times (B,); nan where there is none."""
+    good = torch.isfinite(values)
+    tenth = tenth_of(t[good])
+    means: list[float] = (tenth.bincount(values[good].double(), BINS) / tenth.bincount(minlength=BINS)).tolist()
+    return means
+
+
 def loss_floor(path: Path, draw: Draw, data: Tensor, labels: Tensor | None = None, fresh: bool = False) -> Tensor:
     """The loss that the best of all fields has at these x_t, an example.
 

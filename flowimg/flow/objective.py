@@ -9,6 +9,7 @@ Source: Lipman et al. 2023, arXiv:2210.02747, theorem 2.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from flowimg.flow import randomness
 from flowimg.flow.couplings import Coupling, whole_blocks
 from flowimg.flow.paths import Path
+from flowimg.flow.randomness import STEPS
 from flowimg.flow.times import TimeDistribution, shift_times, stratify
 from flowimg.flow.weightings import Weighting
 
@@ -88,23 +90,31 @@ class Objective:
         x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
         # pinned, or the host would wait for what the device still computes before it copies
         x_0 = (x_0.pin_memory() if x_1.is_cuda else x_0).to(x_1.device, non_blocking=True)
-        x_0, x_1 = self.coupling(x_0, x_1, labels)[mine], x_1[mine]
+        x_0 = self.coupling(x_0, x_1, labels)
+        if len(wide) > len(places):
+            x_0, x_1 = x_0[mine], x_1[mine]
+            labels, numbers = (None if told is None else told[mine] for told in (labels, numbers))
 
-        u = randomness.uniform(self.seed, "time", step, places)
-        if self.stratified:
-            u = stratify(u, places, self.batch_size)
-        t = shift_times(self.times(u), self.shift).to(x_1.device, non_blocking=True)
+        t = _times(self, step // STEPS, places)[step % STEPS].to(x_1.device, non_blocking=True)
 
-        if labels is not None:
-            labels = labels[mine]
-            if self.label_drop > 0:
-                dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
-                labels = torch.where(dropped.to(labels.device, non_blocking=True), NO_CLASS, labels)
-        return Draw(x_0, x_1, t, labels if numbers is None else Cond(labels, numbers[mine]))
+        if labels is not None and self.label_drop > 0:
+            dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
+            labels = torch.where(dropped.to(labels.device, non_blocking=True), NO_CLASS, labels)
+        return Draw(x_0, x_1, t, labels if numbers is None else Cond(labels, numbers))
 
     def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
         """What the gradient is taken of, an example: w(t) times its loss, shape (B,)."""
         return losses if self.weighting is None else self.weighting(t) * losses
+
+
+@lru_cache(maxsize=16)  # one for each micro-batch
+def _times(how: Objective, steps: int, places: range) -> Tensor:
+    """The flow times of `STEPS` steps, shape (STEPS, len(places)), the same as of each by itself."""
+    each = range(steps * STEPS, (steps + 1) * STEPS)
+    u = torch.stack([randomness.uniform(how.seed, "time", step, places) for step in each])
+    if how.stratified:
+        u = stratify(u, places, how.batch_size)
+    return shift_times(how.times(u), how.shift)
 
 
 def flow_matching_loss(velocity: Velocity, path: Path, draw: Draw) -> Tensor:

@@ -20,6 +20,9 @@ from torch import Tensor
 BLOCK, LARGE_BLOCK = 64, 512
 """Places of the global batch that share a generator; the latter of rows of at most `FEW` numbers."""
 FEW = 4
+STEPS = 16
+"""Steps whose points and times are made from random numbers together: for one step the calls would cost more than the
+numbers. Every step has its own generators."""
 
 
 def key(*parts: int | str) -> int:

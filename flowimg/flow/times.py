@@ -73,14 +73,14 @@ def stratify(u: Tensor, places: range, batch_size: int) -> Tensor:
     hence every micro-batch, over [0, 1] too.
 
     Args:
-        u: Uniform numbers in [0, 1), shape (len(places),).
+        u: Uniform numbers in [0, 1), shape (..., len(places)), a row a step.
         places: Places in the global batch that u belongs to.
         batch_size: Size B of the global batch.
     Returns:
-        Numbers in [0, 1), shape (len(places),), one in each [k/B, (k+1)/B) over the whole batch, up to rounding.
+        Numbers in [0, 1), of the same shape; over the whole batch a row has one in each [k/B, (k+1)/B), up to rounding.
     """
     # float64 until the end: in float32 (k + u) / B may round up into the next stratum
-    return ((_strata(places, batch_size) + u) / batch_size).float().clamp(max=1 - 2**-24)
+    return (_strata(places, batch_size) + u).div_(batch_size).float().clamp_(max=1 - 2**-24)
 
 
 @lru_cache(maxsize=16)  # a run asks for the same ones at every step

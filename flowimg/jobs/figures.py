@@ -16,7 +16,7 @@ from flowimg.config import Config, Figures, Solving
 from flowimg.data.batches import ImageBatches, Pictures, PointBatches
 from flowimg.data.store import to_unit
 from flowimg.fields.guidance import guided
-from flowimg.flow.floor import BINS, Floor, loss_floor
+from flowimg.flow.floor import BINS, Floor, loss_floor, means_by_time, tenth_of
 from flowimg.flow.objective import NO_CLASS, Draw, Objective
 from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import integrate
@@ -196,10 +196,10 @@ def estimate_floor(config: Config, batches: Batches) -> Floor:
         few = _some(batches)
         draw = replace(objective, batch_size=FLOOR_PICTURES).draw(few, 0, range(FLOOR_PICTURES))
         floors = loss_floor(objective.path, draw, *_population(few)).cpu()
-    tenth = (draw.t.cpu() * BINS).long().clamp(max=BINS - 1)
-    by_t = [float(floors[tenth == place].nanmean()) for place in range(BINS)]
-    known = [((tenth == place).double().mean(), floor) for place, floor in enumerate(by_t) if floor == floor]
-    mean = sum(float(share) * floor for share, floor in known) / max(sum(float(share) for share, _ in known), 1e-9)
+    t = draw.t.cpu()
+    by_t, counts = means_by_time(floors, t), tenth_of(t).bincount(minlength=BINS).tolist()
+    known = [(count, floor) for count, floor in zip(counts, by_t, strict=True) if floor == floor]
+    mean = sum(count * floor for count, floor in known) / max(sum(count for count, _ in known), 1)
     augmented = not isinstance(batches, PointBatches) and batches.augment > 0
     return Floor(mean, by_t, FLOOR_OF[config.data.kind] + (AS_THEY_ARE if augmented else ""))
 

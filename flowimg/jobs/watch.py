@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowimg.config import Config
-from flowimg.flow.floor import BINS
+from flowimg.flow.floor import means_by_time
 from flowimg.flow.objective import Draw, flow_matching_loss
 from flowimg.flow.randomness import normal
 from flowimg.flow.times import stratify
@@ -155,7 +155,8 @@ def _held_out_draw(config: Config, batches: Batches) -> Draw:
 def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     """The mean over the held-out data, of which each process has its share."""
     accelerator, training = state.accelerator, field.training
-    field.eval()
+    if training:  # walking the modules of a small field costs as much as its arithmetic
+        field.eval()
     mine = torch.arange(len(draw.t))[accelerator.process_index :: accelerator.num_processes]
     micro = len(state.micro_batches()[0])  # what fits with gradients fits without
 
@@ -168,7 +169,8 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     with accelerator.autocast():
         for part in in_parts(look, len(mine), max(AT_ONCE, micro), micro):
             total += part
-    field.train(training)
+    if training:
+        field.train()
     return float(accelerator.reduce(total, "sum")) / len(draw.t)
 
 
@@ -183,15 +185,12 @@ def _record(state: Training, held_out: Draw | None) -> dict[str, Any]:
         torch.cuda.synchronize(accelerator.device)
         window.seconds += time.perf_counter() - began
     if window.steps:
-        times: Tensor = accelerator.gather(torch.cat(window.times))
-        losses: Tensor = accelerator.gather(torch.cat(window.losses))
-        bins = (times * BINS).long().clamp(max=BINS - 1)
+        times, losses = (accelerator.gather(torch.cat(some)).cpu() for some in (window.times, window.losses))
         norms = torch.stack(window.grad_norms)
         good = torch.isfinite(losses)  # of a skipped step, which is counted, some are not
-        by_t = [losses[good & (bins == b)].mean().item() for b in range(BINS)]
         record |= {
             "loss": _finite(losses[good].mean().item()),
-            "loss_by_t": [_finite(loss) for loss in by_t],
+            "loss_by_t": [_finite(loss) for loss in means_by_time(losses, times)],
             "grad_norm": _finite(norms[torch.isfinite(norms)].mean().item()),
             "skipped": state.verdict.counted()["skipped"],
             "lr": state.optimizer.param_groups[0]["lr"],

@@ -302,9 +302,12 @@ def clip(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    shared = norm.device.type == "cpu"  # the host can look; what is multiplied by 1 stays what it is
-    if limit is not None and not (shared and norm.numpy() + 1e-6 <= limit):
+    if limit is None:
+        return norm
+    if norm.device.type != "cpu":
         torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1))
+    elif not (scale := 1 / (norm.numpy() + 1e-6) * limit) >= 1:  # the host can look; what is multiplied by 1 stays
+        torch._foreach_mul_(grads, float(scale))
     return norm
 
 

@@ -8,6 +8,7 @@ where they hold the optimiser and the average back. The host reads those of this
 device, and on a GPU those of the step before, which is done by then: every process reads the same.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -57,9 +58,12 @@ class Verdict:
             1.0 if the step must move nothing, on any process, else 0.0: a number where the host can know it, else a
             tensor of shape () on the device, until the next step.
         """
-        # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
-        torch.ne(number - number, 0, out=self.bad)
-        self.stop.fill_(stop)
+        if self.apart:
+            # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
+            torch.ne(number - number, 0, out=self.bad)
+            self.stop.fill_(stop)
+        else:  # the host writes them itself
+            self.flags.numpy()[:] = not math.isfinite(number.numpy()), stop
         if self.many:
             torch.distributed.all_reduce(self.flags, torch.distributed.ReduceOp.MAX)
         if self.apart:

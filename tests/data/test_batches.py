@@ -11,6 +11,7 @@ from scipy import stats
 from flowimg.config import Config, PointData, validate
 from flowimg.data.batches import Ahead, ImageBatches, PointBatches
 from flowimg.data.store import Images, hold_out, to_unit
+from flowimg.flow.randomness import uniform
 from flowimg.jobs.build import SOURCES, TOYS
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
@@ -344,6 +345,16 @@ def test_points_are_the_same_bit_for_bit_however_the_batch_is_cut(name, inner, s
     parts = [batches(step, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
     for kind in (0, 1):
         assert torch.equal(torch.cat([part[kind] for part in parts]), whole[kind])
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_points_of_a_step_are_of_its_own_random_numbers_alone(name):
+    # bit for bit, though those of several steps are made together
+    ours = point_batches(name)
+    for step, places in ((0, range(9)), (3, range(9)), (3, range(9)), (16, range(5, 700)), (47, range(1))):
+        x_1, labels = ours(step, places)
+        alone = ours.toy.sample(uniform(ours.seed, "data", step, places, (3,)))
+        assert torch.equal(x_1, alone) and torch.equal(labels, ours.toy.part(alone))
 
 
 def test_points_come_afresh_with_every_step_and_seed_and_apart_from_the_held_out():

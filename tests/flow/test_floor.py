@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowimg.flow import floor
-from flowimg.flow.floor import loss_floor
+from flowimg.flow.floor import loss_floor, means_by_time
 from flowimg.flow.objective import NO_CLASS, Draw, flow_matching_loss
 from flowimg.flow.paths import Cosine, Linear
 
@@ -118,3 +118,9 @@ def test_too_few_data_near_x_t_are_no_answer():
     three = torch.cat([1e-3 * spread(3, 2), 50 + spread(9, 2)])
     assert loss_floor(Linear(), draw, three, fresh=True).isnan().all()
     assert not loss_floor(Linear(), draw, torch.cat([three, 1e-3 * spread(20, 2)]), fresh=True).isnan().any()
+
+
+def test_means_by_time_leave_out_what_is_not_finite():
+    t = torch.tensor([0.0, 0.09, 0.1, 0.55, 0.999, 1.0, 0.91, 0.92, 0.3])
+    values = torch.tensor([1.0, 2.0, 4.0, float("nan"), 5.0, 7.0, float("inf"), float("-inf"), -1.0])
+    assert [None if m != m else m for m in means_by_time(values, t)] == [1.5, 4.0, None, -1.0] + [None] * 5 + [6.0]

@@ -11,7 +11,7 @@ from flowimg.config import Config, validate
 from flowimg.flow import randomness
 from flowimg.flow.objective import NO_CLASS, Cond, Draw, flow_matching_loss
 from flowimg.flow.paths import Linear, expand_like
-from flowimg.flow.times import shift_times
+from flowimg.flow.times import shift_times, stratify
 from flowimg.jobs.build import COUPLINGS, PATHS, TIMES, build_objective
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
@@ -155,9 +155,19 @@ def test_no_generator_is_used_twice_in_a_batch(monkeypatch):
     real = randomness.generator
     monkeypatch.setattr(randomness, "generator", lambda *parts: asked.append(parts) or real(*parts))
     ours = objective(2600, label_drop=0.1)
-    for step in (0, 1):
+    for step in range(2 * randomness.STEPS):
         ours.draw(numbered, step, range(2600))
-    assert len(set(asked)) == len(asked) == 2 * 3 * 6  # steps; noise, times and drops; blocks
+    assert len(set(asked)) == len(asked) == 2 * randomness.STEPS * 3 * 6  # steps; noise, times and drops; blocks
+
+
+@pytest.mark.parametrize(("times", "stratified"), list(product(TIMES, [True, False])))
+def test_times_of_a_step_are_of_its_own_random_numbers_alone(times, stratified):
+    # bit for bit, though several steps are warped together
+    ours = objective(300, times={"kind": times, "stratified": stratified, "shift": 2.0})
+    for step, places in ((0, range(300)), (5, range(300)), (16, range(7, 200)), (16, range(7, 200)), (47, range(1))):
+        u = randomness.uniform(5, "time", step, places)
+        u = stratify(u, places, 300) if stratified else u
+        assert torch.equal(ours.draw(numbered, step, places).t, shift_times(ours.times(u), 2.0))
 
 
 def test_noise_times_and_drops_do_not_know_each_other():
