@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 STILL_BYTES, STILL_SIDE = 400_000, 1600
@@ -87,6 +86,8 @@ def compare_page(runs: Sequence[Told], curves: Shot, differ: Sequence[tuple[str,
 
 
 def _page(name: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # the first step of a run need not wait for it
+
     pages = Environment(
         loader=PackageLoader("flowimg.figures", "pages"),
         autoescape=True,  # a class may be called <script>
