@@ -19,7 +19,7 @@ from flowimg.data.order import sample_indices
 from flowimg.data.store import Images, to_unit
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
-from flowimg.flow.randomness import STEPS
+from flowimg.flow.randomness import STEPS, steps_of
 
 Batch = tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]
 """x_1 and labels, if there are any; of augmented pictures x_1, and labels and the numbers that say how (B, 9)."""
@@ -60,8 +60,7 @@ class PointBatches:
 @lru_cache(maxsize=16)  # one for each micro-batch
 def _points(batches: PointBatches, steps: int, places: range) -> tuple[Tensor, Tensor | None]:
     """Points of `STEPS` steps, (STEPS, len(places), 2), and labels, (STEPS, len(places)), as of each by itself."""
-    each = range(steps * STEPS, (steps + 1) * STEPS)
-    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in each])
+    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in steps_of(steps)])
     x_1, labels = batches.made_of(u)
     return x_1.unflatten(0, (STEPS, -1)), None if labels is None else labels.unflatten(0, (STEPS, -1))
 

@@ -7,6 +7,7 @@ zero: the variance of u_t given x_t stays.
 Source: Lipman et al. 2023, arXiv:2210.02747, theorem 2.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from torch import Tensor
 from flowimg.flow import randomness
 from flowimg.flow.couplings import Coupling, whole_blocks
 from flowimg.flow.paths import Path
-from flowimg.flow.randomness import STEPS
+from flowimg.flow.randomness import FEW, STEPS, steps_of
 from flowimg.flow.times import TimeDistribution, shift_times, stratify
 from flowimg.flow.weightings import Weighting
 
@@ -87,7 +88,7 @@ class Objective:
         mine = slice(places.start - wide.start, places.stop - wide.start)
         x_1, told = data(step, wide)
         labels, numbers = told if isinstance(told, tuple) else (told, None)
-        x_0 = randomness.normal(self.seed, "noise", step, wide, x_1.shape[1:])
+        x_0 = _noise(self.seed, step, wide, x_1.shape[1:])
         # pinned, or the host would wait for what the device still computes before it copies
         x_0 = (x_0.pin_memory() if x_1.is_cuda else x_0).to(x_1.device, non_blocking=True)
         x_0 = self.coupling(x_0, x_1, labels)
@@ -107,11 +108,23 @@ class Objective:
         return losses if self.weighting is None else self.weighting(t) * losses
 
 
+def _noise(seed: int, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
+    """The noise of a step; of points that of `STEPS` steps is made together."""
+    if math.prod(shape) > FEW:
+        return randomness.normal(seed, "noise", step, places, shape)
+    return _noises(seed, step // STEPS, places, shape)[step % STEPS]
+
+
 @lru_cache(maxsize=16)  # one for each micro-batch
+def _noises(seed: int, steps: int, places: range, shape: tuple[int, ...]) -> Tensor:
+    """Noise of `STEPS` steps, shape (STEPS, len(places), *shape), the same as of each by itself."""
+    return torch.stack([randomness.normal(seed, "noise", step, places, shape) for step in steps_of(steps)])
+
+
+@lru_cache(maxsize=16)
 def _times(how: Objective, steps: int, places: range) -> Tensor:
     """The flow times of `STEPS` steps, shape (STEPS, len(places)), the same as of each by itself."""
-    each = range(steps * STEPS, (steps + 1) * STEPS)
-    u = torch.stack([randomness.uniform(how.seed, "time", step, places) for step in each])
+    u = torch.stack([randomness.uniform(how.seed, "time", step, places) for step in steps_of(steps)])
     if how.stratified:
         u = stratify(u, places, how.batch_size)
     return shift_times(how.times(u), how.shift)

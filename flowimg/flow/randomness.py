@@ -45,6 +45,11 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
+def steps_of(number: int) -> range:
+    """The steps of one such lot: step s is in lot s // STEPS."""
+    return range(number * STEPS, (number + 1) * STEPS)
+
+
 def block_of(shape: tuple[int, ...]) -> int:
     """Places that share a generator, of rows of this shape."""
     return LARGE_BLOCK if math.prod(shape) <= FEW else BLOCK

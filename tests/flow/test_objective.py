@@ -161,13 +161,15 @@ def test_no_generator_is_used_twice_in_a_batch(monkeypatch):
 
 
 @pytest.mark.parametrize(("times", "stratified"), list(product(TIMES, [True, False])))
-def test_times_of_a_step_are_of_its_own_random_numbers_alone(times, stratified):
-    # bit for bit, though several steps are warped together
+def test_noise_and_times_of_a_step_are_of_its_own_random_numbers_alone(times, stratified):
+    # bit for bit, though those of several steps are made together
     ours = objective(300, times={"kind": times, "stratified": stratified, "shift": 2.0})
     for step, places in ((0, range(300)), (5, range(300)), (16, range(7, 200)), (16, range(7, 200)), (47, range(1))):
         u = randomness.uniform(5, "time", step, places)
         u = stratify(u, places, 300) if stratified else u
-        assert torch.equal(ours.draw(numbered, step, places).t, shift_times(ours.times(u), 2.0))
+        draw = ours.draw(numbered, step, places)
+        assert torch.equal(draw.t, shift_times(ours.times(u), 2.0))
+        assert torch.equal(draw.x_0, randomness.normal(5, "noise", step, places, (3,)))
 
 
 def test_noise_times_and_drops_do_not_know_each_other():
