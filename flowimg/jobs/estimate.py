@@ -47,8 +47,8 @@ def estimate(config: Config) -> dict[str, Any]:
     kept = kept_bytes(field, objective, data, size, accelerator)
     free_before = free_bytes(accelerator.device)
 
-    compiled, graphs = compiles(config.train.compile, "train.compile", config), config.train.compile == "graphs"
-    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), compiled, graphs)
+    mode = compiles(config.train.compile, "train.compile", config)
+    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), mode)
     rehearse(state)
     taken = []
     for _ in range(3):  # the first is slow, in bf16 on a CPU the second too

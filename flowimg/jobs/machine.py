@@ -139,16 +139,20 @@ def fast_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
-def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -> bool:
-    """Whether a run's field is compiled: as asked, or where it is worth the wait and the compiler is at its best.
+def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -> str | None:
+    """The mode in which a run's field is compiled, or None.
+
+    As asked, or where it is worth the wait and the compiler is at its best.
 
     Its code is kept in the cache folder, for the next start.
 
     Args:
-        asked: True, False, auto, or graphs, which is True where they can be had.
+        asked: True, False, auto, or graphs.
         name: Of the setting that asks.
         config: The run's settings.
         worth: Whether it would be, on a GPU.
+    Returns:
+        None, or for torch.compile: default, or reduce-overhead, which is with CUDA graphs.
     Raises:
         MachineError: If there is no compiler for the code that it writes for a CPU, or no GPU for graphs.
     """
@@ -156,7 +160,7 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     if asked == "graphs" and device != "cuda":
         raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or say true")
     if not (worth and device == "cuda" if asked == "auto" else asked):
-        return False
+        return None
     if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise MachineError(f"{name} needs a C++ compiler on a CPU, as g++: install one, or leave it out")
     # it says that fp32 could be TF32, and that diffusers caches what it looks up
@@ -164,7 +168,7 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-    return True
+    return "reduce-overhead" if asked == "graphs" else "default"
 
 
 def settle_precision(asked: str, config: Config) -> str:

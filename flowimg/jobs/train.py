@@ -142,7 +142,7 @@ def _train(
     stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
-    compiled, graphs = compiles(config.train.compile, "train.compile", config), config.train.compile == "graphs"
+    mode = compiles(config.train.compile, "train.compile", config)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -175,7 +175,7 @@ def _train(
         batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
-    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), compiled, graphs)
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), mode)
     state.offset = offset
     _feed(state, batches, stack)
     if checkpoint:
@@ -188,7 +188,7 @@ def _train(
     profiled = [profile_steps(folder, stretch, stack)] if how.profile else []
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
-    blocks = None if compiled else blocks_of(config, accelerator.device)
+    blocks = None if mode else blocks_of(config, accelerator.device)
     if accelerator.is_main_process:
         _again(folder, say)
         write_text(folder.config, dump(config))

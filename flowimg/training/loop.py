@@ -133,12 +133,11 @@ def start(
     objective: Objective,
     data: Data,
     recipe: Recipe,
-    compiled: bool = False,
-    graphs: bool = False,
+    mode: str | None = None,
 ) -> Training:
-    """A run at step 0: the field wrapped for its processes, the optimiser, the averages; the loss compiled if asked.
+    """A run at step 0: the field wrapped for its processes, the optimiser, the averages.
 
-    With `graphs` its passes are CUDA graphs, where the device is a GPU.
+    With a mode of torch.compile the loss is compiled in it.
     """
     field = field.to(accelerator.device)
     ema = make_ema(field)
@@ -154,8 +153,8 @@ def start(
     # alone in fp32 a field needs no wrapping, and accelerate would import torch's sharded tensors to find that out
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     wrapped = field if plain else accelerator.prepare(field)
-    mode = "reduce-overhead" if graphs else None
-    loss = torch.compile(flow_matching_loss, dynamic=False, mode=mode) if compiled else flow_matching_loss
+    loss = torch.compile(flow_matching_loss, dynamic=False, mode=mode) if mode else flow_matching_loss
+    graphs = mode == "reduce-overhead"  # CUDA graphs, on a GPU
     return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe, loss, graphs)
 
 
