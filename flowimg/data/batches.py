@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -220,34 +220,53 @@ def beside(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
 
 
-class Ahead:
-    """Data made ready in a thread while the steps before them are computed; the same data.
+class Once:
+    """Data of which what was asked for last is not made again: micro-batches may share a block of a coupling.
 
     Args:
         data: Gives the data of a step at some places.
-        places: What is asked for in a step, in that order; what is asked for again, once more, is not made again.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.asked: tuple[int, range] | None = None
+        self.last: Batch
+
+    def __call__(self, step: int, places: range) -> Batch:
+        """x_1 and labels."""
+        if self.asked != (step, places):
+            self.last = self.data(step, places)
+            self.asked = step, places
+        return self.last
+
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """What steps need made ready in a thread while the steps before them are computed; the same as made when asked for.
+
+    Args:
+        make: Makes what a step needs at some places.
+        places: What is asked for in a step, in that order, all different.
         depth: So many micro-batches are ready at most.
     """
 
-    def __init__(self, data: Data, places: list[range], depth: int = 2) -> None:
-        self.data, self.places, self.depth = data, list(dict.fromkeys(places)), depth
+    def __init__(self, make: Callable[[int, range], T], places: list[range], depth: int = 2) -> None:
+        self.make, self.places, self.depth = make, places, depth
         self.thread = beside("data")
-        self.given: tuple[tuple[int, range], Batch] | None = None
-        self.ready: deque[tuple[tuple[int, range], Future[Batch]]] = deque()
+        self.ready: deque[tuple[tuple[int, range], Future[T]]] = deque()
 
-    def __call__(self, step: int, places: range) -> Batch:
-        """x_1 and labels; what was made ready is taken, anything else is made now."""
+    def __call__(self, step: int, places: range) -> T:
+        """What was made ready is taken, anything else is made now."""
         if places not in self.places:
-            return self.thread.submit(self.data, step, places).result()
-        if self.given is not None and self.given[0] == (step, places):
-            return self.given[1]
+            return self.thread.submit(self.make, step, places).result()
         while self.ready and self.ready[0][0] != (step, places):
             self.ready.popleft()[1].cancel()
         while len(self.ready) <= self.depth:
             now = self._next(*self.ready[-1][0]) if self.ready else (step, places)
-            self.ready.append((now, self.thread.submit(self.data, *now)))
-        self.given = (step, places), self.ready.popleft()[1].result()
-        return self.given[1]
+            self.ready.append((now, self.thread.submit(self.make, *now)))
+        return self.ready.popleft()[1].result()
 
     def _next(self, step: int, places: range) -> tuple[int, range]:
         number = self.places.index(places) + 1

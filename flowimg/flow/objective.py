@@ -67,10 +67,6 @@ class Objective:
     seed: int
     weighting: Weighting | None = None
 
-    def needed(self, places: range) -> range:
-        """The places whose data a draw at these asks for: couplings pair noise and data within whole blocks."""
-        return whole_blocks(places, self.coupling.block, self.batch_size)
-
     def draw(self, data: Data, step: int, places: range) -> Draw:
         """What the optimiser step sees at these places of its global batch.
 
@@ -84,28 +80,30 @@ class Objective:
         Returns:
             The draw, len(places) rows, on the data's device.
         """
-        wide = self.needed(places)
+        # couplings pair noise and data within whole blocks
+        wide = whole_blocks(places, self.coupling.block, self.batch_size)
         mine = slice(places.start - wide.start, places.stop - wide.start)
         x_1, told = data(step, wide)
         labels, numbers = told if isinstance(told, tuple) else (told, None)
-        x_0 = _noise(self.seed, step, wide, x_1.shape[1:])
-        # pinned, or the host would wait for what the device still computes before it copies
-        x_0 = (x_0.pin_memory() if x_1.is_cuda else x_0).to(x_1.device, non_blocking=True)
-        x_0 = self.coupling(x_0, x_1, labels)
+        x_0 = self.coupling(_to(_noise(self.seed, step, wide, x_1.shape[1:]), x_1.device), x_1, labels)
         if len(wide) > len(places):
             x_0, x_1 = x_0[mine], x_1[mine]
             labels, numbers = (None if told is None else told[mine] for told in (labels, numbers))
 
-        t = _times(self, step // STEPS, places)[step % STEPS].to(x_1.device, non_blocking=True)
-
+        t = _to(_times(self, step // STEPS, places)[step % STEPS], x_1.device)
         if labels is not None and self.label_drop > 0:
             dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
-            labels = torch.where(dropped.to(labels.device, non_blocking=True), NO_CLASS, labels)
+            labels = torch.where(_to(dropped, x_1.device), NO_CLASS, labels)
         return Draw(x_0, x_1, t, labels if numbers is None else Cond(labels, numbers))
 
     def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
         """What the gradient is taken of, an example: w(t) times its loss, shape (B,)."""
         return losses if self.weighting is None else self.weighting(t) * losses
+
+
+def _to(drawn: Tensor, device: torch.device) -> Tensor:
+    """Random numbers on a device: pinned, or the host would wait for what a GPU still computes before it copies."""
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 
 def _noise(seed: int, step: int, places: range, shape: tuple[int, ...]) -> Tensor:

@@ -96,12 +96,12 @@ def _mark(state: Training) -> Callable[[], None]:
 
         return inside
 
-    data, loss, optimizer = state.data, state.loss, state.optimizer
-    state.data, state.loss = marked("data", data), marked("loss", loss)
+    draw, loss, optimizer = state.draw, state.loss, state.optimizer
+    state.draw, state.loss = marked("data", draw), marked("loss", loss)
     optimizer.step = marked("optimiser", optimizer.step)  # type: ignore[method-assign]
 
     def undo() -> None:
-        state.data, state.loss = data, loss
+        state.draw, state.loss = draw, loss
         del optimizer.step  # type: ignore[method-assign]
 
     return undo

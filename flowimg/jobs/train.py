@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from flowimg import __version__
 from flowimg.config import Config, SettingsError, Start, UNet, dump, load
-from flowimg.data.batches import Ahead, ImageBatches, Pictures, PointBatches, beside
+from flowimg.data.batches import Ahead, ImageBatches, Once, Pictures, PointBatches, beside
 from flowimg.data.find import FEW
 from flowimg.data.stream import StreamBatches
 from flowimg.flow.objective import Objective, flow_matching_loss
@@ -300,16 +301,19 @@ def _show_data(batches: Pictures, config: Config, folder: RunFolder) -> None:
 
 
 def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
-    """Make data ready beside the steps, where it takes more than a look into memory."""
+    """Make data, noise and times ready beside the steps, where that takes more than a look into memory.
+
+    On a GPU it does in any case: noise is drawn on the host, which is busy enough with sending the GPU its operations.
+    """
     if isinstance(batches, PointBatches):
         return
     if isinstance(batches, StreamBatches):
         stack.callback(batches.close)
-    elif isinstance(batches, ImageBatches) and batches.images.pixels.device.type == batches.device.type:
+    elif isinstance(batches, ImageBatches) and batches.device.type == batches.images.pixels.device.type == "cpu":
         return
-    ahead = Ahead(batches, [state.objective.needed(places) for places in state.micro_batches()])
+    ahead = Ahead(partial(state.objective.draw, Once(batches)), state.micro_batches())
     stack.callback(ahead.close)
-    state.data = ahead
+    state.draw = ahead
 
 
 def _other_machine(checkpoint: Checkpoint, accelerator: Accelerator) -> list[Change]:

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from flowimg.flow.objective import Data, Objective, flow_matching_loss
+from flowimg.flow.objective import Data, Draw, Objective, flow_matching_loss
 from flowimg.flow.randomness import key
 from flowimg.training.adamw import AdamW
 from flowimg.training.ema import gamma_of, make_ema, power_decay, update_ema
@@ -79,6 +80,7 @@ class Window:
 class Training:
     """The state of a run: the field, its average, the optimiser, and the steps done.
 
+    `draw` gives what a step sees at some places, as `objective.draw`, made when it is asked for or ahead of that.
     `loss` is `flow_matching_loss`, or that compiled: of training alone, whose shapes are always the same. `powers` are
     the power averages by their lengths, where the recipe asks for any. With `graphs` what the loss gives and its
     gradients lie in memory that the next step writes over. `seconds` are those that the steps of this start took.
@@ -93,7 +95,7 @@ class Training:
     powers: dict[float, nn.Module]
     optimizer: AdamW
     objective: Objective
-    data: Data
+    draw: Callable[[int, range], Draw]
     recipe: Recipe
     loss: Callable[..., Tensor] = flow_matching_loss
     graphs: bool = False
@@ -155,7 +157,8 @@ def start(
     wrapped = field if plain else accelerator.prepare(field)
     loss = torch.compile(flow_matching_loss, dynamic=False, mode=mode) if mode else flow_matching_loss
     graphs = mode == "reduce-overhead"  # CUDA graphs, on a GPU
-    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, data, recipe, loss, graphs)
+    draw = partial(objective.draw, data)
+    return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, draw, recipe, loss, graphs)
 
 
 def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
@@ -251,7 +254,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
         torch.compiler.cudagraph_mark_step_begin()
     for number, mine in enumerate(places):
         began = time.perf_counter()
-        draw = state.objective.draw(state.data, state.step, mine)
+        draw = state.draw(state.step, mine)
         window.data_seconds += time.perf_counter() - began
         _seed_dropout(key(state.objective.seed, "dropout", state.step, mine.start), draw.x_1.device)
         last = number == len(places) - 1
@@ -334,6 +337,6 @@ def rehearse(state: Training) -> None:
     if state.graphs:
         torch.compiler.cudagraph_mark_step_begin()
     for places in state.micro_batches():
-        draw = state.objective.draw(state.data, state.step, places)
+        draw = state.draw(state.step, places)
         state.loss(state.wrapped, state.objective.path, draw).mean().backward()
     state.optimizer.zero_grad()

@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flowimg.config import Config, PointData, validate
-from flowimg.data.batches import Ahead, ImageBatches, PointBatches
+from flowimg.data.batches import Ahead, ImageBatches, Once, PointBatches
 from flowimg.data.store import Images, hold_out, to_unit
 from flowimg.flow.randomness import uniform
-from flowimg.jobs.build import SOURCES, TOYS
+from flowimg.jobs.build import COUPLINGS, SOURCES, TOYS, build_objective
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 CPU = torch.device("cpu")
@@ -293,21 +294,37 @@ def test_data_are_made_before_they_are_asked_for_and_only_so_many():
     assert made == [(5, 0), (5, 2), (6, 0), (6, 2)]
 
 
-def test_what_is_asked_for_twice_in_a_step_is_made_once():
-    # of minibatch OT, whose block is more than a micro-batch
+def test_what_was_asked_for_last_is_not_made_again():
     made = []
 
     def data(step, places):
         made.append((step, places.start))
         return torch.tensor([step, places.start]), None
 
-    blocks = [range(0, 4), range(0, 4), range(4, 8), range(4, 8)]
-    ahead = Ahead(data, blocks)
-    for step in range(5):
-        for places in blocks:
-            assert ahead(step, places)[0].tolist() == [step, places.start]
+    once = Once(data)
+    for step in range(3):
+        for places in (range(0, 4), range(0, 4), range(4, 8), range(4, 8)):
+            assert once(step, places)[0].tolist() == [step, places.start]
+    assert made == [(step, at) for step in range(3) for at in (0, 4)]
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_made_ahead_steps_see_what_they_would_have_seen_and_each_row_is_made_once(coupling):
+    # the block of a coupling may be more than a micro-batch
+    batches, asked = windowed(flip=True), []
+    block = {"block": 20} if coupling == "ot" else {}
+    values = {"train": {"batch_size": 40, "label_drop": 0.3}, "coupling": {"kind": coupling, **block}}
+    objective = build_objective(validate(Config, values, "test"))
+    places = [range(at, at + 10) for at in range(0, 40, 10)]
+    once = Once(lambda step, some: asked.append((step, some)) or batches(step, some))
+    ahead = Ahead(partial(objective.draw, once), places)
+    for step in (0, 1, 2, 6):
+        for some in places:
+            for made, wanted in zip(ahead(step, some), objective.draw(batches, step, some), strict=True):
+                assert torch.equal(made, wanted)
     ahead.close()
-    assert made[:10] == [(step, at) for step in range(5) for at in (0, 4)] and len(set(made)) == len(made)
+    rows = [(step, row) for step, some in asked for row in some if step < 3]
+    assert len(rows) == len(set(rows)) and set(rows) == {(step, row) for step in range(3) for row in range(40)}
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_data_are_asked_for():

@@ -16,17 +16,19 @@ from flowimg.training import loop
 
 out, scale, *args = sys.argv[1:]
 draw, loss = Objective.draw, loop.flow_matching_loss
-steps_seen = {}
+made, steps_seen = {}, {}
 
 
 def recording_draw(self, data, step, places):
     drawn = draw(self, data, step, places)
-    steps_seen[f"{step:04d}.{places.start:04d}"] = drawn
+    made[id(drawn)] = f"{step:04d}.{places.start:04d}", drawn
     return drawn
 
 
-def scaled_loss(*args):
-    return loss(*args) * float(scale)
+def scaled_loss(wrapped, path, drawn):
+    place, _ = made[id(drawn)]  # of what is made ahead some is never seen
+    steps_seen[place] = drawn
+    return loss(wrapped, path, drawn) * float(scale)
 
 
 Objective.draw = recording_draw

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -121,8 +122,8 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
 
 
 def _ahead(state, some, stack):
-    state.data = batches.Ahead(some, state.micro_batches())
-    stack.callback(state.data.close)
+    state.draw = batches.Ahead(partial(state.objective.draw, some), state.micro_batches())
+    stack.callback(state.draw.close)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):

@@ -75,13 +75,13 @@ def test_the_step_that_is_blamed_is_the_last_that_was_read(late):
     state = training(*FIELDS["points"](), max_skips=3)
     state.verdict.apart = state.verdict.late = late
     state.verdict.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
-    data = state.data
+    draw = state.draw
 
     def poisoned(step, places):
-        x_1, labels = data(step, places)
-        return (x_1 * float("nan") if step >= 2 else x_1), labels
+        drawn = draw(step, places)
+        return drawn._replace(x_1=drawn.x_1 * float("nan")) if step >= 2 else drawn
 
-    state.data = poisoned
+    state.draw = poisoned
     with pytest.raises(NotFiniteError) as stop:
         train(state, 9, [])
     assert stop.value.step == 4 and state.step == 5 + late

@@ -39,7 +39,7 @@ def weights(t, kind, a=0.0, b=0.0):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_gradient_is_that_of_the_weighted_loss_and_the_loss_told_is_plain(weighting, accumulation):
     state, before = one_step(weighting, accumulation)
-    draw = state.objective.draw(state.data, 0, range(64))
+    draw = state.draw(0, range(64))
     losses = flow_matching_loss(before, state.objective.path, draw)
     (weights(draw.t, **weighting) * losses).mean().backward()
     torch.testing.assert_close(torch.cat(state.window.losses), losses.detach())
