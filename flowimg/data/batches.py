@@ -19,7 +19,7 @@ from flowimg.data.order import sample_indices
 from flowimg.data.store import Images, to_unit
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
-from flowimg.flow.randomness import STEPS, steps_of
+from flowimg.flow.randomness import LOTS, lot_of
 
 Batch = tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]
 """x_1 and labels, if there are any; of augmented pictures x_1, and labels and the numbers that say how (B, 9)."""
@@ -40,8 +40,11 @@ class PointBatches:
 
     def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
         """x_1, shape (len(places), 2), and labels, shape (len(places),), or None."""
-        x_1, labels = _points(self, step // STEPS, places)
-        return x_1[step % STEPS], None if labels is None else labels[step % STEPS]
+        lot = lot_of(step, len(places))
+        if len(lot) == 1:
+            return self.made_of(randomness.uniform(self.seed, "data", step, places, (3,)))
+        x_1, labels = _points(self, lot, places)
+        return x_1[step - lot.start], None if labels is None else labels[step - lot.start]
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Points that no step sees, the same whatever the seed of the run."""
@@ -57,12 +60,12 @@ class PointBatches:
         return to_device(x_1, self.device), labels
 
 
-@lru_cache(maxsize=16)  # one for each micro-batch
-def _points(batches: PointBatches, steps: int, places: range) -> tuple[Tensor, Tensor | None]:
-    """Points of `STEPS` steps, (STEPS, len(places), 2), and labels, (STEPS, len(places)), as of each by itself."""
-    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in steps_of(steps)])
+@lru_cache(maxsize=LOTS)
+def _points(batches: PointBatches, lot: range, places: range) -> tuple[Tensor, Tensor | None]:
+    """Points, (len(lot), len(places), 2), and labels, (len(lot), len(places)), the same as of each step by itself."""
+    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in lot])
     x_1, labels = batches.made_of(u)
-    return x_1.unflatten(0, (STEPS, -1)), None if labels is None else labels.unflatten(0, (STEPS, -1))
+    return x_1.unflatten(0, (len(lot), -1)), None if labels is None else labels.unflatten(0, (len(lot), -1))
 
 
 class Pictures(Protocol):

@@ -37,7 +37,7 @@ class Floor(NamedTuple):
 
 def tenth_of(t: Tensor) -> Tensor:
     """Which of the `BINS` stretches a time lies in, 0 ... BINS - 1."""
-    return (t * BINS).long().clamp(max=BINS - 1)
+    return (t * BINS).long().clamp(0, BINS - 1)
 
 
 def means_by_time(values: Tensor, t: Tensor) -> list[float]:

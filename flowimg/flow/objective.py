@@ -19,7 +19,7 @@ from torch import Tensor
 from flowimg.flow import randomness
 from flowimg.flow.couplings import Coupling, whole_blocks
 from flowimg.flow.paths import Path
-from flowimg.flow.randomness import FEW, STEPS, steps_of
+from flowimg.flow.randomness import FEW, LOTS, lot_of
 from flowimg.flow.times import TimeDistribution, shift_times, stratify
 from flowimg.flow.weightings import Weighting
 
@@ -45,7 +45,10 @@ Augmented data come with (labels, numbers) in place of labels.
 
 
 class Draw(NamedTuple):
-    """Everything random in one (micro-)batch: noise, data (B, *D), flow times (B,), and what a field is told."""
+    """Everything random in one (micro-)batch: noise, data (B, *D), flow times (B,), and what a field is told.
+
+    To read: what is drawn again may be the same tensors.
+    """
 
     x_0: Tensor
     x_1: Tensor
@@ -90,7 +93,8 @@ class Objective:
             x_0, x_1 = x_0[mine], x_1[mine]
             labels, numbers = (None if told is None else told[mine] for told in (labels, numbers))
 
-        t = _to(_times(self, step // STEPS, places)[step % STEPS], x_1.device)
+        lot, how = lot_of(step, len(places)), (self.times, self.shift, self.stratified, self.batch_size, self.seed)
+        t = _to(_times(*how, lot, places)[step - lot.start], x_1.device)
         if labels is not None and self.label_drop > 0:
             dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
             labels = torch.where(_to(dropped, x_1.device), NO_CLASS, labels)
@@ -107,25 +111,26 @@ def _to(drawn: Tensor, device: torch.device) -> Tensor:
 
 
 def _noise(seed: int, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
-    """The noise of a step; of points that of `STEPS` steps is made together."""
-    if math.prod(shape) > FEW:
+    """The noise of a step; of points, that of a lot of steps is made together."""
+    lot = lot_of(step, len(places))
+    if len(lot) == 1 or math.prod(shape) > FEW:
         return randomness.normal(seed, "noise", step, places, shape)
-    return _noises(seed, step // STEPS, places, shape)[step % STEPS]
+    return _noises(seed, lot, places, shape)[step - lot.start]
 
 
-@lru_cache(maxsize=16)  # one for each micro-batch
-def _noises(seed: int, steps: int, places: range, shape: tuple[int, ...]) -> Tensor:
-    """Noise of `STEPS` steps, shape (STEPS, len(places), *shape), the same as of each by itself."""
-    return torch.stack([randomness.normal(seed, "noise", step, places, shape) for step in steps_of(steps)])
+@lru_cache(maxsize=LOTS)
+def _noises(seed: int, lot: range, places: range, shape: tuple[int, ...]) -> Tensor:
+    """Noise, shape (len(lot), len(places), *shape), the same as of each step by itself."""
+    return torch.stack([randomness.normal(seed, "noise", step, places, shape) for step in lot])
 
 
-@lru_cache(maxsize=16)
-def _times(how: Objective, steps: int, places: range) -> Tensor:
-    """The flow times of `STEPS` steps, shape (STEPS, len(places)), the same as of each by itself."""
-    u = torch.stack([randomness.uniform(how.seed, "time", step, places) for step in steps_of(steps)])
-    if how.stratified:
-        u = stratify(u, places, how.batch_size)
-    return shift_times(how.times(u), how.shift)
+@lru_cache(maxsize=LOTS)
+def _times(
+    times: TimeDistribution, shift: float, stratified: bool, batch_size: int, seed: int, lot: range, places: range
+) -> Tensor:
+    """Flow times, shape (len(lot), len(places)), the same as of each step by itself."""
+    u = torch.stack([randomness.uniform(seed, "time", step, places) for step in lot])
+    return shift_times(times(stratify(u, places, batch_size) if stratified else u), shift)
 
 
 def flow_matching_loss(velocity: Velocity, path: Path, draw: Draw) -> Tensor:

@@ -20,9 +20,11 @@ from torch import Tensor
 BLOCK, LARGE_BLOCK = 64, 512
 """Places of the global batch that share a generator; the latter of rows of at most `FEW` numbers."""
 FEW = 4
-STEPS = 16
-"""Steps whose points and times are made from random numbers together: for one step the calls would cost more than the
-numbers. Every step has its own generators."""
+STEPS, ROWS = 16, 8192
+"""Steps whose points, noise and times are made together at most, and rows of all of them: where one step has few rows
+the calls would cost more than the numbers. Every step has its own generators all the same."""
+LOTS = 64
+"""Such lots kept at most: a run needs one of each kind for each of its micro-batches."""
 
 
 def key(*parts: int | str) -> int:
@@ -45,9 +47,10 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
-def steps_of(number: int) -> range:
-    """The steps of one such lot: step s is in lot s // STEPS."""
-    return range(number * STEPS, (number + 1) * STEPS)
+def lot_of(step: int, rows: int) -> range:
+    """The steps that are made together with this one, of so many rows each; itself alone where rows are many."""
+    many = max(1, min(STEPS, ROWS // max(1, rows)))
+    return range(step // many * many, (step // many + 1) * many)
 
 
 def block_of(shape: tuple[int, ...]) -> int:

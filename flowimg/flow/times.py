@@ -30,7 +30,9 @@ from torch import Tensor
 
 
 class TimeDistribution(Protocol):
-    """An inverse distribution function on [0, 1]."""
+    """An inverse distribution function on [0, 1] that never changes, equal to another of the same hash."""
+
+    def __hash__(self) -> int: ...
 
     def __call__(self, u: Tensor) -> Tensor:
         """Uniform numbers to flow times, monotone, shape kept."""

@@ -368,7 +368,14 @@ def test_points_are_the_same_bit_for_bit_however_the_batch_is_cut(name, inner, s
 def test_points_of_a_step_are_of_its_own_random_numbers_alone(name):
     # bit for bit, though those of several steps are made together
     ours = point_batches(name)
-    for step, places in ((0, range(9)), (3, range(9)), (3, range(9)), (16, range(5, 700)), (47, range(1))):
+    for step, places in (
+        (0, range(9)),
+        (3, range(9)),
+        (3, range(9)),
+        (16, range(5, 700)),
+        (47, range(1)),
+        (2, range(9000)),
+    ):
         x_1, labels = ours(step, places)
         alone = ours.toy.sample(uniform(ours.seed, "data", step, places, (3,)))
         assert torch.equal(x_1, alone) and torch.equal(labels, ours.toy.part(alone))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.func import jvp
 
 from flowimg.config import Config, validate
+from flowimg.flow import objective as flow_objective
 from flowimg.flow import randomness
 from flowimg.flow.objective import NO_CLASS, Cond, Draw, flow_matching_loss
 from flowimg.flow.paths import Linear, expand_like
@@ -153,20 +154,24 @@ def test_no_generator_is_used_twice_in_a_batch(monkeypatch):
     # noise, times and drops would know of each other
     asked = []
     real = randomness.generator
+    flow_objective._noises.cache_clear()  # of what another test may have drawn
+    flow_objective._times.cache_clear()
     monkeypatch.setattr(randomness, "generator", lambda *parts: asked.append(parts) or real(*parts))
-    ours = objective(2600, label_drop=0.1)
-    for step in range(2 * randomness.STEPS):
+    ours, steps = objective(2600, label_drop=0.1), 2 * len(randomness.lot_of(0, 2600))
+    for step in range(steps):
         ours.draw(numbered, step, range(2600))
-    assert len(set(asked)) == len(asked) == 2 * randomness.STEPS * 3 * 6  # steps; noise, times and drops; blocks
+    assert len(set(asked)) == len(asked) == steps * 3 * 6  # noise, times and drops; blocks
+    assert steps > 2
 
 
 @pytest.mark.parametrize(("times", "stratified"), list(product(TIMES, [True, False])))
 def test_noise_and_times_of_a_step_are_of_its_own_random_numbers_alone(times, stratified):
     # bit for bit, though those of several steps are made together
-    ours = objective(300, times={"kind": times, "stratified": stratified, "shift": 2.0})
-    for step, places in ((0, range(300)), (5, range(300)), (16, range(7, 200)), (16, range(7, 200)), (47, range(1))):
+    ours = objective(20_000, times={"kind": times, "stratified": stratified, "shift": 2.0})
+    few, many = range(7, 200), range(19_000)
+    for step, places in ((0, range(300)), (5, range(300)), (16, few), (16, few), (47, range(1)), (4, many)):
         u = randomness.uniform(5, "time", step, places)
-        u = stratify(u, places, 300) if stratified else u
+        u = stratify(u, places, 20_000) if stratified else u
         draw = ours.draw(numbered, step, places)
         assert torch.equal(draw.t, shift_times(ours.times(u), 2.0))
         assert torch.equal(draw.x_0, randomness.normal(5, "noise", step, places, (3,)))

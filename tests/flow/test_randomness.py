@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowimg.flow.randomness import BLOCK, LARGE_BLOCK, block_of, draw_blocks, generator, key, normal, uniform
+from flowimg.flow.randomness import (
+    BLOCK,
+    LARGE_BLOCK,
+    ROWS,
+    STEPS,
+    block_of,
+    draw_blocks,
+    generator,
+    key,
+    lot_of,
+    normal,
+    uniform,
+)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -119,6 +131,15 @@ def test_more_rows_share_a_generator_where_they_are_of_few_numbers():
         size = block_of(shape)
         second = torch.rand(size, *shape, generator=generator(1, "x", 2, 1))
         assert torch.equal(uniform(1, "x", 2, range(size - 3, 2 * size), shape)[3:], second)
+
+
+@few
+@given(step=st.integers(0, 10**7), rows=st.integers(0, 10**6))
+def test_every_step_is_in_one_lot_of_few_rows(step, rows):
+    lot = lot_of(step, rows)
+    assert step in lot and all(lot_of(other, rows) == lot for other in (lot[0], lot[-1]))
+    assert 1 <= len(lot) <= STEPS and (len(lot) * rows <= ROWS or len(lot) == 1)
+    assert lot_of(step, 512) == range(step // 16 * 16, step // 16 * 16 + 16)
 
 
 def test_normal_numbers_are_normal_and_independent():
