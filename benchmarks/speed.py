@@ -5,13 +5,14 @@
     python benchmarks/speed.py sample RUN                        the same of a run, and how bf16 changes the pictures
 
 A training step is measured in a run as users start it, from the end of one to the end of the next, with its data,
-clipping, averages, metrics and bars. Its floors are forward, backward and torch's fused AdamW of the same network as
-diffusers has it (for points, of ours), on one batch that stays: in the run's precision, and in fp32, which is what
-diffusers', torchcfm's and Meta's trainers do unless they are told otherwise. Of points there is a loop too, as one
-writes it down: it draws points, noise and times afresh. With checkouts of them (--torchcfm, --meta, --diffusers PATH)
-their own loops are steps beside ours, on the same network and the same PNGs. In turn, --pairs times (6) after one that
-is not counted, as many steps of each as take the floor about --seconds (6); medians, with the least and the most.
-Lines of metrics are within what is measured as often as --train.log-every says.
+clipping, averages, metrics and lines of progress; with --graphs in another one too, in CUDA graphs. Its floors are
+forward, backward and torch's fused AdamW of the same network as diffusers has it (for points, of ours), on one batch
+that stays: in the run's precision, and in fp32, which is what diffusers', torchcfm's and Meta's trainers do unless they
+are told otherwise. Of points there is a loop too, as one writes it down: it draws points, noise and times afresh. With
+checkouts of them (--torchcfm, --meta, --diffusers PATH) their own loops are steps beside ours, on the same network and
+the same PNGs. In turn, --pairs times (6) after one that is not counted, as many steps of each as take the floor about
+--seconds (6); medians, with the least and the most. Lines of metrics are within what is measured as often as
+--train.log-every says.
 Sampling is beside 50 forward passes. Needs a machine with nothing else to do.
 """
 
@@ -109,6 +110,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         write_pictures(config, scratch / "pictures")
     precision = settle_precision(config.train.precision, config)
     told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
+    if given.graphs:
+        told[f"flowimg, {precision}, graphs"] = {"name": "flowimg", "args": [*args, "--train.compile", "graphs"]}
     for form in dict.fromkeys((precision, "fp32")):
         told[f"floor, {form}"] = {"name": "floor", "precision": form}
     for levers in given.levers:
@@ -121,13 +124,14 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     for number, (name, how) in enumerate(told.items()):
         own = scratch / str(number)
         own.mkdir()
-        trainers[name] = Trainer({**how, "args": args, "scratch": str(own)}, scratch / f"{number}.txt")
+        asked = [*how.get("args", args), "--run", str(own / "run")]
+        trainers[name] = Trainer({**how, "args": asked, "scratch": str(own)}, scratch / f"{number}.txt")
     for name, trainer in list(trainers.items()):  # once all are ready, nothing else runs
         try:
             trainer.seconds()
             turn(trainer, 3)  # of graphs, the second step is recorded
         except ChildProcessError as error:  # the others are worth something without it
-            if not told[name].keys() & {"checkout", "levers"}:
+            if name == f"floor, {precision}":  # which says how many steps a turn has
                 raise SystemExit(f"{name}: {error}") from None
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             del trainers[name]
@@ -236,6 +240,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", metavar="PATH", help="a checkout, whose trainer is to be measured too")
     told = f"floors with, as compiled+graphs, any of: {', '.join(LEVERS)}"
     parser.add_argument("--levers", nargs="+", default=[], metavar="LEVERS", help=told)
+    parser.add_argument("--graphs", action="store_true", help="flowimg once more, with --train.compile graphs")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
     given, more = parser.parse_known_args()
@@ -244,17 +249,19 @@ def main() -> None:
             parser.error(f"--levers are of {', '.join(LEVERS)}; layout and graphs are of what is compiled")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         args = [os.path.abspath(given.config), *more]
-        if not Path(args[0]).is_dir():
+        if given.what == "sample" and not Path(args[0]).is_dir():
             args += ["--run", f"{scratch}/run"]
         config = run_settings("train", args)
         found = training(args, config, given, Path(scratch)) if given.what == "train" else sampling(config, given.pairs)
-    first = next(iter(found.values()))
-    print(f"\n{'':<28} {'ms':>9} {'least':>9} {'most':>9}   flowimg is so many times as fast")
+    ours = [name for name in found if name.startswith("flowimg")] or list(found)[:1]
+    print(f"\n{'':<28} {'ms':>9} {'least':>9} {'most':>9}   {'; '.join(ours)}: so many times as fast")
     for name, seconds in found.items():
-        ratios = [theirs / ours for ours, theirs in zip(first, seconds, strict=True)]
-        told = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        told = []
+        for base in ours:
+            ratios = [theirs / own for own, theirs in zip(found[base], seconds, strict=True)]
+            told.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
         values = [1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
-        print(f"{name:<28} {values[0]:9.1f} {values[1]:9.1f} {values[2]:9.1f}   {told}")
+        print(f"{name:<28} {values[0]:9.1f} {values[1]:9.1f} {values[2]:9.1f}   {'; '.join(told)}")
 
 
 if __name__ == "__main__":
