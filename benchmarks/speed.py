@@ -142,11 +142,19 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
             raise SystemExit(f"{MOST:,} pictures are too few for {given.pairs} pairs of batches of so many: lower one")
     found: dict[str, list[float]] = {name: [] for name in trainers}
     for pair in range(given.pairs + 1):
-        now = {name: turn(trainer, steps) for name, trainer in trainers.items()}
+        now = {}
+        for name, trainer in list(trainers.items()):
+            try:
+                now[name] = turn(trainer, steps)
+            except ChildProcessError as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                del trainers[name], found[name]
         for name, seconds in now.items() if pair else ():
             found[name].append(seconds)
         milliseconds = ", ".join(f"{1000 * seconds:.1f}" for seconds in now.values())
         print(f"{pair} of {given.pairs} pairs, {steps} steps each, ms: {milliseconds}", file=sys.stderr, flush=True)
+    if lost := [name for name in told if name not in trainers]:
+        print(f"without {'; '.join(lost)}, which ended, as told among the errors")
     for trainer in trainers.values():
         trainer.process.kill()
         trainer.process.wait()

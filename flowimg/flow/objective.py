@@ -94,7 +94,8 @@ class Objective:
             labels, numbers = (None if told is None else told[mine] for told in (labels, numbers))
 
         lot, how = lot_of(step, len(places)), (self.times, self.shift, self.stratified, self.batch_size, self.seed)
-        t = _to(_times(*how, lot, places)[step - lot.start], x_1.device)
+        times = _times if len(lot) > 1 else _times.__wrapped__  # many rows are not kept
+        t = _to(times(*how, lot, places)[step - lot.start], x_1.device)
         if labels is not None and self.label_drop > 0:
             dropped = randomness.uniform(self.seed, "label drop", step, places) < self.label_drop
             labels = torch.where(_to(dropped, x_1.device), NO_CLASS, labels)

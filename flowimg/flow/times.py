@@ -30,7 +30,7 @@ from torch import Tensor
 
 
 class TimeDistribution(Protocol):
-    """An inverse distribution function on [0, 1] that never changes, equal to another of the same hash."""
+    """An inverse distribution function on [0, 1] that never changes; equal are those that give the same times."""
 
     def __hash__(self) -> int: ...
 

@@ -303,13 +303,14 @@ def _show_data(batches: Pictures, config: Config, folder: RunFolder) -> None:
 def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
     """Make data, noise and times ready beside the steps, where that takes more than a look into memory.
 
-    On a GPU it does in any case: noise is drawn on the host, which is busy enough with sending the GPU its operations.
+    With CUDA it does in any case: noise is drawn on the host, which is busy enough with sending the GPU its operations.
+    (Metal may crash where two threads use it: there pictures in its memory are looked up between the steps.)
     """
     if isinstance(batches, PointBatches):
         return
     if isinstance(batches, StreamBatches):
         stack.callback(batches.close)
-    elif isinstance(batches, ImageBatches) and batches.device.type == batches.images.pixels.device.type == "cpu":
+    elif isinstance(batches, ImageBatches) and batches.images.pixels.device.type == batches.device.type != "cuda":
         return
     ahead = Ahead(partial(state.objective.draw, Once(batches)), state.micro_batches())
     stack.callback(ahead.close)

@@ -3,7 +3,9 @@
 import json
 import shutil
 import threading
+from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import flowimg.jobs.watch as watch
 import flowimg.training.loop as loop
 from flowimg.cli import main
 from flowimg.data import batches
+from flowimg.data.store import Images
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
 SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
@@ -124,6 +127,20 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
 def _ahead(state, some, stack):
     state.draw = batches.Ahead(partial(state.objective.draw, some), state.micro_batches())
     stack.callback(state.draw.close)
+
+
+@pytest.mark.parametrize(
+    ("device", "pixels", "ahead"),
+    [("cpu", "cpu", False), ("cuda", "cpu", True), ("cuda", "cuda", True), ("mps", "cpu", True), ("mps", "mps", False)],
+)
+def test_what_steps_see_is_made_ahead_where_that_helps(device, pixels, ahead):
+    there = SimpleNamespace(device=SimpleNamespace(type=pixels))
+    some = batches.ImageBatches(Images(there, None, ()), torch.arange(0), False, 0, 4, SimpleNamespace(type=device))
+    state = SimpleNamespace(draw="now", objective=SimpleNamespace(draw=print), micro_batches=lambda: [range(4)])
+    with ExitStack() as stack:
+        jobs_train._feed(state, some, stack)
+        assert isinstance(state.draw, batches.Ahead) == ahead
+        assert not ahead or isinstance(state.draw.make.args[0], batches.Once)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):

@@ -134,7 +134,9 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 )
 def test_a_step_of_a_run_on_pictures_does_not_wait(device, mode):
     # bf16, Muon, pictures that are flipped, augmented and made ahead: what a run has that the others lack
-    values = {"data": {"kind": "images", "source": "digits", "flip": True, "augment": 0.5}, "field": {"kind": "unet"}}
+    # (which of them are resampled the host asks of its own numbers: on a CPU that would be heard)
+    data = {"kind": "images", "source": "digits", "flip": True, "augment": 0.5 if device == "cuda" else 0.0}
+    values = {"data": data, "field": {"kind": "unet"}}
     config = validate(Config, {**values, "train": {"batch_size": 32}}, "test")
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
@@ -143,7 +145,8 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, mode):
     recipe = Recipe(steps=20, momentum=0.95)
     state = start(accelerator, build_field(config, source.facts), objective, batches, recipe, mode)
     ahead = Ahead(partial(objective.draw, Once(batches)), state.micro_batches())
-    state.draw = ahead
+    if device == "cuda":  # what is dispatched in a thread is not heard
+        state.draw = ahead
     try:
         for _ in range(4):  # of graphs, the second is recorded
             train_step(state)
