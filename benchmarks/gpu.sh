@@ -9,6 +9,10 @@
 # in OUT/NAME.err. Ends with 1 if anything failed. Needs flowimg with what its tests need (pip install -e '.[dev]'), for
 # torchcfm absl-py, for Meta torchmetrics. A CPU has no graphs, and takes hours; some minutes with
 # WITH="--train.batch-size 8 --field.channels 32 64 --field.layers 1 --pairs 1 --seconds 1".
+if [ $# -lt 2 ]; then
+	echo "usage: sh benchmarks/gpu.sh PICTURES OUT [--torchcfm CHECKOUT] [--meta CHECKOUT] [--diffusers CHECKOUT]" >&2
+	exit 2
+fi
 pictures=$1 out=$2 failed=0
 shift 2
 mkdir -p "$out" || exit 1
