@@ -5,7 +5,7 @@
     python benchmarks/speed.py sample RUN                        the same of a run, and how bf16 changes the pictures
 
 A training step is measured in a run as users start it, from the end of one to the end of the next, with its data,
-clipping, averages, metrics and lines of progress; with --graphs in another one too, in CUDA graphs. Its floors are
+clipping, averages, metrics and lines of progress; with --compile in others too, compiled in those ways. Its floors are
 forward, backward and torch's fused AdamW of the same network as diffusers has it (for points, of ours), on one batch
 that stays: in the run's precision, and in fp32, which is what diffusers', torchcfm's and Meta's trainers do unless they
 are told otherwise. Of points there is a loop too, as one writes it down: it draws points, noise and times afresh. With
@@ -110,8 +110,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         write_pictures(config, scratch / "pictures")
     precision = settle_precision(config.train.precision, config)
     told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
-    if given.graphs:
-        told[f"flowimg, {precision}, graphs"] = {"name": "flowimg", "args": [*args, "--train.compile", "graphs"]}
+    for way in given.compile:
+        told[f"flowimg, {precision}, compile {way}"] = {"name": "flowimg", "args": [*args, "--train.compile", way]}
     for form in dict.fromkeys((precision, "fp32")):
         told[f"floor, {form}"] = {"name": "floor", "precision": form}
     for levers in given.levers:
@@ -248,7 +248,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", metavar="PATH", help="a checkout, whose trainer is to be measured too")
     told = f"floors with, as compiled+graphs, any of: {', '.join(LEVERS)}"
     parser.add_argument("--levers", nargs="+", default=[], metavar="LEVERS", help=told)
-    parser.add_argument("--graphs", action="store_true", help="flowimg once more, with --train.compile graphs")
+    told = "flowimg once more, with each of these for train.compile: false true graphs"
+    parser.add_argument("--compile", nargs="+", default=[], metavar="WAY", help=told)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
     given, more = parser.parse_known_args()

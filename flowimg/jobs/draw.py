@@ -58,8 +58,8 @@ def quickened(run: Trained, settings: Many, count: int, state: PartialState) -> 
     count = len(share(range(count), state.process_index, state.num_processes))
     size = min(count, settings.batch_size or BATCH[run.config.data.kind])
     worth = size > 0 and count // size * settings.num_steps >= WORTH
-    mode = compiles(settings.compile, "--compile", run.config, worth)
-    return replace(run, field=Compiled(run.field, size)) if mode else run
+    compiled = compiles(settings.compile, "--compile", run.config, worth)
+    return replace(run, field=Compiled(run.field, size)) if compiled else run
 
 
 def stream(

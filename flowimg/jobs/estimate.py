@@ -16,7 +16,7 @@ from flowimg.config import Config, Evaluate, Sample, Start
 from flowimg.jobs.build import build_field, build_objective, build_source
 from flowimg.jobs.draw import draw, turns
 from flowimg.jobs.evaluate import evaluate
-from flowimg.jobs.machine import MachineError, compiles
+from flowimg.jobs.machine import MachineError, compiler_options
 from flowimg.jobs.memory import fixed_bytes, free_bytes, kept_bytes
 from flowimg.jobs.sample import sample
 from flowimg.jobs.train import cut, lengths_of, open_accelerator, recipe_of, settled, train
@@ -47,8 +47,8 @@ def estimate(config: Config) -> dict[str, Any]:
     kept = kept_bytes(field, objective, data, size, accelerator)
     free_before = free_bytes(accelerator.device)
 
-    mode = compiles(config.train.compile, "train.compile", config)
-    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), mode)
+    options = compiler_options(config, accelerator.num_processes)
+    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), options)
     rehearse(state)
     taken = []
     for _ in range(3):  # the first is slow, in bf16 on a CPU the second too

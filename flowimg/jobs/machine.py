@@ -139,10 +139,8 @@ def fast_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
-def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -> str | None:
-    """The mode in which a run's field is compiled, or None.
-
-    As asked, or where it is worth the wait and the compiler is at its best.
+def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -> bool:
+    """Whether a run's field is compiled: as asked, or where it is worth the wait and the compiler is at its best.
 
     Its code is kept in the cache folder, for the next start.
 
@@ -151,8 +149,6 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
         name: Of the setting that asks.
         config: The run's settings.
         worth: Whether it would be, on a GPU.
-    Returns:
-        None, or for torch.compile: default, or reduce-overhead, which is with CUDA graphs.
     Raises:
         MachineError: If there is no compiler for the code that it writes for a CPU, or no GPU for graphs.
     """
@@ -160,7 +156,7 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     if asked == "graphs" and device != "cuda":
         raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or say true")
     if not (worth and device == "cuda" if asked == "auto" else asked):
-        return None
+        return False
     if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise MachineError(f"{name} needs a C++ compiler on a CPU, as g++: install one, or leave it out")
     # it says that fp32 could be TF32, and that diffusers caches what it looks up
@@ -168,7 +164,28 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     cache = cache_folder(config.data.cache if config.data.kind == "images" else None)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-    return "reduce-overhead" if asked == "graphs" else "default"
+    return True
+
+
+def compiler_options(config: Config, processes: int) -> dict[str, bool] | None:
+    """What torch.compile is told of a training step; None where it is not compiled. See `compiles`.
+
+    On a GPU a step waits for the host to send it a thousand operations, unless it is recorded as CUDA graphs: `auto`
+    does that on one process (where several sum their gradients nobody has tried it yet), on NVIDIA's. And convolutions
+    in 16 bits are done with the channels last, which the compiler would turn pictures to and back each time: left to
+    itself it keeps them so in all of a network or, where one has half as many channels out as in, as in every U-Net,
+    in none.
+    """
+    asked = config.train.compile
+    if not compiles(asked, "train.compile", config):
+        return None
+    if pick_device().type != "cuda":
+        return {}
+    alone = processes == 1 and torch.version.hip is None
+    return {
+        "triton.cudagraphs": asked == "graphs" or (asked == "auto" and alone),
+        "force_layout_optimization": isinstance(config.field, UNet) and config.train.precision != "fp32",
+    }
 
 
 def settle_precision(asked: str, config: Config) -> str:

@@ -32,7 +32,7 @@ from flowimg.jobs.machine import (
     MachineError,
     blocks_of,
     check_launch,
-    compiles,
+    compiler_options,
     environment,
     get_ready,
     leave_together,
@@ -143,7 +143,7 @@ def _train(
     stack: ExitStack,
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
-    mode = compiles(config.train.compile, "train.compile", config)
+    options = compiler_options(config, accelerator.num_processes)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -176,7 +176,7 @@ def _train(
         batches = replace(batches, offset=offset)  # type: ignore[type-var]
     objective = build_objective(config)
     _, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, batches)
-    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), mode)
+    state = start(accelerator, field, objective, batches, recipe_of(config, accumulation), options)
     state.offset = offset
     _feed(state, batches, stack)
     if checkpoint:
@@ -189,7 +189,7 @@ def _train(
     profiled = [profile_steps(folder, stretch, stack)] if how.profile else []
     if changes:
         say(f"warning   these differ from what the run was trained with so far:\n{table(changes)}")
-    blocks = None if mode else blocks_of(config, accelerator.device)
+    blocks = blocks_of(config, accelerator.device) if options is None else None
     if accelerator.is_main_process:
         _again(folder, say)
         write_text(folder.config, dump(config))

@@ -54,15 +54,27 @@ def make_ema(field: nn.Module) -> nn.Module:
 def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: Tensor | float) -> None:
     """Average <- average + (1 - decay)(parameters - average), or nothing where `hold` is 1.
 
-    In one fused call where that is known; else, `hold` being a tensor of shape () on the device, in three, and nobody
-    waits to know. Our fields keep no state in buffers.
+    Where that is known by a fused lerp; else, `hold` being a tensor of shape () on the device, by the fused SGD that
+    looks at it there, p <- p - lr (weight_decay p - g), with the parameters as g: one kernel, and nobody waits to know.
+    Our fields keep no state in buffers.
     """
     if not isinstance(hold, Tensor):
         torch._foreach_lerp_(ema, parameters, (1 - decay) * (1 - hold))
         return
-    moves = torch._foreach_sub(parameters, ema)
-    torch._foreach_mul_(moves, (1 - decay) * (1 - hold))
-    torch._foreach_add_(ema, moves)
+    torch._fused_sgd_(
+        ema,
+        parameters,
+        [],
+        lr=1 - decay,
+        weight_decay=1.0,
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,  # - g
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=hold,
+    )
 
 
 def power_decay(t: int, gamma: float) -> float:

@@ -135,11 +135,11 @@ def start(
     objective: Objective,
     data: Data,
     recipe: Recipe,
-    mode: str | None = None,
+    options: dict[str, bool] | None = None,
 ) -> Training:
     """A run at step 0: the field wrapped for its processes, the optimiser, the averages.
 
-    With a mode of torch.compile the loss is compiled in it.
+    With options of torch.compile, if none of them, the loss is compiled.
     """
     field = field.to(accelerator.device)
     ema = make_ema(field)
@@ -155,8 +155,10 @@ def start(
     # alone in fp32 a field needs no wrapping, and accelerate would import torch's sharded tensors to find that out
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     wrapped = field if plain else accelerator.prepare(field)
-    loss = torch.compile(flow_matching_loss, dynamic=False, mode=mode) if mode else flow_matching_loss
-    graphs = mode == "reduce-overhead"  # CUDA graphs, on a GPU
+    loss, graphs = flow_matching_loss, False
+    if options is not None:
+        loss = torch.compile(flow_matching_loss, dynamic=False, options={**options})
+        graphs = options.get("triton.cudagraphs", False)
     draw = partial(objective.draw, data)
     return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, draw, recipe, loss, graphs)
 

@@ -18,24 +18,67 @@ from flowimg.jobs.folder import RunFolder, open_run
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
 
+def config_of(compile, field="mlp", precision="fp32"):
+    data = {"kind": "points" if field == "mlp" else "images", **({} if field == "mlp" else {"source": "digits"})}
+    values = {"run": "r", "data": data, "field": {"kind": field}, "train": {"compile": compile, "precision": precision}}
+    return validate(Config, values, "here")
+
+
 def asked(worth=True):
-    config = validate(Config, {"run": "r"}, "here")
-    return [machine.compiles(asked, "train.compile", config, worth) for asked in ("auto", False, True)]
+    return [machine.compiles(asked, "train.compile", config_of(asked), worth) for asked in ("auto", False, True)]
+
+
+def on_a_gpu(monkeypatch, hip=None):
+    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.version, "hip", hip)
 
 
 def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkeypatch):
-    assert asked() == [None, None, "default"]
-    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
-    assert asked() == ["default", None, "default"]
-    assert asked(worth=False) == [None, None, "default"]
+    assert asked() == [False, False, True]
+    on_a_gpu(monkeypatch)
+    assert asked() == [True, False, True]
+    assert asked(worth=False) == [False, False, True]
 
 
-def test_graphs_are_for_gpus(monkeypatch):
-    config = validate(Config, {"run": "r"}, "here")
+def test_graphs_are_for_gpus():
     with pytest.raises(machine.MachineError, match="graphs needs an NVIDIA GPU"):
-        machine.compiles("graphs", "train.compile", config)
-    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
-    assert machine.compiles("graphs", "train.compile", config) == "reduce-overhead"
+        machine.compiler_options(config_of("graphs"), 1)
+
+
+def test_on_a_cpu_the_compiler_is_left_to_itself():
+    assert [machine.compiler_options(config_of(ask), 1) for ask in ("auto", False, True)] == [None, None, {}]
+
+
+@pytest.mark.parametrize(
+    ("ask", "processes", "hip", "graphs"),
+    [
+        ("auto", 1, None, True),
+        ("auto", 2, None, False),
+        ("auto", 1, "7.0", False),
+        (True, 1, None, False),
+        ("graphs", 2, None, True),
+    ],
+)
+def test_a_step_is_recorded_where_one_process_has_a_gpu_of_nvidia_or_it_is_asked_for(
+    monkeypatch, ask, processes, hip, graphs
+):
+    on_a_gpu(monkeypatch, hip)
+    assert machine.compiler_options(config_of(ask), processes)["triton.cudagraphs"] is graphs
+    assert machine.compiler_options(config_of(False), processes) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "precision", "last"),
+    [("unet", "bf16", True), ("unet", "fp16", True), ("unet", "fp32", False), ("mlp", "bf16", False)],
+)
+def test_convolutions_in_16_bits_have_channels_last(monkeypatch, field, precision, last):
+    on_a_gpu(monkeypatch)
+    assert machine.compiler_options(config_of("auto", field, precision), 1)["force_layout_optimization"] is last
+
+
+def test_torch_knows_the_options():
+    known = torch._inductor.list_options()  # of a GPU; told another, torch.compile would refuse it there
+    assert {"triton.cudagraphs", "force_layout_optimization"} <= {*known}
 
 
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):

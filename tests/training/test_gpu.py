@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("how", ["fp32 false", "bf16 false", "fp16 false", "auto auto", "auto graphs"])
+@pytest.mark.parametrize("how", ["fp32 false", "bf16 false", "bf16 true", "fp16 auto", "auto auto"])
 def test_every_precision_learns_and_continues(tmp_path, how, kind):
     run, (precision, compile) = tmp_path / "run", how.split()
     command = ["train", "configs/digits.yaml", "--run", str(run), "--optim.kind", kind]
@@ -22,16 +22,28 @@ def test_every_precision_learns_and_continues(tmp_path, how, kind):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_graphs_compute_what_compiled_passes_do(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--field.gradient-checkpointing", "true"]], ids=["plain", "checkpointing"])
+def test_graphs_compute_what_compiled_passes_do(tmp_path, more):
     told = {}
     for compile in ("true", "graphs"):
         run = tmp_path / compile
         command = ["train", "configs/digits.yaml", "--run", str(run), "--train.precision", "fp32", "--train.steps", "8"]
-        command += ["--train.accumulation", "2", "--field.dropout", "0.1", "--train.compile", compile]
+        command += ["--train.accumulation", "2", "--field.dropout", "0.1", "--train.compile", compile, *more]
         main([*command, "--train.log-every", "1", "--figures", "false"])
         told[compile] = [(line["loss"], line["grad_norm"]) for line in RunFolder(run).records()]
     for one, other in zip(told["true"], told["graphs"], strict=True):
         assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_points_are_learned_in_graphs_as_without(tmp_path, capsys):
+    told = {}
+    for compile in ("false", "auto"):
+        run = tmp_path / compile
+        command = ["train", "configs/checkerboard.yaml", "--run", str(run), "--train.steps", "60"]
+        main([*command, "--train.log-every", "20", "--figures", "false", "--train.compile", compile])
+        assert ("in graphs" in capsys.readouterr().out) == (compile == "auto")
+        told[compile] = [line["loss"] for line in RunFolder(run).records()]
+    assert told["auto"] == pytest.approx(told["false"], rel=1e-3)
 
 
 def test_gpu_and_cpu_draw_the_same_batch(tmp_path):

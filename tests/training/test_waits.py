@@ -129,10 +129,10 @@ ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 
 @pytest.mark.parametrize(
-    ("device", "mode"),
-    [("cpu", None), *(pytest.param("cuda", mode, marks=ON_A_GPU) for mode in (None, "default", "reduce-overhead"))],
+    ("device", "options"),
+    [("cpu", None), *(pytest.param("cuda", how, marks=ON_A_GPU) for how in (None, {}, {"triton.cudagraphs": True}))],
 )
-def test_a_step_of_a_run_on_pictures_does_not_wait(device, mode):
+def test_a_step_of_a_run_on_pictures_does_not_wait(device, options):
     # bf16, Muon, pictures that are flipped, augmented and made ahead: what a run has that the others lack
     # (which of them are resampled the host asks of its own numbers: on a CPU that would be heard)
     data = {"kind": "images", "source": "digits", "flip": True, "augment": 0.5 if device == "cuda" else 0.0}
@@ -143,7 +143,7 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, mode):
     source, objective = build_source(config), build_objective(config)
     batches = source.load(accelerator.device)
     recipe = Recipe(steps=20, momentum=0.95)
-    state = start(accelerator, build_field(config, source.facts), objective, batches, recipe, mode)
+    state = start(accelerator, build_field(config, source.facts), objective, batches, recipe, options)
     ahead = Ahead(partial(objective.draw, Once(batches)), state.micro_batches())
     if device == "cuda":  # what is dispatched in a thread is not heard
         state.draw = ahead
@@ -153,7 +153,7 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, mode):
         if device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
-        with Heard() if mode is None else nullcontext() as heard:
+        with Heard() if options is None else nullcontext() as heard:
             for _ in range(3):
                 train_step(state)
         assert heard is None or (heard.waits == [] and heard.calls > 100)
