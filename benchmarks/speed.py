@@ -8,7 +8,7 @@ A training step is measured in a run as users start it, from the end of one to t
 clipping, averages, metrics and lines of progress; with --compile in others too, compiled in those ways. Its floors are
 forward, backward and torch's fused AdamW of the same network as diffusers has it (for points, of ours), on one batch
 that stays: in the run's precision, and in fp32, which is what diffusers', torchcfm's and Meta's trainers do unless they
-are told otherwise. Of points there is a loop too, as one writes it down: it draws points, noise and times afresh. With
+are told otherwise. Of points there are loops too, as one writes them down: they draw points, noise and times afresh. With
 checkouts of them (--torchcfm, --meta, --diffusers PATH) their own loops are steps beside ours, on the same network and
 the same PNGs. In turn, --pairs times (6) after one that is not counted, as many steps of each as take the floor about
 --seconds (6); medians, with the least and the most. Lines of metrics are within what is measured as often as
@@ -117,7 +117,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     for levers in given.levers:
         told[f"{precision}, {levers}"] = {"name": "floor", "precision": precision, "levers": levers.split("+")}
     if config.data.kind == "points":
-        told["bare loop, fp32"] = {"name": "bare loop"}
+        told["bare loop, fused AdamW"] = {"name": "bare loop", "fused": True}
+        told["bare loop, AdamW"] = {"name": "bare loop", "fused": False}
     for name, checkout in checkouts.items():
         told[name] = {"name": name, "checkout": checkout, "pictures": str(scratch / "pictures")}
     trainers: dict[str, Trainer] = {}

@@ -113,10 +113,13 @@ def floor(config: Config, precision: str, levers: Sequence[str] = ()) -> Step:
     return step
 
 
-def bare_loop(config: Config) -> Step:
-    """Flow matching on points as one writes it down in torch: points, noise and times are drawn at every step."""
+def bare_loop(config: Config, fused: bool) -> Step:
+    """Flow matching on points as one writes it down in torch: points, noise and times are drawn at every step.
+
+    Its AdamW is torch's, fused, or as it comes when nothing is said.
+    """
     field, toy, count = stock(config), toy_of(config), config.train.batch_size
-    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(field.parameters(), lr=1e-4, fused=fused or None)
 
     def step() -> None:
         x_1, x_0, t = toy.sample(torch.rand(count, 3)), torch.randn(count, 2), torch.rand(count)
@@ -247,7 +250,7 @@ def work(told: dict[str, Any]) -> None:
     elif told["name"] == "floor":
         repeated(floor(config, settle_precision(told["precision"], config), told.get("levers", ())))
     elif told["name"] == "bare loop":
-        repeated(bare_loop(config))
+        repeated(bare_loop(config, told["fused"]))
     else:
         PEERS[told["name"]](Path(told["checkout"]), told["pictures"], config, told["scratch"])
 
