@@ -1,12 +1,12 @@
 #!/bin/sh
-# What a GPU is to show, in about 15 minutes on an H100:
+# What a GPU is to show:
 #
 #   sh benchmarks/gpu.sh PICTURES OUT [--torchcfm CHECKOUT] [--meta CHECKOUT] [--diffusers CHECKOUT]
 #
 # a step of the two CIFAR-10 networks, in CUDA graphs (the small one also without), beside the floor, the trainers whose
-# checkouts are given and floors with one lever more at a time; the tests that need a GPU; 50 Euler steps. PICTURES is any set of pictures on
-# disk. What matters most comes first, and each table is printed when it is there; rows that are missing are named, and why is
-# in OUT/NAME.err. Ends with 1 if anything failed. Needs flowimg with what its tests need (pip install -e '.[dev]'), for
+# checkouts are given and floors with one lever more at a time; the tests that need a GPU; 50 Euler steps. PICTURES is any
+# set of pictures on disk. What matters most comes first, and each table is printed when it is there; rows that are missing
+# are named, and why is in OUT/NAME.err. Ends with 1 if anything failed. The two tables of trainers take 3 minutes each. Needs flowimg with what its tests need (pip install -e '.[dev]'), for
 # torchcfm absl-py, for Meta torchmetrics. A CPU has no graphs, and takes hours; some minutes with
 # WITH="--train.batch-size 8 --field.channels 32 64 --field.layers 1 --pairs 1 --seconds 1".
 if [ $# -lt 2 ]; then
@@ -33,7 +33,7 @@ run machine python -c 'import torch, diffusers; print(torch.__version__, diffuse
 # shellcheck disable=SC2086
 run cifar10 python benchmarks/speed.py train configs/cifar10.yaml --data.source "$pictures" $data $turns \
 	--compile true --levers compiled+graphs compiled+graphs+layout "$@" $WITH
-run tests python -m pytest -m gpu -q -p no:cacheprovider
+run tests python -m pytest -m gpu -q -n 6 -p no:cacheprovider
 # all trainers hold their memory at once: of the large network, for the half of the batch
 # shellcheck disable=SC2086
 run cifar10_large python benchmarks/speed.py train configs/cifar10_large.yaml --data.source "$pictures" $data $turns \

@@ -8,11 +8,11 @@ A training step is measured in a run as users start it, from the end of one to t
 clipping, averages, metrics and lines of progress; with --compile in others too, compiled in those ways. Its floors are
 forward, backward and torch's fused AdamW of the same network as diffusers has it (for points, of ours), on one batch
 that stays: in the run's precision, and in fp32, which is what diffusers', torchcfm's and Meta's trainers do unless they
-are told otherwise. Of points there are loops too, as one writes them down: they draw points, noise and times afresh. With
-checkouts of them (--torchcfm, --meta, --diffusers PATH) their own loops are steps beside ours, on the same network and
-the same PNGs. In turn, --pairs times (6) after one that is not counted, as many steps of each as take the floor about
---seconds (6); medians, with the least and the most. Lines of metrics are within what is measured as often as
---train.log-every says.
+are told otherwise (on a GPU their convolutions are in TF32, and Meta's trainer is in fp16). Of points there are loops
+too, as one writes them down: they draw points, noise and times afresh. With checkouts of trainers (--torchcfm, --meta,
+--diffusers PATH) their own loops are steps beside ours, on the same network and the same PNGs. In turn, --pairs times
+(6) after one that is not counted, as many steps of each as take the floor about --seconds (6); medians, with the least
+and the most. Lines of metrics are within what is measured as often as --train.log-every says.
 Sampling is beside 50 forward passes. Needs a machine with nothing else to do.
 """
 
@@ -160,13 +160,12 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         trainer.process.kill()
         trainer.process.wait()
     needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
-    forms = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    most = {form: product_flops(pick_device(), dtype) / needed for form, dtype in forms.items()}
+    form = "bf16" if precision == "bf16" else "fp32"
+    most = product_flops(pick_device(), torch.bfloat16 if form == "bf16" else torch.float32) / needed
     for name, trainer in trainers.items():
         speed = config.train.batch_size / statistics.median(found[name])
-        form = "bf16" if "bf16" in name else "fp32"
         print(
-            f"{name:<28} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most[form]:3.0f} % of "
+            f"{name:<28} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most:3.0f} % of "
             f"the speed of matrix products in {form}, {BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
         )
     return found

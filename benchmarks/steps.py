@@ -205,6 +205,7 @@ def meta(checkout: Path, pictures: str, config: Config, scratch: str) -> None:
     from training.train_loop import train_one_epoch
 
     device = pick_device()
+    torch.backends.cudnn.benchmark = True  # as its train.py
     network = EMA(hooked(stock(config))).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.95))
     loader = DataLoader(

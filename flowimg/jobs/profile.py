@@ -25,16 +25,20 @@ LINES = 15
 PARTS = ("data", "loss", "optimiser")
 """What is marked in the trace; what autograd does is marked by torch."""
 KINDS = {
+    "turning pictures": ("nchwtonhwc", "nhwctonchw"),
     "convolution": ("convolution", "conv2d", "winograd", "implicit_gemm", "fprop", "dgrad", "wgrad"),
     "attention": ("attention", "flash", "fmha"),
-    "matrix products": ("mm", "cublas", "cutlass", "linear"),
+    "matrix products": ("mm", "cublas", "cutlass", "nvjet", "linear"),
     "optimiser and average": ("adam", "_foreach", "multi_tensor", "vector_norm"),
-    "random numbers": ("normal_", "uniform_", "::rand", "dropout"),
+    "random numbers": ("normal_", "uniform_", "::rand"),
     "norms and activations": ("norm", "silu", "sigmoid", "softmax"),
+    "dropout": ("dropout",),
     "between processes": ("nccl", "gloo", "reduce_scatter", "allreduce", "all_reduce"),
     "copies, casts and memory": ("copy", "::cat", "memcpy", "memset", "fill", "zero", "contiguous", "clone", "empty"),
 }
 """Kinds of operations by parts of their names; the first that fits."""
+FUSED = ("triton_poi", "triton_per", "triton_red")
+"""What torch's compiler makes of what lies between convolutions and products; names tell what they work for, too."""
 
 
 def check_steps(began: int, until: int) -> None:
@@ -175,7 +179,10 @@ def summary(state: Training, events: Any, steps: int, seconds: float) -> str:
 
 def kind_of(name: str) -> str:
     """The kind of an operation or kernel, by its name."""
-    return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "all else")
+    kinds = {**KINDS}
+    if name.startswith(FUSED):
+        del kinds["convolution"], kinds["matrix products"]
+    return next((kind for kind, words in kinds.items() if any(word in name.lower() for word in words)), "all else")
 
 
 def _line(name: str, ms: float, step: float) -> str:

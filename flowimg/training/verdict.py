@@ -3,9 +3,10 @@
     bad     = the largest over the processes of (loss or gradient norm is not finite)
     stop    = the largest over the processes of what each was asked for (0: nothing)
 
-and from it, each for itself, in_row = bad (in_row + 1) and skipped = skipped + bad. The two flags stay on the device,
-where they hold the optimiser and the average back. The host reads those of this step where it shares memory with the
-device, and on a GPU those of the step before, which is done by then: every process reads the same.
+and from it, each for itself, in_row = bad (in_row + 1) and skipped = skipped + bad. With CUDA the two flags stay on the
+device, where they hold the optimiser and the average back, and the host reads those of the step before, which is done
+by then. Elsewhere they are the host's own: a CPU has nothing to wait for, and Metal's fused steps do not look at flags.
+Every process reads the same.
 """
 
 import math
@@ -28,10 +29,9 @@ class Verdict:
     """The flags of a run's steps, shared by its processes."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        device = accelerator.device
         self.many = accelerator.num_processes > 1
-        self.apart, self.late = device.type != "cpu", device.type == "cuda"
-        self.flags = torch.zeros(2, device=device)
+        self.late = accelerator.device.type == "cuda"
+        self.flags = torch.zeros(2, device=accelerator.device if self.late else "cpu")
         self.bad, self.stop = self.flags.unbind()
         self.copies = [torch.zeros(2, pin_memory=self.late) for _ in range(2)]
         self.events = [torch.cuda.Event() for _ in range(2)] if self.late else []
@@ -55,23 +55,22 @@ class Verdict:
             number: Not finite if this process found the step not finite; shape ().
             stop: What this process was asked for; 0 for nothing.
         Returns:
-            1.0 if the step must move nothing, on any process, else 0.0: a number where the host can know it, else a
-            tensor of shape () on the device, until the next step.
+            1.0 if the step must move nothing, on any process, else 0.0: with CUDA a tensor of shape () on the device,
+            until the next step; elsewhere a number.
         """
-        if self.apart:
+        if self.late:
             # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
             torch.ne(number - number, 0, out=self.bad)
             self.stop.fill_(stop)
-        else:  # the host writes them itself
-            self.flags.numpy()[:] = not math.isfinite(number.numpy()), stop
+        else:
+            self.flags.numpy()[:] = not math.isfinite(number.cpu().numpy()), stop
         if self.many:
             torch.distributed.all_reduce(self.flags, torch.distributed.ReduceOp.MAX)
-        if self.apart:
-            self.copies[self.steps % 2].copy_(self.flags, non_blocking=self.late)
         if self.late:
+            self.copies[self.steps % 2].copy_(self.flags, non_blocking=True)
             self.events[self.steps % 2].record()
         self.steps += 1
-        return self.bad if self.apart else float(self.bad.numpy())
+        return self.bad if self.late else float(self.bad.numpy())
 
     def read(self) -> Reading:
         """After every `share`: what the host can have without waiting for the newest step; the same everywhere."""
@@ -85,7 +84,7 @@ class Verdict:
         for step in range(self.heard, steps):
             if self.late:
                 self.events[step % 2].synchronize()
-            flags = self.copies[step % 2] if self.apart else self.flags
+            flags = self.copies[step % 2] if self.late else self.flags
             bad, stop = (int(value) for value in flags.numpy())
             in_row, skipped = bad * (in_row + 1), skipped + bad
         return Reading(in_row, skipped, stop)

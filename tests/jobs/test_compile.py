@@ -18,10 +18,10 @@ from flowimg.jobs.folder import RunFolder, open_run
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
 
-def config_of(compile, field="mlp", precision="fp32"):
+def config_of(compile, field="mlp", precision="fp32", steps=2000):
     data = {"kind": "points" if field == "mlp" else "images", **({} if field == "mlp" else {"source": "digits"})}
-    values = {"run": "r", "data": data, "field": {"kind": field}, "train": {"compile": compile, "precision": precision}}
-    return validate(Config, values, "here")
+    train = {"compile": compile, "precision": precision, "steps": steps}
+    return validate(Config, {"run": "r", "data": data, "field": {"kind": field}, "train": train}, "here")
 
 
 def asked(worth=True):
@@ -65,6 +65,12 @@ def test_a_step_is_recorded_where_one_process_has_a_gpu_of_nvidia_or_it_is_asked
     on_a_gpu(monkeypatch, hip)
     assert machine.compiler_options(config_of(ask), processes)["triton.cudagraphs"] is graphs
     assert machine.compiler_options(config_of(False), processes) is None
+
+
+def test_few_steps_are_not_worth_a_compiler_unless_it_is_asked_for(monkeypatch):
+    on_a_gpu(monkeypatch)
+    few = [machine.compiler_options(config_of(ask, steps=1999), 1) for ask in ("auto", True, "graphs")]
+    assert few[0] is None and [how["triton.cudagraphs"] for how in few[1:]] == [False, True]
 
 
 @pytest.mark.parametrize(

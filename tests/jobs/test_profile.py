@@ -136,6 +136,13 @@ def test_a_disk_that_is_full_costs_the_page_not_the_run(tmp_path, monkeypatch, c
         ("aten::linalg_vector_norm", "optimiser and average"),
         ("aten::normal_", "random numbers"),
         ("aten::cumsum", "all else"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16, float>", "turning pictures"),
+        ("sm90_xmma_dgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_cudnn", "convolution"),
+        ("nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_NNN", "matrix products"),
+        ("triton_poi_fused__to_copy_add_native_dropout_native_group_norm_silu_unsqueeze_14", "norms and activations"),
+        ("triton_poi_fused__to_copy_convolution_23", "copies, casts and memory"),
+        ("Norm", "norms and activations"),
+        ("aten::native_dropout", "dropout"),
     ],
 )
 def test_kinds_go_by_names(name, kind):

@@ -56,6 +56,12 @@ def training(field, shape, device="cpu", **more):
     return start(Accelerator(cpu=device == "cpu"), field, objective, data, recipe)
 
 
+def as_with_cuda(state, late):
+    """Flags that stay on the device, and are read a step later."""
+    state.verdict.late = late
+    state.verdict.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
+
+
 FIELDS = {
     "points": lambda: (MLPField(2, num_classes=3), (2,)),
     "pictures": lambda: (UNetField(new_unet(8, 1, 3, (32, 64), 1), 3), (1, 8, 8)),
@@ -64,10 +70,10 @@ FIELDS = {
 
 @pytest.mark.parametrize("momentum", [None, 0.95], ids=["AdamW", "Muon"])
 @pytest.mark.parametrize("kind", FIELDS)
-@pytest.mark.parametrize("apart", [False, True], ids=["host", "device"])
-def test_a_step_asks_the_device_for_nothing(kind, momentum, apart):
+@pytest.mark.parametrize("late", [False, True], ids=["host", "device"])
+def test_a_step_asks_the_device_for_nothing(kind, momentum, late):
     state: Training = training(*FIELDS[kind](), momentum=momentum)
-    state.verdict.apart = apart  # as of a device with a memory of its own
+    as_with_cuda(state, late)
     train_step(state)  # what is made once
     with Heard() as heard:
         for _ in range(3):
@@ -78,8 +84,7 @@ def test_a_step_asks_the_device_for_nothing(kind, momentum, apart):
 @pytest.mark.parametrize("late", [False, True], ids=["host", "GPU"])
 def test_the_step_that_is_blamed_is_the_last_that_was_read(late):
     state = training(*FIELDS["points"](), max_skips=3)
-    state.verdict.apart = state.verdict.late = late
-    state.verdict.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
+    as_with_cuda(state, late)
     draw = state.draw
 
     def poisoned(step, places):
@@ -125,12 +130,13 @@ def test_what_would_wait_is_heard():
     assert len(heard.waits) == 4
 
 
+GRAPHS = {"triton.cudagraphs": True, "force_layout_optimization": True}
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 @pytest.mark.parametrize(
     ("device", "options"),
-    [("cpu", None), *(pytest.param("cuda", how, marks=ON_A_GPU) for how in (None, {}, {"triton.cudagraphs": True}))],
+    [("cpu", None), *(pytest.param("cuda", how, marks=ON_A_GPU) for how in (None, {}, GRAPHS))],
 )
 def test_a_step_of_a_run_on_pictures_does_not_wait(device, options):
     # bf16, Muon, pictures that are flipped, augmented and made ahead: what a run has that the others lack
