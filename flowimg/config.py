@@ -303,7 +303,7 @@ class Train(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; all else stays fp32. auto: bf16 for U-Nets on what is fast in it. fp16 needs a GPU."""
     compile: Annotated[bool | Literal["auto", "graphs"], _one_of("true, false, auto and graphs")] = "auto"
-    """Compile field and loss, a minute or more. auto: on GPUs, for 2,000 steps or more, in graphs. Rounds otherwise."""
+    """Compile field and loss; graphs: as CUDA graphs. auto: 2,000 steps and more on a GPU, in graphs on NVIDIA's."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by "no class", which guidance needs."""
     log_every: Positive = 100

@@ -23,7 +23,7 @@ from flowimg.fields.norm import library
 DrawingT = TypeVar("DrawingT", bound=Drawing)
 
 LONG = 2000
-"""Steps of a run for which a compiler's minute is no loss on a GPU: on an H100 CIFAR-10's U-Nets win 30 to 60 ms each."""
+"""Steps of a run for which a compiler's minute is no loss: an H100 wins 30 to 60 ms in each of CIFAR-10's."""
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that fetches data or draws; ten minutes, NCCL's own, are soon over."""
 
@@ -155,7 +155,7 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
         MachineError: If there is no compiler for the code that it writes for a CPU, or no GPU for graphs.
     """
     device = pick_device().type
-    if asked == "graphs" and device != "cuda":
+    if asked == "graphs" and (device != "cuda" or torch.version.hip is not None):
         raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or say true")
     if not (worth and device == "cuda" if asked == "auto" else asked):
         return False
@@ -169,25 +169,33 @@ def compiles(asked: bool | str, name: str, config: Config, worth: bool = True) -
     return True
 
 
-def compiler_options(config: Config, processes: int) -> dict[str, bool] | None:
-    """What torch.compile is told of a training step; None where it is not compiled. See `compiles`.
+def compiler_options(config: Config, count: int) -> dict[str, bool] | None:
+    """What torch.compile is told of a training step on so many processes; None where it is not compiled: `compiles`.
 
-    A GPU waits for the host to send it the thousand operations of a step, unless they are recorded as CUDA graphs:
-    `auto` does that on NVIDIA's, on one process (where several sum their gradients nobody has tried it yet). And the
-    convolutions of a U-Net in 16 bits have their channels last throughout: the compiler, left to itself, decides so for
-    all of a network or for none, and for none where one has half as many channels out as in, as every U-Net has; then
-    pictures are turned around each of them.
+    A GPU waits for the host to send it the thousand operations of a step, unless they are recorded as CUDA graphs. And
+    the convolutions of a U-Net in 16 bits have their channels last throughout: the compiler, left to itself, decides so
+    for all of a network or for none, and for none where one has half as many channels out as in, as every U-Net has;
+    then pictures are turned around each of them. Both are done on NVIDIA's GPUs, on one process: where several sum
+    their gradients nobody has tried it yet.
     """
     asked = config.train.compile
     if not compiles(asked, "train.compile", config, config.train.steps >= LONG):
         return None
     if pick_device().type != "cuda":
         return {}
-    alone = processes == 1 and torch.version.hip is None
+    single = count == 1 and torch.version.hip is None
     return {
-        "triton.cudagraphs": asked == "graphs" or (asked == "auto" and alone),
-        "force_layout_optimization": isinstance(config.field, UNet) and config.train.precision != "fp32",
+        "triton.cudagraphs": asked == "graphs" or (asked == "auto" and single),
+        "force_layout_optimization": single and isinstance(config.field, UNet) and config.train.precision != "fp32",
     }
+
+
+def how_compiled(options: dict[str, bool] | None) -> str:
+    """What `compiler_options` come to, in words."""
+    if options is None:
+        return "not compiled"
+    words = {"triton.cudagraphs": "in graphs", "force_layout_optimization": "channels last"}
+    return ", ".join(["compiled", *(word for name, word in words.items() if options.get(name))])
 
 
 def settle_precision(asked: str, config: Config) -> str:

@@ -29,7 +29,7 @@ KINDS = {
     "convolution": ("convolution", "conv2d", "winograd", "implicit_gemm", "fprop", "dgrad", "wgrad"),
     "attention": ("attention", "flash", "fmha"),
     "matrix products": ("mm", "cublas", "cutlass", "nvjet", "linear"),
-    "optimiser and average": ("adam", "_foreach", "multi_tensor", "vector_norm"),
+    "optimiser and average": ("adam", "fused_sgd", "_foreach", "multi_tensor", "vector_norm"),
     "random numbers": ("normal_", "uniform_", "::rand"),
     "norms and activations": ("norm", "silu", "sigmoid", "softmax"),
     "dropout": ("dropout",),

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from flowimg.jobs.machine import (
     compiler_options,
     environment,
     get_ready,
+    how_compiled,
     leave_together,
     pick_device,
     settle_precision,
@@ -144,6 +145,7 @@ def _train(
 ) -> dict[str, Any] | None:
     accelerator = open_accelerator(config)
     options = compiler_options(config, accelerator.num_processes)
+    compiled = how_compiled(options)
     say: Callable[[str], None] = print if accelerator.is_main_process else lambda line: None
     passed: list[str] = []
 
@@ -169,7 +171,7 @@ def _train(
     offset = 0
     if checkpoint:
         check_data(checkpoint.state, batches.fingerprint, how.allow, folder.path)
-        changes += _other_machine(checkpoint, accelerator)
+        changes += _other_machine(checkpoint, accelerator, folder, compiled)
         seen = checkpoint.state["samples"]
         offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
     if not isinstance(batches, PointBatches):
@@ -194,7 +196,7 @@ def _train(
         _again(folder, say)
         write_text(folder.config, dump(config))
         machine = environment(accelerator.device, accelerator.num_processes)
-        machine |= {"blocks": blocks, "data": source.story}
+        machine |= {"blocks": blocks, "compiled": compiled, "data": source.story}
         machine |= {"parameters": sum(p.numel() for p in state.field.parameters())}
         write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
         folder.cut_metrics(-1 if resumed is None else resumed)
@@ -210,7 +212,7 @@ def _train(
     status.at("first passes")
     if began < until:
         rehearse(state)
-    _banner(say, config, source, batches, state, until, blocks)
+    _banner(say, config, source, batches, state, until, compiled, blocks)
     if began >= until:
         longer = "--train.stop-at" if until < config.train.steps else "--train.steps"
         say(f"already trained to step {began}: nothing to do (for more, give a larger {longer})")
@@ -317,10 +319,17 @@ def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
     state.draw = ahead
 
 
-def _other_machine(checkpoint: Checkpoint, accelerator: Accelerator) -> list[Change]:
-    """Whether as many processes go on as there were."""
-    before, now = checkpoint.state["processes"], accelerator.num_processes
-    return [] if before in (None, now) else [Change("processes", before, now, "same samples, rounded otherwise")]
+def _other_machine(checkpoint: Checkpoint, accelerator: Accelerator, folder: RunFolder, compiled: str) -> list[Change]:
+    """Whether as many processes go on as there were, compiled as they were."""
+    before = {"processes": checkpoint.state["processes"], "compiled": None}
+    with suppress(OSError, ValueError, AttributeError):
+        before["compiled"] = json.loads(folder.environment.read_text()).get("compiled")
+    now = {"processes": accelerator.num_processes, "compiled": compiled}
+    return [
+        Change(key, then, now[key], "same samples, rounded otherwise")
+        for key, then in before.items()
+        if then not in (None, now[key])
+    ]
 
 
 def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
@@ -353,6 +362,7 @@ def _event(
         "device": machine["device"],
         "processes": machine["processes"],
         "threads": machine["threads"],
+        "compiled": machine["compiled"],
         "changed": {change.key: [change.then, change.now] for change in changes},
         "passed_over": passed,
     }
@@ -482,6 +492,7 @@ def _banner(
     batches: Batches,
     state: Training,
     until: int,
+    compiled: str,
     blocks: str | None,
 ) -> None:
     """What was found, and what it will take."""
@@ -496,7 +507,7 @@ def _banner(
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     how: list[str] = [train.precision]
     if state.loss is not flow_matching_loss:
-        how.append("compiled, in graphs" if state.graphs else "compiled")
+        how.append(compiled)
     if blocks:
         how.append("blocks in C" if blocks == "C" else "blocks not in C, which a C compiler (cc) would make faster")
     say(

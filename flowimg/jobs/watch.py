@@ -43,7 +43,7 @@ REPORT_SECONDS = 15.0
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 TRIED_SECONDS = 0.5
-"""How long the steps take at least that tell what a run will take; the first, which is slow, is not counted."""
+"""How long the steps take at least that tell what a run will take; the first, in graphs the second too, are slow."""
 
 
 def callbacks(
@@ -158,7 +158,8 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
     if training:  # walking the modules of a small field costs as much as its arithmetic
         field.eval()
     mine = torch.arange(len(draw.t))[accelerator.process_index :: accelerator.num_processes]
-    micro = len(state.micro_batches()[0])  # what fits with gradients fits without
+    micro = len(state.micro_batches()[0])
+    least = 1 if state.graphs else micro  # what fits with gradients fits without, where graphs do not hold it for good
 
     def look(part: slice) -> Tensor:
         rows = mine[part]
@@ -167,7 +168,7 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
 
     total = torch.zeros((), device=accelerator.device)
     with accelerator.autocast():
-        for part in in_parts(look, len(mine), max(AT_ONCE, micro), micro):
+        for part in in_parts(look, len(mine), max(AT_ONCE, micro), least):
             total += part
     if training:
         field.train()
@@ -360,13 +361,13 @@ def _progress(accelerator: Accelerator, stretch: Stretch) -> Callable[[Training,
     bar = tqdm(total=until, initial=first, unit="step", disable=None if accelerator.is_main_process else True)
     plain = bar.disable and accelerator.is_main_process
     last = -math.inf
-    warm: tuple[int, float] | None = None  # the step after which the first is done, and the seconds it took
+    warm: tuple[int, float] | None = None  # the step after which the slow ones are done, and the seconds they took
     told = not plain
 
     def update(state: Training, record: dict[str, Any] | None) -> None:
         nonlocal last, warm, told
         bar.update(state.step - bar.n if not bar.disable else 0)
-        if not told and warm is None and state.step > first:
+        if not told and warm is None and state.step > first + state.graphs:
             warm = state.step, state.seconds
         elif not told and warm and (taken := state.seconds - warm[1]) > TRIED_SECONDS:
             each = taken / (state.step - warm[0])

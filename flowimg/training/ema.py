@@ -59,7 +59,8 @@ def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: 
     Our fields keep no state in buffers.
     """
     if not isinstance(hold, Tensor):
-        torch._foreach_lerp_(ema, parameters, (1 - decay) * (1 - hold))
+        if not hold:
+            torch._foreach_lerp_(ema, parameters, 1 - decay)
         return
     torch._fused_sgd_(
         ema,

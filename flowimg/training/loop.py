@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def start(
 ) -> Training:
     """A run at step 0: the field wrapped for its processes, the optimiser, the averages.
 
-    With options of torch.compile, if none of them, the loss is compiled.
+    Given options of torch.compile, an empty dict too, the loss is compiled in that way; with None it is not.
     """
     field = field.to(accelerator.device)
     ema = make_ema(field)
@@ -157,7 +158,9 @@ def start(
     wrapped = field if plain else accelerator.prepare(field)
     loss, graphs = flow_matching_loss, False
     if options is not None:
-        loss = torch.compile(flow_matching_loss, dynamic=False, options={**options})
+        # torch keeps eight versions of a function and calls it as it is after that; a process may train more often
+        own = FunctionType(flow_matching_loss.__code__.replace(), flow_matching_loss.__globals__)
+        loss = torch.compile(own, dynamic=False, options={**options})
         graphs = options.get("triton.cudagraphs", False)
     draw = partial(objective.draw, data)
     return Training(accelerator, field, wrapped, ema, powers, optimizer, objective, draw, recipe, loss, graphs)

@@ -1,11 +1,14 @@
 """`train.compile`: the same run, to rounding; its checkpoints are those of any run."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -13,7 +16,9 @@ from flowimg.cli import main
 from flowimg.config import Config, Sample, validate
 from flowimg.fields.mlp import MLPField
 from flowimg.jobs import draw, machine
+from flowimg.jobs.build import build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, open_run
+from flowimg.training.loop import Recipe, start, train_step
 
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
@@ -28,24 +33,28 @@ def asked(worth=True):
     return [machine.compiles(asked, "train.compile", config_of(asked), worth) for asked in ("auto", False, True)]
 
 
-def on_a_gpu(monkeypatch, hip=None):
-    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
+def on_a(kind, monkeypatch, hip=None):
+    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type=kind))
     monkeypatch.setattr(torch.version, "hip", hip)
 
 
 def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkeypatch):
+    on_a("cpu", monkeypatch)
     assert asked() == [False, False, True]
-    on_a_gpu(monkeypatch)
+    on_a("cuda", monkeypatch)
     assert asked() == [True, False, True]
     assert asked(worth=False) == [False, False, True]
 
 
-def test_graphs_are_for_gpus():
+@pytest.mark.parametrize(("kind", "hip"), [("cpu", None), ("mps", None), ("cuda", "7.0")])
+def test_graphs_are_for_gpus_of_nvidia(monkeypatch, kind, hip):
+    on_a(kind, monkeypatch, hip)
     with pytest.raises(machine.MachineError, match="graphs needs an NVIDIA GPU"):
         machine.compiler_options(config_of("graphs"), 1)
 
 
-def test_on_a_cpu_the_compiler_is_left_to_itself():
+def test_on_a_cpu_the_compiler_is_left_to_itself(monkeypatch):
+    on_a("cpu", monkeypatch)
     assert [machine.compiler_options(config_of(ask), 1) for ask in ("auto", False, True)] == [None, None, {}]
 
 
@@ -62,24 +71,76 @@ def test_on_a_cpu_the_compiler_is_left_to_itself():
 def test_a_step_is_recorded_where_one_process_has_a_gpu_of_nvidia_or_it_is_asked_for(
     monkeypatch, ask, processes, hip, graphs
 ):
-    on_a_gpu(monkeypatch, hip)
+    on_a("cuda", monkeypatch, hip)
     assert machine.compiler_options(config_of(ask), processes)["triton.cudagraphs"] is graphs
     assert machine.compiler_options(config_of(False), processes) is None
 
 
 def test_few_steps_are_not_worth_a_compiler_unless_it_is_asked_for(monkeypatch):
-    on_a_gpu(monkeypatch)
+    on_a("cuda", monkeypatch)
     few = [machine.compiler_options(config_of(ask, steps=1999), 1) for ask in ("auto", True, "graphs")]
     assert few[0] is None and [how["triton.cudagraphs"] for how in few[1:]] == [False, True]
 
 
 @pytest.mark.parametrize(
-    ("field", "precision", "last"),
-    [("unet", "bf16", True), ("unet", "fp16", True), ("unet", "fp32", False), ("mlp", "bf16", False)],
+    ("field", "precision", "count", "last"),
+    [
+        ("unet", "bf16", 1, True),
+        ("unet", "fp16", 1, True),
+        ("unet", "fp32", 1, False),
+        ("mlp", "bf16", 1, False),
+        ("unet", "bf16", 2, False),
+    ],
 )
-def test_convolutions_in_16_bits_have_channels_last(monkeypatch, field, precision, last):
-    on_a_gpu(monkeypatch)
-    assert machine.compiler_options(config_of("auto", field, precision), 1)["force_layout_optimization"] is last
+def test_convolutions_in_16_bits_have_channels_last(monkeypatch, field, precision, count, last):
+    on_a("cuda", monkeypatch)
+    for ask in ("auto", True, "graphs"):
+        assert machine.compiler_options(config_of(ask, field, precision), count)["force_layout_optimization"] is last
+
+
+def test_a_run_that_goes_on_compiled_otherwise_says_so(tmp_path, capsys):
+    command = ["train", "configs/checkerboard.yaml", "--run", str(tmp_path / "r"), *QUICK, "--figures", "false"]
+    main([*command, "--train.stop-at", "2"])
+    file = RunFolder(tmp_path / "r").environment
+    before = json.loads(file.read_text())
+    assert before["compiled"] == "not compiled" and "compiled" not in capsys.readouterr().out
+    file.write_text(json.dumps({**before, "compiled": "compiled, in graphs"}))
+    main(command)
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  compiled"))
+    assert told.split("  ")[1:4] == ["compiled", "compiled, in graphs", "not compiled"]
+
+
+def test_every_training_of_a_process_is_compiled(monkeypatch):
+    """torch keeps eight versions of a function, and those after them would be none, without a word."""
+    compiled, plain = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic, options: plain(call, backend=backend, dynamic=dynamic))
+    config = config_of(True)
+    try:
+        for count in range(1, 11):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            accelerator = Accelerator(cpu=True, mixed_precision="bf16")  # wraps each field anew
+            objective, source = build_objective(config), build_source(config)
+            field = build_field(config, source.facts)
+            data = source.load(torch.device("cpu"))
+            train_step(start(accelerator, field, objective, data, Recipe(steps=3), {}))
+            assert len(compiled) == count
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_how_a_run_is_compiled_is_told_in_words():
+    both = {"triton.cudagraphs": True, "force_layout_optimization": True}
+    assert [machine.how_compiled(how) for how in (None, {}, {**both, "triton.cudagraphs": False}, both)] == [
+        "not compiled",
+        "compiled",
+        "compiled, channels last",
+        "compiled, in graphs, channels last",
+    ]
 
 
 def test_torch_knows_the_options():

@@ -34,6 +34,7 @@ def test_average_follows_the_closed_form(known):
                 p.copy_(torch.randn_like(p))
         update_ema(list(ema.parameters()), list(field.parameters()), decay, known(0.0))
         expected = [decay * e + (1 - decay) * p.double() for e, p in zip(expected, field.parameters(), strict=True)]
+        update_ema(list(ema.parameters()), [p * math.nan for p in field.parameters()], decay, known(1.0))  # is held
     for average, truth in zip(ema.parameters(), expected, strict=True):
         torch.testing.assert_close(average.double(), truth, rtol=1e-6, atol=1e-6)
 

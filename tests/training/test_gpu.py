@@ -9,6 +9,18 @@ from flowimg.jobs.folder import RunFolder
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_out(monkeypatch):
+    """Of what is to be compiled or recorded, or a test would compare a thing with itself."""
+    from torch._dynamo.utils import counters  # which takes a while
+
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    yield
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("how", ["fp32 false", "bf16 false", "bf16 true", "fp16 graphs", "auto graphs"])
 def test_every_precision_learns_and_continues(tmp_path, how, kind):
