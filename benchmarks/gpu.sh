@@ -6,8 +6,8 @@
 # a step of the two CIFAR-10 networks, in CUDA graphs (the small one also without), beside the floor, the trainers whose
 # checkouts are given and floors with one lever more at a time; the tests that need a GPU; 50 Euler steps. PICTURES is any
 # set of pictures on disk. What matters most comes first, and each table is printed when it is there; rows that are missing
-# are named, and why is in OUT/NAME.err. Ends with 1 if anything failed. The two tables of trainers take 3 minutes each. Needs flowimg with what its tests need (pip install -e '.[dev]'), for
-# torchcfm absl-py, for Meta torchmetrics. A CPU has no graphs, and takes hours; some minutes with
+# are named, and why is in OUT/NAME.err. Ends with 1 if anything failed. Needs flowimg with what its tests need
+# (pip install -e '.[dev]'), for torchcfm absl-py, for Meta torchmetrics. A CPU has no graphs, and takes hours; some minutes with
 # WITH="--train.batch-size 8 --field.channels 32 64 --field.layers 1 --pairs 1 --seconds 1".
 if [ $# -lt 2 ]; then
 	echo "usage: sh benchmarks/gpu.sh PICTURES OUT [--torchcfm CHECKOUT] [--meta CHECKOUT] [--diffusers CHECKOUT]" >&2

@@ -160,8 +160,8 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
         trainer.process.kill()
         trainer.process.wait()
     needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
-    form = "bf16" if precision == "bf16" else "fp32"
-    most = product_flops(pick_device(), torch.bfloat16 if form == "bf16" else torch.float32) / needed
+    form, dtype = ("bf16", torch.bfloat16) if precision == "bf16" else ("fp32", torch.float32)
+    most = product_flops(pick_device(), dtype) / needed
     for name, trainer in trainers.items():
         speed = config.train.batch_size / statistics.median(found[name])
         print(

@@ -94,12 +94,9 @@ def floor(config: Config, precision: str, levers: Sequence[str] = ()) -> Step:
     def loss() -> Tensor:
         return (field(x, t, None).float() - target).square().mean()
 
-    if "layout" in levers:
-        from torch._inductor import config as inductor
-
-        inductor.force_layout_optimization = True
-    if "compiled" in levers:
-        loss = torch.compile(loss, dynamic=False, mode="reduce-overhead" if "graphs" in levers else None)
+    if "compiled" in levers:  # as compiler_options of flowimg/jobs/machine.py says it
+        options = {"triton.cudagraphs": "graphs" in levers, "force_layout_optimization": "layout" in levers}
+        loss = torch.compile(loss, dynamic=False, options={**options})
 
     def step() -> None:
         if "graphs" in levers:

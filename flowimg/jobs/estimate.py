@@ -51,7 +51,7 @@ def estimate(config: Config) -> dict[str, Any]:
     state = start(accelerator, field, objective, data, recipe_of(config, accumulation), options)
     rehearse(state)
     taken = []
-    for _ in range(4):  # the first is slow, in bf16 on a CPU and in graphs the second too
+    for _ in range(3):  # the first is slow, in bf16 on a CPU and in graphs the second too
         began = time.perf_counter()
         train_step(state)
         _wait(accelerator.device)

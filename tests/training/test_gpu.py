@@ -9,6 +9,9 @@ from flowimg.jobs.folder import RunFolder
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
+WAYS = ["fp32 false", "bf16 false", "bf16 true", "fp16 false", "fp16 graphs", "auto auto", "auto graphs"]
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_out(monkeypatch):
     """Of what is to be compiled or recorded, or a test would compare a thing with itself."""
@@ -22,7 +25,7 @@ def nothing_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("how", ["fp32 false", "bf16 false", "bf16 true", "fp16 graphs", "auto graphs"])
+@pytest.mark.parametrize("how", WAYS)
 def test_every_precision_learns_and_continues(tmp_path, how, kind):
     run, (precision, compile) = tmp_path / "run", how.split()
     command = ["train", "configs/digits.yaml", "--run", str(run), "--optim.kind", kind]
