@@ -17,7 +17,9 @@ from typing import Any
 
 from timed import cpu_seconds, scores_of
 
-from flowimg.config import Config, Evaluate, load, validate
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import load, validate
+from flowimg.settings.run import Config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = {"short": "checkerboard", "long": "checkerboard_long", "fine": "checkerboard_fine"}

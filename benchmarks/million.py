@@ -16,9 +16,12 @@ import psutil
 import torch
 from PIL import Image
 
-from flowimg.config import Config, ImageData, Train, UNet
-from flowimg.data.batches import Ahead
-from flowimg.jobs.build import build_source
+from flowimg.settings.data import ImageData
+from flowimg.settings.field import UNet
+from flowimg.settings.run import Config
+from flowimg.settings.train import Train
+from flowimg.data.batches import Prefetch
+from flowimg.build.data import build_source
 
 
 def write_shard(path, start, count):
@@ -73,7 +76,7 @@ def main():
         print(f"looked up {again}: {time.perf_counter() - began:.2f} s")
     print(f"          {source.story[:120]}")
     batches = source.load(torch.device("cpu"))
-    ahead = Ahead(batches, [range(args.batch)])
+    ahead = Prefetch(batches, [range(args.batch)])
     began = time.perf_counter()
     ahead(0, range(args.batch))
     order, took = batches.order, time.perf_counter() - began

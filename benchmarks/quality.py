@@ -19,7 +19,9 @@ from typing import Any
 
 from timed import cpu_seconds, scores_of
 
-from flowimg.config import Config, Evaluate, validate
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
 
 PICTURES = 172_800
 """Pictures seen: in about 20 minutes of one core."""

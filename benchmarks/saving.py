@@ -13,14 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flowimg.config import load, validate
-from flowimg.jobs.build import build_field, build_objective, build_source
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.save import keep_checkpoints
-from flowimg.jobs.signals import Wishes
-from flowimg.jobs.status import Status
-from flowimg.jobs.stretch import Stretch
-from flowimg.jobs.train import cut, open_accelerator, recipe_of
+from flowimg.settings.reading import load, validate
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
+from flowimg.runs.folder import RunFolder
+from flowimg.jobs.train.saving import keep_checkpoints
+from flowimg.runs.signals import StopRequests
+from flowimg.runs.status import Status
+from flowimg.jobs.train.span import Span
+from flowimg.jobs.train.run import cut, open_accelerator, recipe_of
 from flowimg.training.loop import rehearse, start, train_step
 
 BLOCK = 4
@@ -38,11 +40,11 @@ with tempfile.TemporaryDirectory() as folder:
     _, accumulation = cut(config, accelerator, field, objective, data)
     state = start(accelerator, field, objective, data, recipe_of(config, accumulation))
     run = RunFolder(Path(folder))
-    wishes = Wishes()
+    wishes = StopRequests()
     every = config.train.checkpoint_every
     with ThreadPoolExecutor(1) as thread:
         save = keep_checkpoints(
-            config, run, source.facts, data.fingerprint, Stretch(1, 10**9), {}, wishes, Status(run, 1, wishes), thread
+            config, run, source.facts, data.fingerprint, Span(1, 10**9), {}, wishes, Status(run, 1, wishes), thread
         )
         state.wrapped.train()
         rehearse(state)

@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from flowimg.config import load
-from flowimg.jobs.build import build_source
+from flowimg.settings.reading import load
+from flowimg.build.data import build_source
 
 config, source, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 9
 taken = []

@@ -35,16 +35,18 @@ from steps import LEVERS, Stock, stock
 from torch import Tensor
 
 from flowimg.cli import run_settings
-from flowimg.config import Config
+from flowimg.settings.run import Config
 from flowimg.data.batches import ImageBatches
 from flowimg.fields.unet import UNetField
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import build_field, build_source
-from flowimg.jobs.folder import open_run
-from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
-from flowimg.jobs.meter import pass_flops, product_flops
-from flowimg.sampling.generate import generate, to_uint8
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.runs.opening import open_run
+from flowimg.machine.device import keep_memory, pick_device
+from flowimg.machine.precision import autocast, settle_precision
+from flowimg.machine.throughput import pass_flops, product_flops
+from flowimg.sampling.sampler import generate, to_uint8
 
 STEPS, SAMPLES = 50, 64
 WRITTEN = 10_000

@@ -16,7 +16,8 @@ import tempfile
 import time
 
 from flowimg.cli import run_settings
-from flowimg.jobs.build import build_field, build_source
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
 
 PAIRS = 5
 TOLD = """

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from flowimg.cli import main, run_settings
-from flowimg.config import Config
+from flowimg.settings.run import Config
 from flowimg.data.batches import PointBatches
 from flowimg.data.toys import Toy
 from flowimg.fields.unet import UNetField, empty_unet
-from flowimg.jobs.build import build_field, build_source
-from flowimg.jobs.machine import autocast, keep_memory, pick_device, settle_precision
-from flowimg.jobs.meter import peak_memory
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.machine.device import keep_memory, pick_device
+from flowimg.machine.precision import autocast, settle_precision
+from flowimg.machine.throughput import peak_memory
 
 Step = Callable[[], None]
 WORKERS = 8 if torch.cuda.is_available() else 2

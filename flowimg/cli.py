@@ -14,34 +14,25 @@ from typing import Any, NoReturn, get_args
 
 import tyro
 
-from flowimg.config import (
+from flowimg.errors import SettingsError, Stopped
+from flowimg.settings.base import Model
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import dump, flatten, load, nearest, parse_yaml, validate
+from flowimg.settings.run import Config, Start
+from flowimg.settings.verbs import (
     Check,
-    Config,
     Doctor,
     Ema,
-    Evaluate,
-    Experiment,
     Export,
     Figures,
-    ImageData,
     Interpolate,
     Invert,
     Likelihood,
-    Model,
     Play,
     Preview,
     Report,
     Sample,
-    SettingsError,
-    Start,
-    dump,
-    flatten,
-    load,
-    nearest,
-    parse_yaml,
-    validate,
 )
-from flowimg.jobs.signals import Stopped
 
 Result = dict[str, Any] | None
 """What a verb tells a script: plain values, or nothing on a process that is not the first."""
@@ -57,7 +48,7 @@ def train(args: Sequence[str]) -> Result:
         from flowimg.jobs.estimate import dry_run
 
         return dry_run(config)
-    from flowimg.jobs.train import train
+    from flowimg.jobs.train.run import train
 
     return train(config, how)
 
@@ -89,7 +80,7 @@ def sample(args: Sequence[str]) -> Result:
 def interpolate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the pictures between seeds"""
     settings = _verb_settings("interpolate", Interpolate, args)
-    from flowimg.jobs.between import interpolate
+    from flowimg.jobs.interpolate import interpolate
 
     return interpolate(settings)
 
@@ -97,7 +88,7 @@ def interpolate(args: Sequence[str]) -> Result:
 def invert(args: Sequence[str]) -> Result:
     """RUN PICTURE ... [--KEY VALUE ...]   carry pictures to their noise and back"""
     settings = _verb_settings("invert", Invert, args, "pictures")
-    from flowimg.jobs.between import invert
+    from flowimg.jobs.invert import invert
 
     return invert(settings)
 
@@ -113,7 +104,7 @@ def export(args: Sequence[str]) -> Result:
 def figures(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the run's flow and curves"""
     settings = _verb_settings("figures", Figures, args)
-    from flowimg.jobs.figures import figures
+    from flowimg.jobs.figures.run import figures
 
     return figures(settings)
 
@@ -129,7 +120,7 @@ def report(args: Sequence[str]) -> Result:
 def play(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      a page in the browser to play with a run"""
     settings = _verb_settings("play", Play, args)
-    from flowimg.jobs.play import play
+    from flowimg.app.page import play
 
     return play(settings)
 
@@ -145,7 +136,7 @@ def ema(args: Sequence[str]) -> Result:
 def evaluate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
     settings = _verb_settings("evaluate", Evaluate, args)
-    from flowimg.jobs.evaluate import evaluate
+    from flowimg.jobs.evaluate.run import evaluate
 
     return evaluate(settings)
 
@@ -159,16 +150,8 @@ def likelihood(args: Sequence[str]) -> Result:
 
 
 def experiment(args: Sequence[str]) -> Result:
-    """frequency [--KEY VALUE ...]   boards of finer and finer squares: what fails, what repairs it"""
-    if any(arg in ("-h", "--help") for arg in args):
-        _parse("experiment frequency", Experiment(), ["--help"])
-    if not args or args[0] != "frequency":
-        said = f"there is no experiment {args[0]}" if args else "flowimg experiment needs a name"
-        raise SettingsError(f"{said}: the one there is is called frequency (flowimg experiment frequency)")
-    settings = _parse("experiment frequency", Experiment(), args[1:])
-    from flowimg.jobs.experiment import experiment
-
-    return experiment(settings)
+    """frequency                  moved: python examples/frequency/run.py"""
+    raise SettingsError("flowimg experiment frequency is an example now: python examples/frequency/run.py [--help]")
 
 
 def data(args: Sequence[str]) -> Result:
@@ -234,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if not args or args[0] in ("-h", "--help"):
             print(_usage())
         elif args[0] == "--version":
-            from flowimg import __version__
+            from flowimg.version import __version__
 
             print(f"flowimg {__version__}")
         elif args[0] not in VERBS:
@@ -260,7 +243,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if as_json and (found := getattr(error, "result", None)):
             print(json.dumps(found, allow_nan=False))
         if status is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from flowimg.jobs.machine import lost_others
+            from flowimg.machine.processes import lost_others
 
             if lost_others(error):
                 _fail("another process of this launch ended: its message says why", 4)
@@ -386,7 +369,7 @@ def _source_settings(verb: str, model: type[Model], args: Sequence[str]) -> tupl
     if not kept.is_file() and not args[0].endswith((".yaml", ".yml")):
         return _parse(verb, model(source=args[0]), args[1:]), None  # type: ignore[call-arg]
     run = load(str(kept) if kept.is_file() else args[0])
-    if not isinstance(run.data, ImageData):
+    if not run.data.holds_pictures:
         raise SettingsError(f"{args[0]} is a run on points: this verb is for pictures")
     return _parse(
         verb, model(**dict(run.data), **({"seed": run.seed} if "seed" in model.model_fields else {})), args[1:]

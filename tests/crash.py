@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from flowimg.jobs import save as saving
+from flowimg.jobs.train.run import saving as saving
 from flowimg.training import checkpoint
 
 POINTS = [

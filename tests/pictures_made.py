@@ -16,7 +16,8 @@ from PIL import Image
 import flowimg.data.find
 import flowimg.data.store
 from flowimg.data.cache import cache_folder
-from flowimg.data.listing import DataError, Listing
+from flowimg.data.listing import Listing
+from flowimg.errors import DataError
 from flowimg.data.pictures import Encoded
 
 SHARED = Path(__file__).parents[2] / "shared/data"

@@ -4,10 +4,10 @@ import os
 import sys
 
 from flowimg.cli import main
-from flowimg.flow.objective import Objective
+from flowimg.flow.objectives import FlowMatching
 
 process, first, last = map(int, sys.argv[1:4])
-draw = Objective.draw
+draw = FlowMatching.draw
 
 
 def poisoned(self, data, step, places):
@@ -17,6 +17,6 @@ def poisoned(self, data, step, places):
     return drawn
 
 
-Objective.draw = poisoned
+FlowMatching.draw = poisoned
 sys.argv = ["flowimg", *sys.argv[4:]]
 main()

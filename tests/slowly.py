@@ -7,16 +7,16 @@ from flowimg.cli import main
 
 stage = sys.argv[1]
 if stage == "preparing data":
-    from flowimg.jobs import train
+    from flowimg.jobs.train.run import run
 
-    build_source = train.build_source
+    build_source = run.build_source
 
     def slow_source(config):
         for _ in range(600):
             time.sleep(0.1)
         return build_source(config)
 
-    train.build_source = slow_source
+    run.build_source = slow_source
 elif stage == "saving":
     from flowimg.training import checkpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from survival import CRASH, SLOWLY, begin, finish, go, last_checkpoint, launch, status, words
 
-from flowimg.jobs.folder import RunFolder
+from flowimg.runs.folder import RunFolder
 
 STEPS = 2000
 MORE = ["--train.steps", STEPS, "--train.checkpoint-every", 5, "--train.log-every", 5, "--train.sample-every", 50]

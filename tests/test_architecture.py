@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from flowimg import config
-from flowimg.jobs import build
+from flowimg import build
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("flowimg/**/*.py"), *ROOT.glob("scripts/*.py")])
@@ -104,16 +104,16 @@ def test_every_room_has_doors_and_files():
         ("flowimg/data/toys.py", "from flowimg.flow import *"),
         ("flowimg/data/toys.py", "import flowimg.flow"),
         ("flowimg/data/toys.py", "import flowimg.flow.paths as randomness"),
-        ("flowimg/training/loop.py", "import flowimg.sampling.generate as g"),
+        ("flowimg/training/loop.py", "import flowimg.sampling.sampler as g"),
         ("flowimg/training/loop.py", "from ..sampling import generate"),
         ("flowimg/training/loop.py", "from .. import config"),
-        ("flowimg/sampling/generate.py", "from flowimg.training.ema import make_ema"),
+        ("flowimg/sampling/generate.py", "from flowimg.training.averages import make_ema"),
         ("flowimg/evaluation/points.py", "def score():\n    from flowimg.data.toys import Toy"),
-        ("flowimg/evaluation/points.py", "if TYPE_CHECKING:\n    from flowimg.jobs.build import Source"),
+        ("flowimg/evaluation/points.py", "if TYPE_CHECKING:\n    from flowimg.build import Source"),
         ("flowimg/figures/points.py", "def draw():\n    import importlib\n    importlib.import_module('flowimg.jobs')"),
         ("flowimg/jobs/train.py", "def train():\n    from flowimg import cli"),
         ("flowimg/cli.py", "class Verb:\n    def run(self):\n        import flowimg.training.loop as loop"),
-        ("scripts/train.py", "from flowimg.jobs.train import train"),
+        ("scripts/train.py", "from flowimg.jobs.train.run import train"),
         ("scripts/train.py", "import torch"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_wrong_import_is_found_wherever_it_hides(path, source):
             "import numpy\nfrom flowimg.flow import randomness\nfrom ..flow.randomness import key",
         ),
         ("flowimg/jobs/train.py", "from flowimg import __version__\nimport flowimg.flow.paths as paths"),
-        ("flowimg/cli.py", "def train():\n    from flowimg.jobs.train import train"),
+        ("flowimg/cli.py", "def train():\n    from flowimg.jobs.train.run import train"),
         ("scripts/train.py", "import sys\nfrom flowimg.cli import main"),
     ],
 )

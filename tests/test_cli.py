@@ -12,22 +12,11 @@ import yaml
 
 from flowimg import __version__
 from flowimg.cli import VERBS, main
-from flowimg.config import (
-    Config,
-    Ema,
-    Evaluate,
-    Experiment,
-    Export,
-    Figures,
-    Interpolate,
-    Invert,
-    Likelihood,
-    Play,
-    Report,
-    Sample,
-    flatten,
-    load,
-)
+from flowimg.config import Experiment
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import flatten, load
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Ema, Export, Figures, Interpolate, Invert, Likelihood, Play, Report, Sample
 
 ROOT = Path(__file__).parents[1]
 KNOWN = (
@@ -184,7 +173,7 @@ def test_without_the_folder_of_a_run_one_is_asked_for(verb, complaint, tmp_path,
 @pytest.mark.parametrize("verb", ["train", "config"])
 def test_a_wrong_override_is_one_sentence(verb, args, sentence, complaint, monkeypatch):
     # should it be let through, nothing is trained
-    monkeypatch.setitem(sys.modules, "flowimg.jobs.train", SimpleNamespace(train=lambda config: None))
+    monkeypatch.setitem(sys.modules, "flowimg.jobs.train.run", SimpleNamespace(train=lambda config: None))
     assert complaint(verb, DIGITS, *args) == (2, sentence)
 
 
@@ -375,7 +364,7 @@ def test_options_of_sample_reach_the_job(monkeypatch):
 
 
 def test_options_of_evaluate_reach_the_job(monkeypatch):
-    import flowimg.jobs.evaluate
+    import flowimg.jobs.evaluate.run
 
     seen = []
     monkeypatch.setattr(flowimg.jobs.evaluate, "evaluate", seen.append)
@@ -430,7 +419,7 @@ def speaking(monkeypatch):
             raise GateError("too bad")
         return {"off": 0.5}
 
-    from flowimg.jobs.evaluate import GateError
+    from flowimg.errors import GateError
 
     monkeypatch.setitem(VERBS, "evaluate", speaking)
 

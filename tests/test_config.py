@@ -11,7 +11,12 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flowimg.config import Config, Evaluate, Sample, Settings, SettingsError, dump, flatten, load, validate
+from flowimg.errors import SettingsError
+from flowimg.settings.base import Settings
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import dump, flatten, load, validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Sample
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 IMAGES = {"data": {"kind": "images"}, "field": {"kind": "unet"}, "coupling": {"kind": "ot"}}

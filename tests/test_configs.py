@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowimg.cli import main
-from flowimg.config import load
-from flowimg.jobs.build import DataFacts, build_field
+from flowimg.settings.reading import load
+from flowimg.build.data import DataFacts
+from flowimg.build.field import build_field
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))

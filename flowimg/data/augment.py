@@ -29,32 +29,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from flowimg.conditions.augmentation import NUMBERS
 from flowimg.flow import randomness
 
-NUMBERS = 9
-"""Numbers that tell how a picture was transformed."""
 SCALE, SHIFT = 0.2, 0.125
 """Standard deviations: of the binary logarithm of a scale, and of a move in widths or heights."""
 
 
-def augmented(x: Tensor, seed: int, step: int, places: range, p: float) -> tuple[Tensor, Tensor]:
+def augmented(x: Tensor, seed: int, step: int, positions: range, p: float) -> tuple[Tensor, Tensor]:
     """Pictures transformed at random: functions of (seed, step, place) alone.
 
     Args:
         x: Pictures in [-1, 1], shape (B, C, H, W).
         seed: Seed of the run.
         step: Optimiser step.
-        places: Their places in the global batch.
+        positions: Their positions in the global batch.
         p: How often each transformation is tried, in [0, 1].
     Returns:
         Pictures in [-1, 1], shape (B, C, H, W), and the numbers that tell how, shape (B, 9); on the device of x.
     """
-    numbers, maps = draw_numbers(seed, step, places, p)
+    numbers, maps = draw_numbers(seed, step, positions, p)
     return transformed(x, numbers, maps), numbers.to(x.device, non_blocking=True)
 
 
-def draw_numbers(seed: int, step: int, places: range, p: float) -> tuple[Tensor, Tensor]:
-    """Numbers a, shape (len(places), 9), and the maps that follow, shape (len(places), 2, 3); float32."""
+def draw_numbers(seed: int, step: int, positions: range, p: float) -> tuple[Tensor, Tensor]:
+    """Numbers a, shape (len(positions), 9), and the maps that follow, shape (len(positions), 2, 3); float32."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
         tried = torch.rand(count, 5, generator=generator, dtype=torch.float64) < p
@@ -78,7 +77,7 @@ def draw_numbers(seed: int, step: int, places: range, p: float) -> tuple[Tensor,
         # with the maps, in whole blocks: a cosine of the last few of a tensor may be rounded otherwise
         return torch.cat([numbers, map_of(numbers).flatten(1)], dim=1)
 
-    rows = randomness.draw_blocks(seed, "augment", step, places, draw).float()
+    rows = randomness.draw_blocks(seed, "augment", step, positions, draw).float()
     return rows[:, :NUMBERS], rows[:, NUMBERS:].unflatten(1, (2, 3))
 
 

@@ -1,31 +1,83 @@
 """Batches of x_1: which data an optimiser step sees at which place of its global batch.
 
-All kinds answer `(step, places) -> (x_1, labels)` and are functions of (seed, step, places) alone; nobody after them
-asks whether they hold points or images. Augmented pictures come with (labels, numbers) in place of labels.
+All kinds answer `(step, positions) -> (x_1, cond)` and are functions of (seed, step, positions) only; nobody after them
+asks whether they hold points or images.
 """
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from flowimg.data.augment import augmented
 from flowimg.data.order import sample_indices
-from flowimg.data.store import Images, to_unit
+from flowimg.data.store import Images
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
+from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import LOTS, lot_of
+from flowimg.spaces.pixels import Pixels
 
-Batch = tuple[Tensor, Tensor | tuple[Tensor | None, Tensor] | None]
-"""x_1 and labels, if there are any; of augmented pictures x_1, and labels and the numbers that say how (B, 9)."""
+Batch = tuple[Tensor, Condition]
+"""x_1 and what the field is given with it, on the device they will be used on."""
 
-Data = Callable[[int, range], Batch]
-"""(step, places) -> (x_1, labels), on the device they will be used on."""
+
+class Batches(Protocol):
+    """What every kind of batches answers.
+
+    `fingerprint` is the name of all data, None for fresh points; `size` the number of samples to learn from, None where
+    they never repeat; `ready` says that nothing has to be made ahead of the steps.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> str | None: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def ready(self) -> bool: ...
+
+    def __call__(self, step: int, positions: range) -> Batch:
+        """x_1, shape (len(positions), *D), and its condition."""
+        ...
+
+    def held_out(self, count: int) -> Batch:
+        """Data that no step sees: the first `count` of those held out, or all of them."""
+        ...
+
+    def rows(self, step: int, positions: range) -> list[int] | None:
+        """Which rows of the data set a step sees at these positions; None where there is no data set."""
+        ...
+
+    def seen_from(self, offset: int) -> Self:
+        """The same data of a run that saw `offset` samples more than its step times its batch size."""
+        ...
+
+    def close(self) -> None:
+        """Release what reads them."""
+        ...
+
+
+class Pictures(Batches, Protocol):
+    """What every kind of batches of pictures answers as well, decoded beforehand or streamed; see `ImageBatches`."""
+
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def augment(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def space(self) -> Pixels: ...
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]: ...
+    def some(self, count: int) -> Images: ...
 
 
 @dataclass(frozen=True)
@@ -37,56 +89,44 @@ class PointBatches:
     seed: int
     device: torch.device
     fingerprint: str | None = None
+    size: int | None = None
+    ready: bool = True
 
-    def __call__(self, step: int, places: range) -> tuple[Tensor, Tensor | None]:
-        """x_1, shape (len(places), 2), and labels, shape (len(places),), or None."""
-        lot = lot_of(step, len(places))
+    def __call__(self, step: int, positions: range) -> Batch:
+        """x_1, shape (len(positions), 2), and its condition."""
+        lot = lot_of(step, len(positions))
         if len(lot) == 1:
-            return self.made_of(randomness.uniform(self.seed, "data", step, places, (3,)))
-        x_1, labels = _points(self, lot, places)
-        return x_1[step - lot.start], None if labels is None else labels[step - lot.start]
+            return self.made_of(randomness.uniform(self.seed, "data", step, positions, (3,)))
+        x_1, labels = _points(self, lot, positions)
+        return x_1[step - lot.start], Condition(None if labels is None else labels[step - lot.start])
 
-    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
+    def held_out(self, count: int) -> Batch:
         """Points that no step sees, the same whatever the seed of the run."""
         return self.made_of(randomness.uniform(0, "held out", 0, range(count), (3,)))
 
-    def rows(self, step: int, places: range) -> None:
+    def rows(self, step: int, positions: range) -> None:
         """Points are no rows of anything."""
 
-    def made_of(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Points and labels from uniform numbers, shape (N, 3)."""
+    def seen_from(self, offset: int) -> Self:
+        """Points never repeat, so they are the same."""
+        return self
+
+    def close(self) -> None:
+        """Nothing reads them."""
+
+    def made_of(self, u: Tensor) -> Batch:
+        """Points and their condition from uniform numbers, shape (N, 3)."""
         x_1 = self.toy.sample(u)
         labels = to_device(self.toy.part(x_1), self.device) if self.labels else None
-        return to_device(x_1, self.device), labels
+        return to_device(x_1, self.device), Condition(labels)
 
 
 @lru_cache(maxsize=LOTS)
-def _points(batches: PointBatches, lot: range, places: range) -> tuple[Tensor, Tensor | None]:
-    """Points, (len(lot), len(places), 2), and labels, (len(lot), len(places)), the same as of each step by itself."""
-    u = torch.cat([randomness.uniform(batches.seed, "data", step, places, (3,)) for step in lot])
-    x_1, labels = batches.made_of(u)
+def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor, Tensor | None]:
+    """Points, (len(lot), len(positions), 2), and labels, (len(lot), len(positions)), the same as of each step."""
+    u = torch.cat([randomness.uniform(batches.seed, "data", step, positions, (3,)) for step in lot])
+    x_1, (labels, *_) = batches.made_of(u)
     return x_1.unflatten(0, (len(lot), -1)), None if labels is None else labels.unflatten(0, (len(lot), -1))
-
-
-class Pictures(Protocol):
-    """What every kind of batches of pictures answers, decoded beforehand or streamed; see `ImageBatches`."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def flip(self) -> bool: ...
-    @property
-    def augment(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def fingerprint(self) -> str | None: ...
-    def __call__(self, step: int, places: range) -> Batch: ...
-    def rows(self, step: int, places: range) -> list[int]: ...
-    def some(self, count: int) -> Images: ...
-    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +140,7 @@ class ImageBatches:
     """
 
     images: Images
+    space: Pixels
     apart: Tensor
     flip: bool
     seed: int
@@ -120,23 +161,39 @@ class ImageBatches:
         """Pictures to learn from."""
         return len(self.images.pixels) - len(self.apart)
 
-    def __call__(self, step: int, places: range) -> Batch:
-        """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on `device`."""
+    @property
+    def ready(self) -> bool:
+        """Whether they lie in the memory of their device, and looking them up takes it no time beside the steps.
+
+        With CUDA nothing is: noise is drawn on the host, which is busy enough with sending the GPU its operations.
+        Metal may crash where two threads use it: there pictures in its memory are looked up between the steps.
+        """
+        return self.images.pixels.device.type == self.device.type != "cuda"
+
+    def seen_from(self, offset: int) -> Self:
+        """See `Batches`."""
+        return replace(self, offset=offset)
+
+    def close(self) -> None:
+        """Nothing reads them."""
+
+    def __call__(self, step: int, positions: range) -> Batch:
+        """x_1, shape (len(positions), C, H, W), and its condition; on `device`."""
         pixels, labels, _ = self.images
-        rows = self._rows(step, places)
+        rows = self._rows(step, positions)
         # by index_select: plain indexing is twenty times slower on bytes
         some = pixels.index_select(0, to_device(rows, pixels.device))
-        some = shake(some, self.seed, step, places, self.flip, self.window)
-        x_1 = to_unit(to_device(some, self.device))
+        some = shake(some, self.seed, step, positions, self.flip, self.window)
+        x_1 = self.space.encode(to_device(some, self.device))
         named = None if labels is None else to_device(labels[to_device(rows, labels.device)], self.device)
-        return batch_of(x_1, named, self.seed, step, places, self.augment)
+        return batch_of(x_1, named, self.seed, step, positions, self.augment)
 
-    def rows(self, step: int, places: range) -> list[int]:
-        """Which rows of the data set a step sees at these places."""
-        return self._rows(step, places).tolist()
+    def rows(self, step: int, positions: range) -> list[int]:
+        """Which rows of the data set a step sees at these positions."""
+        return self._rows(step, positions).tolist()
 
-    def _rows(self, step: int, places: range) -> Tensor:
-        learned = sample_indices(self.seed, step, places, self.batch_size, self.size, self.offset)
+    def _rows(self, step: int, positions: range) -> Tensor:
+        learned = sample_indices(self.seed, step, positions, self.batch_size, self.size, self.offset)
         return self._learned(learned)
 
     def _learned(self, index: Tensor) -> Tensor:
@@ -149,37 +206,38 @@ class ImageBatches:
         """
         return self._middle(self._learned(evenly(self.size, count)))
 
-    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images that no step sees: the first `count` of those kept apart, or all of them."""
+    def held_out(self, count: int) -> Batch:
+        """Images that no step sees: the first `count` of those held out, or all of them."""
         pixels, labels, _ = self._middle(self.apart[:count])
-        return to_unit(to_device(pixels, self.device)), None if labels is None else labels.to(self.device)
+        labels = None if labels is None else labels.to(self.device)
+        return self.space.encode(to_device(pixels, self.device)), Condition(labels)
 
     def _middle(self, rows: Tensor) -> Images:
         images = self.images.take(rows.to(self.images.pixels.device))
         return images._replace(pixels=middle(images.pixels, self.window))
 
 
-def shake(pixels: Tensor, seed: int, step: int, places: range, flip: bool, window: int | None) -> Tensor:
+def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, window: int | None) -> Tensor:
     """What is random about pictures: windows and flips, functions of (seed, step, place) alone.
 
     Args:
         pixels: Shape (B, C, S, S), uint8.
         seed: Seed of the run.
         step: Optimiser step.
-        places: Their places in the global batch.
+        positions: Their positions in the global batch.
         flip: Flip half of them left to right.
         window: Cut a square of so many pixels out of each; None keeps all of it.
     """
     if window is not None:
         most = pixels.shape[-1] - window + 1
-        corners = (randomness.uniform(seed, "window", step, places, (2,)) * most).long()
+        corners = (randomness.uniform(seed, "window", step, positions, (2,)) * most).long()
         corners = to_device(corners, pixels.device)
         along = torch.arange(window, device=pixels.device)
         down, across = corners[:, :1] + along, corners[:, 1:] + along
         pixels = pixels.gather(2, down[:, None, :, None].expand(-1, pixels.shape[1], -1, pixels.shape[3]))
         pixels = pixels.gather(3, across[:, None, None, :].expand(-1, pixels.shape[1], window, -1))
     if flip:
-        flipped = randomness.uniform(seed, "flip", step, places) < 0.5
+        flipped = randomness.uniform(seed, "flip", step, positions) < 0.5
         both = torch.arange(len(pixels)) + len(pixels) * flipped
         pixels = torch.cat([pixels, pixels.flip(-1)]).index_select(0, to_device(both, pixels.device))
     return pixels
@@ -191,12 +249,12 @@ def evenly(size: int, most: int) -> Tensor:
     return torch.arange(count) * size // count
 
 
-def batch_of(x_1: Tensor, labels: Tensor | None, seed: int, step: int, places: range, augment: float) -> Batch:
-    """Pictures and labels, and where they are augmented (`augment` above 0), how."""
+def batch_of(x_1: Tensor, labels: Tensor | None, seed: int, step: int, positions: range, augment: float) -> Batch:
+    """Pictures and their condition: labels and, where they are augmented (`augment` above 0), how."""
     if augment == 0:
-        return x_1, labels
-    x_1, numbers = augmented(x_1, seed, step, places, augment)
-    return x_1, (labels, numbers)
+        return x_1, Condition(labels)
+    x_1, numbers = augmented(x_1, seed, step, positions, augment)
+    return x_1, Condition(labels, numbers)
 
 
 def middle(pixels: Tensor, window: int | None) -> Tensor:
@@ -223,57 +281,57 @@ def beside(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
 
 
-class Once:
+class LastBatch:
     """Data of which what was asked for last is not made again: micro-batches may share a block of a coupling.
 
     Args:
-        data: Gives the data of a step at some places.
+        data: Gives the data of a step at some positions.
     """
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Callable[[int, range], Batch]) -> None:
         self.data = data
         self.asked: tuple[int, range] | None = None
         self.last: Batch
 
-    def __call__(self, step: int, places: range) -> Batch:
-        """x_1 and labels."""
-        if self.asked != (step, places):
-            self.last = self.data(step, places)
-            self.asked = step, places
+    def __call__(self, step: int, positions: range) -> Batch:
+        """x_1 and its condition."""
+        if self.asked != (step, positions):
+            self.last = self.data(step, positions)
+            self.asked = step, positions
         return self.last
 
 
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetch(Generic[T]):
     """What steps need made ready in a thread while the steps before them are computed; the same as made when asked for.
 
     Args:
-        make: Makes what a step needs at some places.
-        places: What is asked for in a step, in that order, all different.
+        make: Makes what a step needs at some positions.
+        positions: What is asked for in a step, in that order, all different.
         depth: So many micro-batches are ready at most.
     """
 
-    def __init__(self, make: Callable[[int, range], T], places: list[range], depth: int = 2) -> None:
-        self.make, self.places, self.depth = make, places, depth
+    def __init__(self, make: Callable[[int, range], T], positions: list[range], depth: int = 2) -> None:
+        self.make, self.positions, self.depth = make, positions, depth
         self.thread = beside("data")
         self.ready: deque[tuple[tuple[int, range], Future[T]]] = deque()
 
-    def __call__(self, step: int, places: range) -> T:
+    def __call__(self, step: int, positions: range) -> T:
         """What was made ready is taken, anything else is made now."""
-        if places not in self.places:
-            return self.thread.submit(self.make, step, places).result()
-        while self.ready and self.ready[0][0] != (step, places):
+        if positions not in self.positions:
+            return self.thread.submit(self.make, step, positions).result()
+        while self.ready and self.ready[0][0] != (step, positions):
             self.ready.popleft()[1].cancel()
         while len(self.ready) <= self.depth:
-            now = self._next(*self.ready[-1][0]) if self.ready else (step, places)
+            now = self._next(*self.ready[-1][0]) if self.ready else (step, positions)
             self.ready.append((now, self.thread.submit(self.make, *now)))
         return self.ready.popleft()[1].result()
 
-    def _next(self, step: int, places: range) -> tuple[int, range]:
-        number = self.places.index(places) + 1
-        return (step, self.places[number]) if number < len(self.places) else (step + 1, self.places[0])
+    def _next(self, step: int, positions: range) -> tuple[int, range]:
+        number = self.positions.index(positions) + 1
+        return (step, self.positions[number]) if number < len(self.positions) else (step + 1, self.positions[0])
 
     def close(self) -> None:
         """Wait for what is being made, and make no more."""

@@ -15,24 +15,20 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowimg.errors import CacheError
+from flowimg.files import aside_of, filled, lock, written
+
 OLD = 24 * 3600.0
 """Seconds after which what another machine left half made is taken for dead."""
-
-
-class CacheError(Exception):
-    """The cache cannot be used; the message says which folder, and what else to name."""
-
-    exit_status = 4
 
 
 def cache_folder(asked: str | None = None) -> Path:
@@ -84,15 +80,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file aside, sync it, and put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    aside = path.with_name(_aside(path.name))
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written(path, synced=True) as aside, aside.open("wb") as file:
+        write(file)
 
 
 def pack(texts: Sequence[str]) -> NDArray[np.uint8]:
@@ -120,7 +109,7 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f"{target.name}.lock")):
+        with lock(target.with_name(f"{target.name}.lock"), _wait):
             if target.exists():
                 return
             _sweep(target.parent)
@@ -130,20 +119,8 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
                     f"the cache {target.parent} needs {_size(need)} for decoded pictures, and its disk has "
                     f"{_size(free)} free: make room, or name another folder by data.cache or $FLOWIMG_CACHE"
                 )
-            aside = target.with_name(_aside(target.name))
-            aside.mkdir()
-            try:
+            with filled(target, replace=False) as aside:
                 fill(aside)
-                for file in (*aside.iterdir(), aside):
-                    _sync(file)
-                try:
-                    aside.rename(target)
-                except OSError:
-                    if not target.exists():  # else another machine was first, with the same
-                        raise
-                _sync(target.parent)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise CacheError(
             f"the cache {target.parent} cannot be written ({error.strerror or error}): make room, or name another "
@@ -151,13 +128,13 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
         ) from None
 
 
-def _aside(name: str) -> str:
-    return f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+def _wait() -> None:
+    print("waiting   for another process that decodes the same pictures", file=sys.stderr, flush=True)
 
 
 def discard(folder: Path) -> None:
     """Remove a folder of ours that is broken, if it can be; whoever reads it has it still."""
-    aside = folder.with_name(_aside(folder.name))
+    aside = aside_of(folder)
     with suppress(OSError):
         folder.rename(aside)
         shutil.rmtree(aside)
@@ -192,31 +169,3 @@ def _dead(pid: int) -> bool:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems sync no folders
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that the system lets go of when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting   for another process that decodes the same pictures", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.listing import DataError, Listing, Source, listed
+from flowimg.data.listing import Listing, Source, listed
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
+from flowimg.errors import DataError
 
 FEW = 1000
 """Pictures below which a field may learn them by heart."""

@@ -8,17 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.pictures import Encoded
+from flowimg.errors import DataError
 
 CHUNK = 64
 """Pictures read at a time at most,"""
 CHUNK_BYTES = 2**20
 """or so many bytes of them, where that is less."""
-
-
-class DataError(Exception):
-    """The data cannot be used; the message says what, where, and how to mend it."""
-
-    exit_status = 3
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ The permutation is a Feistel network on the smallest even number of bits that ho
 needs nothing but the step; any number of processes agree.
 
 What does not fit a disk cannot be read in any order: `ShardOrder` shuffles by blocks. The shards of an epoch follow
-each other in keyed order; that row of samples is cut into lanes of one length, a lane for some places of the batch; in
-a lane, so many shards in a row are open, and their samples come in keyed order. A process reads the lanes of its places
-and nothing else.
+each other in keyed order; that row of samples is cut into lanes of one length, a lane for some positions of the batch;
+in a lane a group of shards is open at a time, and their samples come in keyed order. A process reads the lanes of its
+positions and nothing else.
 """
 
 from collections.abc import Iterator
@@ -79,23 +79,23 @@ def _network(x: NDArray[np.uint64], half: np.uint64, keys: tuple[np.uint64, ...]
     return left << half | right
 
 
-def sample_indices(seed: int, step: int, places: range, batch_size: int, n: int, offset: int = 0) -> Tensor:
-    """The samples of the data set that a step sees at these places of its batch.
+def sample_indices(seed: int, step: int, positions: range, batch_size: int, n: int, offset: int = 0) -> Tensor:
+    """The samples of the data set that a step sees at these positions of its batch.
 
     Batches run on across the end of an epoch; a set smaller than the batch wraps round.
 
     Args:
         seed: Seed of the run.
         step: Optimiser step, from 0.
-        places: Places in the global batch.
+        positions: Places in the global batch.
         batch_size: Size of the global batch.
         n: Samples in the data set.
         offset: Samples seen other than step * batch_size, where the batch was another one before.
     Returns:
-        Indices in [0, n), shape (len(places),), int64; every epoch visits each sample once.
+        Indices in [0, n), shape (len(positions),), int64; every epoch visits each sample once.
     """
-    start = step * batch_size + offset + places.start
-    stop = start + len(places)
+    start = step * batch_size + offset + positions.start
+    stop = start + len(positions)
     size = min(BLOCK, max(64, n))  # of a tiny set a long block would hold many epochs
     rows = [
         _block(seed, n, size, block)[max(start - block * size, 0) : stop - block * size]
@@ -116,7 +116,7 @@ def _block(seed: int, n: int, size: int, block: int) -> NDArray[np.int64]:
 
 
 class Lane(NamedTuple):
-    """A stretch of an epoch's row of shards: the places of the row at which its groups of open shards begin and end."""
+    """A part of an epoch's row of shards: where in the row its groups of open shards begin and end."""
 
     start: int
     stop: int
@@ -126,7 +126,7 @@ class Lane(NamedTuple):
 class ShardOrder:
     """Which sample of which shard comes when, for shards that are read a few at a time.
 
-    Lane l of L has the places of the batch from l B / L on, and of the row of N samples those from l N / L to
+    Lane l of L has the positions of the batch from l B / L on, and of the row of N samples those from l N / L to
     (l + 1) N / L: each epoch visits each sample once, and a sample is a function of (seed, step, place).
 
     Args:
@@ -145,21 +145,21 @@ class ShardOrder:
         self._row = lru_cache(4)(self._make_row)
         self._lane = lru_cache(4 * self.lanes)(self._make_lane)
 
-    def __call__(self, step: int, places: range, offset: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards, and the rows in them, that a step sees at these places.
+    def __call__(self, step: int, positions: range, offset: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards, and the rows in them, that a step sees at these positions.
 
         Args:
             step: Optimiser step, from 0.
-            places: Places in the global batch.
+            positions: Places in the global batch.
             offset: Samples seen other than step * batch_size, where the batch was another one before.
         Returns:
-            Shards and rows, each of shape (len(places),).
+            Shards and rows, each of shape (len(positions),).
         """
         width = self.batch_size // self.lanes
         seen = (step * self.batch_size + offset) // self.lanes
         shards, rows = [], []
-        for lane in self.lanes_of(places):
-            first, last = max(places.start, lane * width), min(places.stop, (lane + 1) * width)
+        for lane in self.lanes_of(positions):
+            first, last = max(positions.start, lane * width), min(positions.stop, (lane + 1) * width)
             length = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
             counter = seen + np.arange(first, last) - lane * width
             for epoch in range(int(counter[0]) // length, int(counter[-1]) // length + 1):
@@ -169,10 +169,10 @@ class ShardOrder:
                     rows.append(row)
         return np.concatenate(shards), np.concatenate(rows)
 
-    def lanes_of(self, places: range) -> range:
-        """The lanes that have these places of the batch."""
+    def lanes_of(self, positions: range) -> range:
+        """The lanes that have these positions of the batch."""
         width = self.batch_size // self.lanes
-        return range(places.start // width, -(-places.stop // width))
+        return range(positions.start // width, -(-positions.stop // width))
 
     def _places(
         self, epoch: int, lane: int, within: NDArray[np.int64]

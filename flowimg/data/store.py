@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowimg.data.cache import CacheError, discard, make_folder, name_of
+from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
-from flowimg.data.listing import DataError, chunks, plain
+from flowimg.data.listing import chunks, plain
 from flowimg.data.order import permute
 from flowimg.data.workers import cores, spread
+from flowimg.errors import CacheError, DataError
 from flowimg.flow.randomness import key
 
 VERSION = 1
@@ -65,13 +66,6 @@ class Stored(NamedTuple):
     folder: Path
     fingerprint: str
     bad: tuple[Bad, ...]
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels to floats in [-1, 1]: 0 is -1, 255 is 1; the same bits on every device."""
-    # by a number a GPU would multiply with its reciprocal, which rounds otherwise
-    half = 127.5 if pixels.device.type == "cpu" else torch.full((), 127.5, device=pixels.device)
-    return pixels.float().div_(half).sub_(1)
 
 
 def fingerprint(images: Images) -> str:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from torch import Tensor
 from flowimg.data.batches import Batch, batch_of, middle, shake, to_device
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import DataError, Opened, Stream, plain
+from flowimg.data.listing import Opened, Stream, plain
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
-from flowimg.data.store import Images, to_unit
+from flowimg.data.store import Images
 from flowimg.data.workers import Pool
+from flowimg.errors import DataError
+from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import key
+from flowimg.spaces.pixels import Pixels
 
 LOOKED_AT = 64
 """Pictures whose files are looked at beforehand, for size and colour."""
@@ -100,6 +104,7 @@ class StreamBatches:
 
     stream: Stream
     how: Decoding
+    space: Pixels
     held: NDArray[np.int64]
     flip: bool
     seed: int
@@ -129,17 +134,31 @@ class StreamBatches:
         """Pictures to learn from."""
         return self.order.total
 
-    def __call__(self, step: int, places: range) -> Batch:
-        """x_1, shape (len(places), C, H, W), and labels, shape (len(places),), or None; on `device`."""
-        pixels, labels = self._decoded(*self._places(step, places))
-        pixels = shake(pixels, self.seed, step, places, self.flip, self.window)
-        x_1 = to_unit(to_device(pixels, self.device))
-        labels = None if labels is None else labels.to(self.device)
-        return batch_of(x_1, labels, self.seed, step, places, self.augment)
+    @property
+    def ready(self) -> bool:
+        """They are decoded as they come, so they are made ahead of the steps."""
+        return False
 
-    def rows(self, step: int, places: range) -> list[int]:
-        """Which pictures a step sees at these places, counted through all shards."""
-        shards, rows = self._places(step, places)
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Bad pictures are replaced and named as they come: none is left out beforehand."""
+        return ()
+
+    def seen_from(self, offset: int) -> Self:
+        """See `Batches`."""
+        return replace(self, offset=offset)
+
+    def __call__(self, step: int, positions: range) -> Batch:
+        """x_1, shape (len(positions), C, H, W), and its condition; on `device`."""
+        pixels, labels = self._decoded(*self._places(step, positions))
+        pixels = shake(pixels, self.seed, step, positions, self.flip, self.window)
+        x_1 = self.space.encode(to_device(pixels, self.device))
+        labels = None if labels is None else labels.to(self.device)
+        return batch_of(x_1, labels, self.seed, step, positions, self.augment)
+
+    def rows(self, step: int, positions: range) -> list[int]:
+        """Which pictures a step sees at these positions, counted through all shards."""
+        shards, rows = self._places(step, positions)
         before = np.cumsum(self.stream.counts) - self.stream.counts
         return (before[shards] + rows).tolist()
 
@@ -154,14 +173,15 @@ class StreamBatches:
         labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
         return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)
 
-    def held_out(self, count: int) -> tuple[Tensor, Tensor | None]:
+    def held_out(self, count: int) -> Batch:
         """Pictures that no step sees: the first `count` of those kept apart, or all of them."""
         shards = np.repeat(np.arange(len(self.held)), self.held)[:count]
         ends = np.cumsum(self.held)
         rows = self.stream.counts[shards] - (ends[shards] - np.arange(len(shards)))
         pixels, labels = self._decoded(shards, rows)
         pixels = middle(pixels, self.window)
-        return to_unit(to_device(pixels, self.device)), None if labels is None else labels.to(self.device)
+        labels = None if labels is None else labels.to(self.device)
+        return self.space.encode(to_device(pixels, self.device)), Condition(labels)
 
     def close(self) -> None:
         """Send the processes that decode home."""
@@ -169,9 +189,9 @@ class StreamBatches:
             self._pool.close()
             self._pool = None
 
-    def _places(self, step: int, places: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        self._lanes.update(self.order.lanes_of(places))
-        shards, rows = self.order(step, places, self.offset)
+    def _places(self, step: int, positions: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        self._lanes.update(self.order.lanes_of(positions))
+        shards, rows = self.order(step, positions, self.offset)
         return self.shards[shards], rows
 
     def _open(self, shard: int) -> Opened:

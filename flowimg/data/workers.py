@@ -19,6 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from flowimg.errors import WorkerError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -29,12 +31,6 @@ AHEAD = 4
 GRACE = 30.0
 """Seconds that a worker has to end what it was given, when its pool is closed."""
 IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-
-
-class WorkerError(Exception):
-    """A process that decodes died; the message says what may have killed it."""
-
-    exit_status = 4
 
 
 def cores() -> int:

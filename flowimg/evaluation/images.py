@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowimg.evaluation.classifier import floats
+from flowimg.spaces.pixels import unit
 
 ROWS, NUMBERS = 2**13, 2**26
 """Training pictures, and numbers of them, that are held as floats at once."""
@@ -46,11 +46,11 @@ def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) ->
 
     Bytes are taken for pictures in [-1, 1]; all of `others` are looked at, some at a time.
     """
-    x = floats(x).flatten(1)
+    x = unit(x).flatten(1)
     k = min(k, len(others))
     best, rows = x.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long)
     for some in torch.arange(len(others)).split(max(1, min(ROWS, NUMBERS // x.shape[1]))):
-        part = floats(others[some[0] : some[-1] + 1]).flatten(1)
+        part = unit(others[some[0] : some[-1] + 1]).flatten(1)
         score = part.square().sum(dim=1) - 2 * x @ part.T
         if own is not None:
             here = torch.isin(own, some)
@@ -60,7 +60,7 @@ def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) ->
         rows = torch.cat([rows, near.indices + some[0]], dim=1).gather(1, kept)
     # who is nearest by the fast formula, how far by the exact one, which does not cancel
     exact = [
-        (floats(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in zip(x, rows, strict=True)
+        (unit(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in zip(x, rows, strict=True)
     ]
     return Nearest(torch.stack(exact), rows)
 

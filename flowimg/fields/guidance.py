@@ -10,7 +10,7 @@ Sources: Ho and Salimans 2022, arXiv:2207.12598; Kynkaanniemi et al. 2024, arXiv
 import torch
 from torch import Tensor
 
-from flowimg.flow.objective import NO_CLASS, Cond, Velocity
+from flowimg.flow.condition import Condition, Velocity
 
 EDGE = 1e-6
 """A time this near to the interval is inside: fields see t in float32."""
@@ -35,19 +35,21 @@ class Guided:
         """Evaluations of the network a sample at time t."""
         return 2 if self._inside(t) else 1
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | Cond | None = None) -> Tensor:
-        """Guided velocity, shape of x; `cond` must hold labels, shape (B,); with an interval, t is one for all rows."""
-        labels, numbers = cond if isinstance(cond, Cond) else (cond, None)
-        if labels is None:
-            raise ValueError("guidance needs labels to guide towards: pass cond, shape (B,), or use the field itself")
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """Guided velocity, shape of x; with an interval, t is one for all rows.
+
+        Raises:
+            ValueError: If the condition has nothing to guide towards.
+        """
+        if cond is None or not cond.steers:
+            raise ValueError("guidance needs labels to guide towards: pass a condition with a label, or use the field")
         if self.interval != (0.0, 1.0) and not self._inside(float(t[0])):
             return self.field(x, t, cond)
-        twice = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
-        told = twice if numbers is None else Cond(twice, torch.cat([numbers, numbers]))
-        towards, free = self.field(torch.cat([x, x]), torch.cat([t, t]), told).chunk(2)
+        both = self.field(torch.cat([x, x]), torch.cat([t, t]), cond.cat(cond.null()))
+        towards, free = both.chunk(2)
         return free + self.scale * (towards - free)
 
 
 def guided(field: Velocity, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:
-    """The field guided towards its class; at scale 1 the field itself, which costs half."""
+    """The field guided towards its condition; at scale 1 the field itself, which costs half."""
     return field if scale == 1 else Guided(field, scale, interval)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowimg.flow.objective import NO_CLASS
+from flowimg.flow.condition import NO_CLASS, Condition
 
 
 class MLPField(nn.Module):
@@ -62,13 +62,14 @@ class MLPField(nn.Module):
             nn.init.zeros_(self.leave.weight)
             nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """Velocity at x and t.
 
         Args:
             x: Points, shape (B, dim).
             t: Flow times in [0, 1], shape (B,).
-            cond: Labels, shape (B,), `NO_CLASS` for none; None is no class for all.
+            cond: Its label, shape (B,), is used; absent, it is "no class" for all.
+
         Returns:
             Velocity, shape (B, dim).
         """
@@ -85,8 +86,8 @@ class MLPField(nn.Module):
         return self.leave(self.body(h))
 
 
-def class_rows(cond: Tensor | None, batch: int, num_classes: int, device: torch.device) -> Tensor:
+def class_rows(cond: Condition | None, batch: int, num_classes: int, device: torch.device) -> Tensor:
     """Labels as rows of an embedding with `num_classes + 1` rows, of which the last means "no class"; shape (B,)."""
-    if cond is None:
+    if cond is None or cond.label is None:
         return torch.full((batch,), num_classes, device=device)
-    return torch.where(cond == NO_CLASS, num_classes, cond)
+    return torch.where(cond.label == NO_CLASS, num_classes, cond.label)

@@ -16,9 +16,9 @@ from diffusers import UNet2DModel
 from diffusers.utils import logging
 from torch import Tensor, nn
 
+from flowimg.fields.cpu.blocks import quicken
 from flowimg.fields.mlp import class_rows
-from flowimg.fields.quick import quicken
-from flowimg.flow.objective import Cond
+from flowimg.flow.condition import Condition
 
 HEAD = 64
 """Channels an attention head; diffusers' default of 8 makes many tiny, slow heads."""
@@ -67,6 +67,8 @@ class UNetField(nn.Module):
 
     edges = ("unet.conv_in", "unet.conv_out", "unet.class_embedding", "augment")
     """Modules whose weights do not map hidden units to hidden units."""
+    exports = "unet"
+    """The attribute that holds the network of a stock diffusers pipeline."""
 
     def __init__(
         self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False, numbers: int = 0
@@ -81,19 +83,19 @@ class UNetField(nn.Module):
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Cond | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """Velocity at x and t.
 
         Args:
             x: Pictures on the way from noise to data, shape (B, C, H, W).
             t: Flow times in [0, 1], shape (B,); 0 is noise, 1 is data.
-            cond: Labels, shape (B,), `NO_CLASS` for none; None is no class for all; or labels and the numbers of an
-                augmentation, without which pictures are as they are.
+            cond: Its label, shape (B,), and augmentation, shape (B, 9), are used; absent, they are null for all.
+
         Returns:
             Velocity, shape (B, C, H, W), in data units per unit of t.
         """
-        labels, numbers = cond if isinstance(cond, Cond) else (cond, None)
-        rows = class_rows(labels, len(x), self.num_classes, x.device) if self.num_classes else None
+        numbers = None if cond is None else cond.augmentation
+        rows = class_rows(cond, len(x), self.num_classes, x.device) if self.num_classes else None
         # a float tensor: UNet2DModel would truncate a Python float to a whole number
         timestep = 1000 * (1 - t)
         if numbers is None:

@@ -1,6 +1,6 @@
 """Curves of training: the loss beside what of it can never be learned, and how the run went.
 
-A record is a line of RUN/metrics.jsonl, a floor the loss of the best of all fields (`flowimg.flow.floor`).
+A record is a line of RUN/metrics.jsonl, a floor the loss of the best of all fields (`flowimg.flow.irreducible`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowimg.figures.style import DATA, FLOW, NOISE, OF_TIME, SERIES, drawing
-from flowimg.flow.floor import Floor
+from flowimg.flow.irreducible import Irreducible
 
 GROUPS = 24
 """Points of the curve of what is left to learn, at most."""
@@ -22,7 +22,7 @@ DOTTED = 12
 Records = Sequence[dict[str, Any]]
 
 
-def loss_figure(records: Records, floor: Floor | None, path: Path) -> None:
+def loss_figure(records: Records, floor: Irreducible | None, path: Path) -> None:
     """Write the loss over steps as everybody plots it and, where there is a floor, what is left above it.
 
     Args:
@@ -82,7 +82,7 @@ def loss_figure(records: Records, floor: Floor | None, path: Path) -> None:
         figure.suptitle(f"The loss stays high, and {said} of it is out of any field's reach", x=0.02, ha="left")
 
 
-def loss_by_t_figure(records: Records, floor: Floor | None, path: Path) -> None:
+def loss_by_t_figure(records: Records, floor: Irreducible | None, path: Path) -> None:
     """Write the loss over flow time, a line for each of some steps from early to late, above the floor."""
     lines = [record for record in records if record.get("loss_by_t")]
     some = [lines[place] for place in sorted({round(p) for p in np.geomspace(1, len(lines), 6) - 1})] if lines else []

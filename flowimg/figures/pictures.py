@@ -9,9 +9,9 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from flowimg.figures.images import TILE
 from flowimg.figures.motion import write_animation
 from flowimg.figures.style import INK
+from flowimg.spaces.pixels import TILE
 
 GAP, EDGE = 4, 12
 LETTERS = 15

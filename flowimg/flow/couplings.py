@@ -8,21 +8,26 @@ Minibatch OT: within each block of the batch, the permutation p of the noise wit
 (the squared norms do not depend on p). The paths then cross less and need fewer solver steps. With labels the noise
 is exchanged within a class alone: paired across classes it would no longer be N(0, I) given the class, which is what
 a class is sampled from.
-A coupling declares its `block`: pairs never leave a block of that many consecutive places of the global batch,
-so a process computes the blocks that hold its own places and nobody needs the whole batch.
+A coupling declares its `block`: pairs never leave a block of that many consecutive positions of the global batch,
+so a process computes the blocks that hold its own positions and nobody needs the whole batch.
 Source: Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482; for labels
 Cheng & Schwing 2025, arXiv:2503.10636.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Coupling(Protocol):
-    """What a coupling is: a block size, and noise rearranged to go with the data."""
+    """What a coupling is: a block size, and noise rearranged to go with the data.
+
+    `independent` says that noise tells nothing of the data it is paired with.
+    """
+
+    independent: ClassVar[bool]
 
     @property
     def block(self) -> int:
@@ -34,9 +39,9 @@ class Coupling(Protocol):
         ...
 
 
-def whole_blocks(places: range, block: int, batch_size: int) -> range:
-    """The places of all blocks that `places` touches; the last block of a batch may be shorter."""
-    return range(places.start // block * block, min(-(-places.stop // block) * block, batch_size))
+def whole_blocks(positions: range, block: int, batch_size: int) -> range:
+    """The positions of all blocks that `positions` touches; the last block of a batch may be shorter."""
+    return range(positions.start // block * block, min(-(-positions.stop // block) * block, batch_size))
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Independent:
     """x_0 and x_1 as they were drawn."""
 
     block: int = 1
+    independent: ClassVar[bool] = True
 
     def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:
         return x_0
@@ -54,6 +60,7 @@ class OptimalTransport:
     """The exact optimal assignment within each block, and there within each class (O(block^3) on the CPU)."""
 
     block: int = 256
+    independent: ClassVar[bool] = False
 
     def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:
         """Noise rearranged within each block, of each class by itself.

@@ -1,10 +1,10 @@
 """Every random number is a function of (seed, step, place in the global batch), never of who computes it.
 
-The global batch of a step is cut into blocks of `BLOCK` places. A block has one generator a purpose,
+The global batch of a step is cut into blocks of `BLOCK` positions. A block has one generator a purpose,
 
     generator(seed, purpose, step, block),
 
-so a process computes the blocks that hold its own places and cuts the slice it needs: one process, four
+so a process computes the blocks that hold its own positions and cuts the slice it needs: one process, four
 processes and gradient accumulation see the same batch, at a cost that does not grow with their number.
 Of rows of few numbers, as times and points, blocks are larger: there it is the generators that cost.
 All generators live on the CPU: CPU and GPU runs draw the same numbers.
@@ -62,33 +62,35 @@ def draw_blocks(
     seed: int,
     purpose: str,
     step: int,
-    places: range,
+    positions: range,
     draw: Callable[[int, torch.Generator], Tensor],
     block: int = BLOCK,
 ) -> Tensor:
-    """The rows of the global batch at `places`, drawn block by block.
+    """The rows of the global batch at `positions`, drawn block by block.
 
     Args:
         seed: Seed of the run.
         purpose: What the numbers are for; other purposes get other numbers.
         step: Optimiser step, from 0.
-        places: Consecutive places in the global batch.
+        positions: Consecutive positions in the global batch.
         draw: `(count, generator) -> rows`, shape (count, *D); always asked for whole blocks.
         block: Places that share a generator.
     Returns:
-        Rows, shape (len(places), *D), the same for any way of cutting the batch.
+        Rows, shape (len(positions), *D), the same for any way of cutting the batch.
     """
-    first, last = places.start // block, -(-places.stop // block)
+    first, last = positions.start // block, -(-positions.stop // block)
     rows = [draw(block, generator(seed, purpose, step, number)) for number in range(first, last)]
     whole = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return whole[places.start - first * block : places.stop - first * block]
+    return whole[positions.start - first * block : positions.stop - first * block]
 
 
-def normal(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal rows, shape (len(places), *shape); see `draw_blocks`."""
-    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.randn(n, *shape, generator=g), block_of(shape))
+def normal(seed: int, purpose: str, step: int, positions: range, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal rows, shape (len(positions), *shape); see `draw_blocks`."""
+    return draw_blocks(
+        seed, purpose, step, positions, lambda n, g: torch.randn(n, *shape, generator=g), block_of(shape)
+    )
 
 
-def uniform(seed: int, purpose: str, step: int, places: range, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1), shape (len(places), *shape); see `draw_blocks`."""
-    return draw_blocks(seed, purpose, step, places, lambda n, g: torch.rand(n, *shape, generator=g), block_of(shape))
+def uniform(seed: int, purpose: str, step: int, positions: range, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1), shape (len(positions), *shape); see `draw_blocks`."""
+    return draw_blocks(seed, purpose, step, positions, lambda n, g: torch.rand(n, *shape, generator=g), block_of(shape))

@@ -21,35 +21,40 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flowimg.flow.objective import Cond, Velocity
+from flowimg.errors import FlowError
+from flowimg.flow.condition import Condition, Velocity
+from flowimg.flow.paths import Linear, Path
 
 
 class Slope(Protocol):
     """(x, t) -> dx/dt with one time for the whole batch: what a step function sees.
 
-    `last` is the newest evaluation, its time and what came of it, or None before the first: multistep methods use it.
+    `last` is the newest evaluation, its time and its result, or None before the first: multistep methods use it.
+    Stochastic ones use the `path`, and `noise(x)`: standard normal, new at every step, a function of seed and step.
     """
 
     last: tuple[float, Tensor] | None
 
+    @property
+    def path(self) -> Path: ...
+
     def __call__(self, x: Tensor, t: float) -> Tensor: ...
 
-
-class FlowError(Exception):
-    """The flow cannot be followed; the message says why."""
-
-    exit_status = 3
+    def noise(self, x: Tensor) -> Tensor: ...
 
 
 class Solver(NamedTuple):
     """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order).
 
-    An adaptive one cuts the way from t to s by itself: give it two times.
+    An adaptive one chooses its own steps between t and s: give it two times. A stochastic one draws noise at every
+    step. A multistep one uses the step before, so its times cannot turn back.
     """
 
     step: Callable[[Slope, Tensor, float, float], Tensor]
     order: int
     adaptive: bool = False
+    stochastic: bool = False
+    multistep: bool = False
 
 
 class Flow(NamedTuple):
@@ -130,8 +135,9 @@ EULER = Solver(euler_step, order=1)
 MIDPOINT = Solver(midpoint_step, order=2)
 HEUN = Solver(heun_step, order=2)
 RK4 = Solver(rk4_step, order=4)
-AB2 = Solver(ab2_step, order=2)
+AB2 = Solver(ab2_step, order=2, multistep=True)
 DOPRI5 = dopri5(1e-5)
+LINEAR = Linear()
 
 
 def integrate(
@@ -139,8 +145,13 @@ def integrate(
     x: Tensor,
     times: Tensor,
     solver: Solver = EULER,
-    cond: Tensor | Cond | None = None,
+    cond: Condition | None = None,
     trajectory: bool = False,
+    *,
+    path: Path = LINEAR,
+    noise: Callable[[int, Tensor], Tensor] | None = None,
+    hook: Callable[[Tensor, float], Tensor] | None = None,
+    turns: bool = False,
 ) -> Flow:
     """Follow the velocity through the given times.
 
@@ -152,19 +163,29 @@ def integrate(
         solver: The step function to use.
         cond: Passed on to the velocity.
         trajectory: Keep the state at every time.
+        path: The path that the velocity belongs to; stochastic solvers ask for it.
+        noise: (solver step, x) -> standard normal noise, shape of x; stochastic solvers need it.
+        hook: (x, t) -> x, called after every step: it may replace the state.
+        turns: The times may turn back, where the solver keeps nothing of the step before.
+
     Returns:
         The state at times[-1], the evaluations counted as they happened, and the trajectory or None.
+
     Raises:
         ValueError: If the times do not run strictly one way.
     """
     steps = times.flatten().diff()
-    if times.ndim != 1 or len(steps) == 0 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
-        raise ValueError(f"solver times must strictly rise or strictly fall and be two at least, not {times.tolist()}")
-    slope = _Counted(velocity, cond)
-    grid = times.tolist()
+    one_way = bool((steps > 0).all()) or bool((steps < 0).all())
+    may_turn = turns and not solver.multistep and bool((steps != 0).all())
+    if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
+        raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
+    slope = _Counted(velocity, cond, path, noise)
     states = [x]
-    for t, s in pairwise(grid):
+    for number, (t, s) in enumerate(pairwise(times.tolist())):
+        slope.number = number
         x = solver.step(slope, x, t, s)
+        if hook is not None:
+            x = hook(x, s)
         if trajectory:
             states.append(x)
     return Flow(x, slope.nfe, torch.stack(states) if trajectory else None)
@@ -173,10 +194,16 @@ def integrate(
 class _Counted:
     """A velocity as a slope, which counts evaluations of the network as they happen."""
 
-    def __init__(self, velocity: Velocity, cond: Tensor | Cond | None) -> None:
-        self.velocity, self.cond = velocity, cond
+    def __init__(
+        self,
+        velocity: Velocity,
+        cond: Condition | None,
+        path: Path,
+        noise: Callable[[int, Tensor], Tensor] | None,
+    ) -> None:
+        self.velocity, self.cond, self.path, self._noise = velocity, cond, path, noise
         self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
-        self.nfe = 0
+        self.nfe = self.number = 0
         self.last: tuple[float, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
@@ -184,3 +211,8 @@ class _Counted:
         v = self.velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), self.cond)
         self.last = t, v
         return v
+
+    def noise(self, x: Tensor) -> Tensor:
+        if self._noise is None:
+            raise ValueError("a stochastic solver needs noise: pass noise, (solver step, x) -> standard normal")
+        return self._noise(self.number, x)

@@ -66,32 +66,32 @@ def skewed() -> LogitNormal:
     return LogitNormal(mean=1.2, std=1.2, least=1e-4)
 
 
-def stratify(u: Tensor, places: range, batch_size: int) -> Tensor:
+def stratify(u: Tensor, positions: range, batch_size: int) -> Tensor:
     """Uniform numbers spread evenly over the whole batch.
 
         u_i <- (k(i) + u_i) / B,    k(i) = a i mod B,    a coprime to B and nearest above B / golden ratio
 
-    k is a permutation of the strata, computed per place. The golden stride spreads every run of consecutive places,
+    k is a permutation of the strata, computed per place. The golden stride spreads every run of consecutive positions,
     hence every micro-batch, over [0, 1] too.
 
     Args:
-        u: Uniform numbers in [0, 1), shape (..., len(places)), a row a step.
-        places: Places in the global batch that u belongs to.
+        u: Uniform numbers in [0, 1), shape (..., len(positions)), a row a step.
+        positions: Places in the global batch that u belongs to.
         batch_size: Size B of the global batch.
     Returns:
         Numbers in [0, 1), of the same shape; over the whole batch a row has one in each [k/B, (k+1)/B), up to rounding.
     """
     # float64 until the end: in float32 (k + u) / B may round up into the next stratum
-    return (_strata(places, batch_size) + u).div_(batch_size).float().clamp_(max=1 - 2**-24)
+    return (_strata(positions, batch_size) + u).div_(batch_size).float().clamp_(max=1 - 2**-24)
 
 
 @lru_cache(maxsize=16)  # a run asks for the same ones at every step
-def _strata(places: range, batch_size: int) -> Tensor:
-    """k(i) of these places, float64."""
+def _strata(positions: range, batch_size: int) -> Tensor:
+    """k(i) of these positions, float64."""
     stride = math.ceil(batch_size * (math.sqrt(5) - 1) / 2)
     while math.gcd(stride, batch_size) != 1:
         stride += 1
-    return (torch.arange(places.start, places.stop) * stride % batch_size).double()
+    return (torch.arange(positions.start, positions.stop) * stride % batch_size).double()
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:

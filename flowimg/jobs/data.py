@@ -2,23 +2,26 @@
 
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from flowimg.config import Check, Config, ImageData, Preview, SettingsError, UNet
-from flowimg.data.batches import Pictures, PointBatches
+from flowimg.build.data import build_source, find_images, store_images
+from flowimg.data.batches import Pictures
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, recognise_asked, select
-from flowimg.data.listing import DataError, Listing, Source, plain
+from flowimg.data.listing import Listing, Source, plain
 from flowimg.data.scan import Scan, scan
-from flowimg.data.stream import StreamBatches
 from flowimg.data.workers import cores
-from flowimg.jobs.build import build_source, find_images, store_images
-from flowimg.jobs.machine import alone
+from flowimg.errors import DataError, SettingsError
+from flowimg.figures.samples import save_grid
+from flowimg.machine.processes import alone
+from flowimg.settings.data import ImageData
+from flowimg.settings.field import UNet
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Check, Preview
 
 BAR = 30
 """Characters of the longest bar of a class."""
@@ -84,12 +87,11 @@ def check(settings: Check) -> dict[str, Any]:
     _tell(settings, known, result, time.perf_counter() - began)
     share = len(bad) / max(count, 1)
     if share > settings.max_bad or not len(good):
-        error = DataError(
+        raise DataError(
             f"{settings.source}: {len(bad):,} of {count:,} pictures ({share:.1%}) cannot be used, more than max_bad "
-            f"{settings.max_bad:g} allows: mend or remove them, or train with a higher --data.max-bad"
+            f"{settings.max_bad:g} allows: mend or remove them, or train with a higher --data.max-bad",
+            result,
         )
-        error.result = result  # type: ignore[attr-defined]
-        raise error
     return result
 
 
@@ -200,8 +202,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     source = build_source(config)
     print(f"data      {source.story}")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-    batches = source.load(torch.device("cpu"))
-    assert not isinstance(batches, PointBatches)
+    batches: Any = source.load(torch.device("cpu"))
     draw_preview(batches, settings.count, config.train.batch_size, Path(settings.out))
     print(f"pictures  {settings.out}: the first {settings.count} that a run of seed {config.seed} sees")
     return {"out": settings.out, "count": settings.count, "shape": source.facts.shape, "story": source.story}
@@ -209,22 +210,18 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
 
 def draw_preview(batches: Pictures, count: int, batch_size: int, path: Path) -> None:
     """A grid of what the first steps of a run see."""
-    from flowimg.figures.images import image_grid  # torchvision takes seconds to import
-    from flowimg.sampling.generate import to_uint8
-
-    fresh = replace(batches, offset=0)  # type: ignore[type-var]  # a run that goes on has counted otherwise
+    fresh = batches.seen_from(0)  # a run that continues has counted otherwise
     steps = range(0, count, batch_size)
     seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(steps)]
-    if isinstance(fresh, StreamBatches):
-        fresh.close()
-    image_grid(to_uint8(torch.cat(seen).cpu()), path)
+    fresh.close()
+    save_grid(batches.space, torch.cat(seen).cpu(), path)
 
 
 def prepare(config: Config) -> dict[str, Any]:
     """Decode a run's pictures to the cache, so that the run finds them there."""
     alone("data prepare")
-    data = config.data
-    if not isinstance(data, ImageData):
+    data: Any = config.data
+    if not data.holds_pictures:
         raise SettingsError(f"data.kind {data.kind} needs no preparation: points are drawn afresh")
     began = time.perf_counter()
     if data.stream:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from flowimg.config import Doctor
-from flowimg.fields.norm import library
-from flowimg.jobs.machine import MachineError, fast_in_bf16, pick_device
-from flowimg.jobs.meter import product_flops
+from flowimg.errors import MachineError
+from flowimg.fields.cpu.norm import library
+from flowimg.machine.device import pick_device
+from flowimg.machine.precision import fast_in_bf16
+from flowimg.machine.throughput import product_flops
+from flowimg.settings.verbs import Doctor
 
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "datasets", "safetensors", "numpy", "pydantic")
 ALL_REDUCE = """

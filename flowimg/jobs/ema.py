@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
-from flowimg.config import Ema
-from flowimg.jobs.averages import MOST_OFF, find_kept, percent, plan
-from flowimg.jobs.folder import find_run, open_run, weights_name, write_aside
-from flowimg.jobs.machine import alone
+from flowimg.files import written
+from flowimg.machine.processes import alone
+from flowimg.runs.folder import find_run
+from flowimg.runs.opening import open_run, weights_name
+from flowimg.settings.verbs import Ema
+from flowimg.training.averages import LENGTHS
 from flowimg.training.checkpoint import save_tensors
-from flowimg.training.ema import LENGTHS
+from flowimg.training.snapshots import MOST_OFF, find_kept, percent, plan
 
 LISTED = (0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
 """Lengths that are listed where none is asked for."""
@@ -32,7 +34,7 @@ def ema(settings: Ema) -> dict[str, Any]:
         run = open_run(settings.run, each["length"], kept.step, torch.device("cpu"))
         path = folder.path / "averages" / f"{weights_name(each['length'])}_step_{kept.step:08d}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        with write_aside(path) as aside:
+        with written(path, synced=True) as aside:
             save_tensors(aside, run.field.state_dict())
         each["file"] = str(path)
         print(f"written   {path}")

@@ -7,25 +7,35 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowimg.config import Config, Evaluate, Sample, Start
-from flowimg.jobs.build import build_field, build_objective, build_source
-from flowimg.jobs.draw import draw, turns
-from flowimg.jobs.evaluate import evaluate
-from flowimg.jobs.machine import MachineError, compiler_options
-from flowimg.jobs.memory import fixed_bytes, free_bytes, kept_bytes
+from flowimg.build.data import build_source, build_space
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
+from flowimg.build.sampler import build_sampler
+from flowimg.conditions.labels import turns
+from flowimg.errors import MachineError
+from flowimg.jobs.evaluate.run import evaluate
 from flowimg.jobs.sample import sample
-from flowimg.jobs.train import cut, lengths_of, open_accelerator, recipe_of, settled, train
-from flowimg.jobs.watch import span
+from flowimg.jobs.train.launch import cut, forward, lengths_of, open_accelerator, options_of, recipe_of, settled
+from flowimg.jobs.train.metrics import duration
+from flowimg.jobs.train.run import train
+from flowimg.jobs.train.saving import exports
+from flowimg.machine.memory import fixed_bytes, free_bytes, kept_bytes
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.run import Config, Start
+from flowimg.settings.verbs import Sample
 from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
-from flowimg.training.loop import rehearse, start, state_tensors, train_step
+from flowimg.training.loop import train_step, warm_up
+from flowimg.training.state import start, state_tensors
+from flowimg.training.strategies import strategy_of
 
-FEW = 8
-"""Pictures of a grid that are drawn to know what all of them take."""
+PART = 31
+"""A grid is timed on this part of a usual batch at most: 8 pictures, or some hundred points."""
 
 
 def estimate(config: Config) -> dict[str, Any]:
@@ -36,33 +46,34 @@ def estimate(config: Config) -> dict[str, Any]:
     """
     config = settled(config)
     assert config.run is not None
-    accelerator = open_accelerator(config)
+    strategy = strategy_of(open_accelerator(config))
     source = build_source(config)
+    space = build_space(config, source.facts)
     field = build_field(config, source.facts)
     objective = build_objective(config)
-    data = source.load(accelerator.device)
+    data = source.load(strategy.device)
     print(f"data      {source.story}")
-    size, accumulation = cut(config, accelerator, field.to(accelerator.device), objective, data)
+    size, accumulation = cut(config, strategy, field.to(strategy.device), objective, data)
     fixed = fixed_bytes(field, 1 + len(lengths_of(config)))
-    kept = kept_bytes(field, objective, data, size, accelerator)
-    free_before = free_bytes(accelerator.device)
+    kept = kept_bytes(field, partial(forward(strategy, field, objective, data), size))
+    free_before = free_bytes(strategy.device)
 
-    options = compiler_options(config, accelerator.num_processes)
-    state = start(accelerator, field, objective, data, recipe_of(config, accumulation), options)
-    rehearse(state)
+    options = options_of(config, strategy.processes)
+    state = start(strategy, field, objective, data, recipe_of(config, accumulation), options)
+    warm_up(state)
     taken = []
     for _ in range(3):  # the first is slow, in bf16 on a CPU and in graphs the second too
         began = time.perf_counter()
         train_step(state)
-        _wait(accelerator.device)
+        _wait(strategy.device)
         taken.append(time.perf_counter() - began)
     second = min(taken)
 
-    few = range(config.grid.count if config.data.kind == "points" else min(FEW, config.grid.count))
+    few = range(min(space.at_once // PART, config.grid.count))
     began = time.perf_counter()
-    with accelerator.autocast():
-        draw(state.ema, config, source.facts, config.grid, few, turns(few, source.facts.classes))
-    _wait(accelerator.device)
+    sampler = build_sampler(state.ema, config, space, config.grid, strategy.autocast)
+    sampler.draw(few, turns(few, source.facts.classes))
+    _wait(strategy.device)
     grid = 2 * (time.perf_counter() - began) * config.grid.count / len(few)  # averaged and raw
 
     standing = next(
@@ -77,15 +88,15 @@ def estimate(config: Config) -> dict[str, Any]:
     kept_apart = plan.steps // plan.keep_every if plan.keep_every else 0
     # one more while the newest is written; the folder for diffusers, twice while it is replaced
     disk = checkpoint * (plan.keep + 1 + kept_apart + bool(plan.keep_best))
-    disk += 2 * fixed["weights"] if config.field.kind == "unet" else 0
+    disk += 2 * fixed["weights"] if exports(field) else 0
     disk += plan.snapshots * len(lengths_of(config)) * fixed["weights"]
     free_disk = shutil.disk_usage(standing).free
     grids, saves = (plan.steps // every + 1 for every in (plan.sample_every, plan.checkpoint_every))
     seconds = plan.steps * second + grids * grid
     memory = sum(fixed.values()) + kept
-    peak = torch.cuda.max_memory_allocated(accelerator.device) if accelerator.device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(strategy.device) if strategy.device.type == "cuda" else None
 
-    many = accelerator.num_processes
+    many = strategy.processes
     said = [
         ("field", f"{sum(p.numel() for p in field.parameters()):,} parameters"),
         ("memory", f"{_size(memory)} a process: " + ", ".join(f"{name} {_size(n)}" for name, n in fixed.items())
@@ -93,10 +104,10 @@ def estimate(config: Config) -> dict[str, Any]:
          + (f"; peak measured {_size(peak)}" if peak else "")),
         ("step", f"{1000 * second:.4g} ms, {plan.batch_size / second:,.0f} samples/s: batch {plan.batch_size} = "
          f"{many} x {accumulation} micro-batches of {size}"),
-        ("grid", f"{span(grid)} each, {grids} of them"),
+        ("grid", f"{duration(grid)} each, {grids} of them"),
         ("disk", f"{_size(checkpoint)} a checkpoint, saved in {saving:.2f} s beside training, {saves} times; "
          f"{_size(disk)} needed, {_size(free_disk)} free in {standing}"),
-        ("time", f"{span(seconds)} for {plan.steps} steps and {grids} grids, on this machine as it is now"),
+        ("time", f"{duration(seconds)} for {plan.steps} steps and {grids} grids, on this machine as it is now"),
     ]  # fmt: skip
     for name, line in said:
         print(f"{name:<9} {line}")

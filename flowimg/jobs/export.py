@@ -1,15 +1,20 @@
 """`flowimg export`, and RUN/model: a run's network as a folder that diffusers reads by itself, with its model card."""
 
-import os
 import shutil
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from flowimg.config import Config, Export, SettingsError, UNet, dump
-from flowimg.jobs.build import DataFacts
-from flowimg.jobs.folder import RunFolder, open_run, weights_name
-from flowimg.jobs.machine import MachineError, alone, pick_device
+from flowimg.build.data import DataFacts
+from flowimg.errors import MachineError, SettingsError
+from flowimg.files import filled
+from flowimg.machine.device import pick_device
+from flowimg.machine.processes import alone
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run, weights_name
+from flowimg.settings.reading import dump
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Export
 
 STEPS = Export.model_fields["num_steps"].default
 """Euler steps that RUN/model is set for: those of `flowimg sample`."""
@@ -26,7 +31,7 @@ def export(settings: Export) -> dict[str, Any]:
     if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
         raise SettingsError(f"--push-to-hub {settings.push_to_hub} is no repository: give OWNER/NAME")
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
-    if run.config.field.kind != "unet":
+    if getattr(run.field, "exports", None) is None:
         raise SettingsError(
             f"{settings.run} has a field of kind {run.config.field.kind}: diffusers has the U-Net alone"
         )
@@ -73,22 +78,15 @@ def write_model(
     from flowimg.sampling.pipeline import save_pipeline
 
     folder = folder.resolve()  # the folder one stands in has a name too
-    # of a process that died while it wrote; the ending is ours, so that nothing of the user's is taken for it
-    for leftover in folder.parent.glob(f".{escape(folder.name)}.*.unfinished"):
+    network = getattr(field, field.exports)
+    parameters = sum(p.numel() for p in network.parameters())
+    for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    save_pipeline(aside, field.unet, facts.classes, num_steps)
-    if grid is not None:
-        shutil.copyfile(grid, aside / "samples.png")
-    parameters = sum(p.numel() for p in field.unet.parameters())
-    (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid))
-    if folder.exists():
-        before = folder.with_name(f".{folder.name}.before.unfinished")
-        folder.rename(before)
-        aside.rename(folder)
-        shutil.rmtree(before)
-    else:
-        aside.rename(folder)
+    with filled(folder) as aside:
+        save_pipeline(aside, network, facts.classes, num_steps)
+        if grid is not None:
+            shutil.copyfile(grid, aside / "samples.png")
+        (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid))
 
 
 def _card(
@@ -104,8 +102,8 @@ def _card(
     # a card may be published: names of data and run, not where they lie on this machine
     data, run = _public(config.data.source), Path(str(config.run)).resolve().name
     told = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
-    if isinstance(config.field, UNet) and config.field.pretrained:
-        field = config.field.model_copy(update={"pretrained": _public(config.field.pretrained)})
+    if pretrained := getattr(config.field, "pretrained", None):
+        field = config.field.model_copy(update={"pretrained": _public(pretrained)})
         told = told.model_copy(update={"field": field})
     channels, height, width = facts.shape
     which = f"conditional on {len(facts.classes)} classes" if facts.classes else "unconditional"

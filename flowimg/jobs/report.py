@@ -5,12 +5,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flowimg.config import Config, Report, SettingsError, dump, flatten, load
+from flowimg.errors import SettingsError
+from flowimg.evaluation.record import HOW, figures_of, protocol
+from flowimg.figures.record import kept_figures
 from flowimg.figures.report import Scores, Shot, Told, compare_page, report_page, shot
-from flowimg.jobs.figures import draw_curves, kept_figures
-from flowimg.jobs.folder import RunFolder, find_run, write_text
-from flowimg.jobs.machine import alone
-from flowimg.jobs.scores import HOW, figures_of, protocol
+from flowimg.files import write_text
+from flowimg.jobs.figures.run import draw_curves
+from flowimg.machine.processes import alone
+from flowimg.runs.folder import RunFolder, find_run
+from flowimg.settings.reading import dump, flatten, load
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Report
 
 FIELDS = {"mlp": "An MLP", "unet": "A U-Net"}
 """How a field is called in a sentence; one that is not here by its kind."""
@@ -85,21 +90,21 @@ def _story(config: Config, machine: dict[str, Any]) -> str:
 
 def _shots(folder: RunFolder, config: Config, moving: bool) -> tuple[list[Shot], list[Shot]]:
     """The newest grid and the figures that are there; the curves apart."""
-    points = config.data.kind == "points"
+    drawings = not config.data.holds_pictures
     pictures: list[Shot] = []
     curves: list[Shot] = []
     if grids := folder.grids():
         step, grid = grids[-1]
         how = f"Fixed seeds through the averaged weights at step {step:,}; {grid.relative_to(folder.path)}."
-        pictures.append(shot(grid, "Samples", how, "drawing" if points else "pictures"))
+        pictures.append(shot(grid, "Samples", how, "drawing" if drawings else "pictures"))
     if folder.preview.exists():
         seen = "The first pictures of the run as the field saw them; data.png."
         pictures.append(shot(folder.preview, "What it learned from", seen, "pictures"))
-    for figure in kept_figures(folder):
+    for figure in kept_figures(folder.figures):
         path = folder.figures / figure.file
         path = path if moving else path.with_suffix(".png")  # the last frame, where one is kept
         if path.exists():
-            drawn = points or figure.curve
+            drawn = drawings or figure.curve
             (curves if figure.curve else pictures).append(
                 shot(path, figure.title, f"{figure.caption} {figure.how}".strip(), "drawing" if drawn else "pictures")
             )

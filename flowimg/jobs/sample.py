@@ -1,25 +1,30 @@
 """`flowimg sample`: samples of a run's field, from seeds; shared out over processes, streamed to disk, resumable."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from einops import rearrange
 from tqdm import tqdm
 
-from flowimg.config import Drawing, Sample, SettingsError, nearest
-from flowimg.jobs.draw import quickened, share, show, stream, turns
-from flowimg.jobs.folder import Trained, check_guidance, open_run, weights_name, write_text
-from flowimg.jobs.machine import MachineError, autocast, leave_together, processes, settle
-from flowimg.jobs.outputs import Output, first_rows, join, missing, write_parts
-from flowimg.sampling.generate import to_uint8
-
-GRID = 400
-"""Pictures in the grid at most; the files hold all."""
+from flowimg.build.data import cache_of
+from flowimg.build.sampler import build_sampler, settle
+from flowimg.conditions.labels import labelled, parse_label, turns
+from flowimg.errors import MachineError, SettingsError
+from flowimg.figures.samples import draw_samples
+from flowimg.files import write_text
+from flowimg.machine.compiling import compiled_for
+from flowimg.machine.precision import autocast
+from flowimg.machine.processes import leave_together, processes, share
+from flowimg.runs.opening import Run, check_guidance, open_run, weights_name
+from flowimg.sampling.sampler import Sampler
+from flowimg.sampling.writers import Output, first_rows, join, missing, write_parts
+from flowimg.settings.verbs import Drawing, Sample
 
 
 def sample(settings: Sample) -> dict[str, Any] | None:
@@ -27,28 +32,51 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     state = processes("sample")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
     settings = settle(settings, run.config)
-    points = run.config.data.kind == "points"
-    if points and settings.format in ("png", "parquet"):
-        raise SettingsError(f"--format {settings.format} is for pictures: points are written as npz or npy")
-    form = settings.format or ("npz" if points else "png")
-    label = find_label(settings.label, run)
+    form = settings.format or run.space.formats[0]
+    if form not in run.space.formats:
+        kinds = " or ".join(run.space.formats)
+        raise SettingsError(f"--format {form} is for pictures: points are written as {kinds}")
+    classes = run.facts.classes
+    label = parse_label(settings.label, classes, settings.run)
     check_guidance(settings.guidance, run.facts, run.config)
-    run = quickened(run, settings, settings.count, state)
     seeds = range(settings.seed, settings.seed + settings.count)
-    labels = turns(seeds, run.facts.classes) if label is None else torch.full((len(seeds),), label)
+    cond = turns(seeds, classes) if label is None else labelled(label, len(seeds), classes)
 
     about = {**_about(settings, run, label), "format": form}
-    folder = (
-        Path(settings.out)
-        if settings.out
-        else run.folder.generated / f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
-    )
+    usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
+    folder = Path(settings.out) if settings.out else run.folder.generated / usual
     kept = _kept(folder, about)
     if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # also: nobody writes before all have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
-    output = Output(folder, form, seeds, labels, run.facts.classes)
+    output = Output(folder, form, seeds, cond, classes)
+    lacking = _lacking(output, about, kept, state)
+    todo = share(lacking, state.process_index, state.num_processes)
+    nfe = _draw(_sampler(settings, run, state), run, output, todo, sum(map(len, lacking)), state)
+    state.wait_for_everyone()
+    nfe = max(gather_object([nfe]))  # few samples are not enough for every process
+    left: list[Any] = [missing(output)]
+    broadcast_object_list(left)
+    if left[0]:
+        raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
+    told = _finish(output, about, nfe or kept.get("nfe"), run) if state.is_main_process else None
+    leave_together()
+    return told
+
+
+def _sampler(settings: Sample, run: Run, state: PartialState) -> Sampler:
+    """The run's sampler, its field compiled where that is requested or worth it for this process's share."""
+    mine = len(share(range(settings.count), state.process_index, state.num_processes))
+    size, cache = settings.batch_size or run.space.at_once, cache_of(run.config)
+    field = compiled_for(run.field, settings.compile, mine, size, settings.num_steps, cache)
+    precision = partial(autocast, state.device, settings.precision)
+    return build_sampler(field, run.config, run.space, settings, precision, settings.batch_size)
+
+
+def _lacking(output: Output, about: dict[str, Any], kept: dict[str, Any], state: PartialState) -> list[range]:
+    """The parts to draw: one process looks and sends them to the others, so that no two draw the same."""
     lacking: list[Any] = [None]
     if state.is_main_process:
+        folder = output.folder
         folder.mkdir(parents=True, exist_ok=True)
         if not kept:
             write_text(folder / "samples.json", json.dumps(about, indent=1) + "\n")
@@ -57,52 +85,47 @@ def sample(settings: Sample) -> dict[str, Any] | None:
         for leftover in [*folder.glob(".*.tmp"), *parts.glob(".*.tmp")]:  # of a process that was killed while it wrote
             leftover.unlink()
         lacking = [missing(output)]
-    # one process looks and tells the others, so that no two draw the same and what is left is shared out evenly
     broadcast_object_list(lacking)
-    todo = share(lacking[0], state.process_index, state.num_processes)
+    return lacking[0]
+
+
+def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lacking: int, state: PartialState) -> int:
+    """Draw and write these parts; the evaluations each sample took.
+
+    Args:
+        sampler: Draws them.
+        run: Of which they are samples.
+        output: Where to.
+        todo: The parts that this process draws.
+        lacking: Samples that all processes together draw.
+        state: The processes.
+    """
     rows = [row for part in todo for row in part]
     nfe = 0
 
     def arrays() -> Iterator[np.ndarray]:
         nonlocal nfe
-        wanted = None if labels is None else labels[rows]
-        drawn = stream(
-            run.field, run.config, run.facts, settings, [seeds[row] for row in rows], wanted, settings.batch_size
-        )
-        for batch in drawn:
+        for batch in sampler.samples([output.seeds[row] for row in rows], output.cond.rows(rows)):
             nfe = max(nfe, batch.nfe)
-            yield batch.x_1.float().numpy() if points else rearrange(to_uint8(batch.x_1), "n c h w -> n h w c").numpy()
+            yield run.space.rows(batch.x_1).numpy()
 
-    before = len(seeds) - sum(len(part) for part in lacking[0])
-    shown = None if state.is_main_process else True
+    before = len(output.seeds) - lacking
     desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
-    with (
-        autocast(state.device, settings.precision),
-        tqdm(total=before + len(rows), initial=before, unit="sample", desc=desc, disable=shown) as progress,
-    ):
+    shown = None if state.is_main_process else True
+    total = before + len(rows)
+    with tqdm(total=total, initial=before, unit="sample", desc=desc, disable=shown) as progress:
         for count in write_parts(output, todo, arrays()):
             progress.update(count)
-    state.wait_for_everyone()
-    nfe = max(gather_object([nfe]))  # few samples are not enough for every process
-    lacking = [missing(output)]
-    broadcast_object_list(lacking)
-    if lacking[0]:
-        raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
-    told = None
-    if state.is_main_process:
-        told = _finish(output, about, nfe or kept.get("nfe"), run, points)
-    leave_together()
-    return told
+    return nfe
 
 
-def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained, points: bool) -> dict[str, Any]:
+def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) -> dict[str, Any]:
     """The grid, the one file of all, and what they are."""
     figure = output.folder / "grid.png"
-    count = len(output.seeds) if points else min(GRID, len(output.seeds))
+    count = min(run.space.in_a_figure, len(output.seeds))
     if all(output.path(part).exists() for part in output.parts() if part.start < count):  # else it was drawn before
-        rows = torch.from_numpy(first_rows(output, count))
-        seen = rows if points else rearrange(rows, "n h w c -> n c h w").float() / 127.5 - 1
-        show(seen, None if output.labels is None else output.labels[:count], run.config, figure, f"step {run.step}")
+        seen = run.space.of_rows(torch.from_numpy(first_rows(output, count)))
+        draw_samples(run.space, seen, output.cond.rows(slice(count)), figure, f"step {run.step}")
     join(output)
     write_text(output.folder / "samples.json", json.dumps({**about, "nfe": nfe}, indent=1) + "\n")
     cost = f", {nfe} evaluations each" if nfe else ""
@@ -117,28 +140,10 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Trained
     return {**where, **about, "nfe": nfe}
 
 
-def find_label(label: int | str | None, run: Trained) -> int | None:
-    """The number of the class that was asked for by number or name.
-
-    Raises:
-        SettingsError: If the run has no such class.
-    """
-    if label is None:
-        return None
-    classes = list(run.facts.classes)
-    if not classes:
-        raise SettingsError(f"--label {label} needs a conditional run, and {run.folder.path} is not one")
-    if str(label) in classes:
-        return classes.index(str(label))
-    if str(label).isdecimal() and int(label) < len(classes):
-        return int(label)
-    raise SettingsError(f"--label {label} is no class of {run.folder.path}: {nearest(str(label), classes)}")
-
-
-def _about(settings: Sample, run: Trained, label: int | None) -> dict[str, Any]:
+def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must be equal for a folder to be gone on with."""
     idle = {"run", "out", "batch_size", "compile", "format", "label", "step"}
-    idle |= {"num_steps", "times", "shift"} if settings.solver == "dopri5" else {"tolerance"}
+    idle |= {"num_steps", "times", "shift"} if settings.adaptive else {"tolerance"}
     idle |= {"guidance_interval"} if settings.guidance == 1 else set()
     return {
         **settings.model_dump(mode="json", exclude=idle),
@@ -148,14 +153,14 @@ def _about(settings: Sample, run: Trained, label: int | None) -> dict[str, Any]:
     }
 
 
-def how_name(settings: Drawing, run: Trained, label: int | None) -> str:
+def how_name(settings: Drawing, run: Run, label: int | None) -> str:
     """A name for what is drawn so: the step, the weights, the solver and what differs from the usual."""
-    dopri5 = settings.solver == "dopri5"
-    solver = settings.solver + (f"{settings.tolerance:g}" if dopri5 else str(settings.num_steps))
+    adaptive = settings.adaptive
+    solver = settings.solver + (f"{settings.tolerance:g}" if adaptive else str(settings.num_steps))
     low, high = settings.guidance_interval
     parts = {
-        settings.times: settings.times != "uniform" and not dopri5,
-        f"shift{settings.shift:g}": settings.shift != 1 and not dopri5,
+        settings.times: settings.times != "uniform" and not adaptive,
+        f"shift{settings.shift:g}": settings.shift != 1 and not adaptive,
         f"class{label}": label is not None,
         settings.precision: settings.precision != "fp32",
         f"guidance{settings.guidance:g}": settings.guidance != 1,

@@ -19,7 +19,6 @@ before they are followed or read.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowimg.errors import CheckpointError
+from flowimg.files import filled, write_text
+
 FORMAT = 2
 """Version of the layout above. 1: no account of data, batch and processes in the state; it is read."""
 FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
@@ -38,12 +40,6 @@ MOST_JSON = 64 * 2**20
 """Bytes of state.json or manifest.json at most: a longer one is none of ours."""
 
 Tensors = dict[str, Tensor]
-
-
-class CheckpointError(Exception):
-    """A checkpoint is missing or broken; the message says which and why."""
-
-    exit_status = 3
 
 
 class Checkpoint(NamedTuple):
@@ -85,12 +81,10 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
             if not torch.isfinite(value).all():
                 raise CheckpointError(f"{name}.safetensors would hold a value that is not finite in {key}")
     final = step_folder(folder, step)
-    aside = folder / f".{final.name}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step_*"):  # of a process that died while it wrote
         shutil.rmtree(leftover)
-    try:
-        aside.mkdir()
+    with filled(final) as aside:  # in the place of a broken one that a continued run comes to again
         manifest = {}
         for name, tensors in checkpoint.tensors.items():
             file = aside / f"{name}.safetensors"
@@ -100,16 +94,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
         _write_json(state, {"format": FORMAT, "step": step, **checkpoint.state})
         manifest[state.name] = _account(state)
         _write_json(aside / "manifest.json", manifest)
-        sync(aside / "manifest.json")
-        sync(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
-        raise
-    if final.exists():  # the same step saved again, or a broken one that a continued run comes by once more
-        final.rename(folder / f".{final.name}.before")
-    aside.rename(final)
-    sync(folder)
-    _point(folder, final.name)
+    write_text(folder / "latest", final.name + "\n", synced=True)
     for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
     return final
@@ -234,18 +219,8 @@ def _too_many(folder: Path, newest: Path, keep: Keep) -> list[Path]:
     return [path for path in others if path not in stay]
 
 
-def _point(folder: Path, name: str) -> None:
-    """Let `latest` say a name, as it was before or as it is now, never half of it."""
-    aside = folder / ".latest"
-    aside.write_text(name + "\n")
-    sync(aside)
-    aside.replace(folder / "latest")
-    sync(folder)
-
-
 def _account(file: Path) -> dict[str, Any]:
-    """Sync a file; its size and its SHA-256."""
-    sync(file)
+    """The size of a file and its SHA-256."""
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
@@ -277,12 +252,3 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     except SafetensorError as error:
         raise OSError(str(error)) from None
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,16 +6,22 @@ A file is written aside, synced and renamed. It follows from the run up to its s
 by once more writes the same. A run's folder may come from a stranger: a file is looked at before it is read.
 """
 
-import os
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flowimg.training.checkpoint import CheckpointError, save_tensors, sync
+from flowimg.errors import CheckpointError, SettingsError
+from flowimg.files import written
+from flowimg.training.averages import LENGTHS, Combination, Profile, combine, gamma_of
+from flowimg.training.checkpoint import save_tensors
 
+MOST_OFF = 0.1
+"""An average whose profile would be off by more than this is not made."""
 TINY = 1e-9
 """What is added with a smaller weight than this is lost in the rounding of fp32, hundreds of them together too."""
 
@@ -41,14 +47,8 @@ def write_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> No
     final = snapshot_file(folder, step)
     for leftover in folder.glob(".step_*.tmp"):  # of a process that died while it wrote
         leftover.unlink()
-    aside = folder / f".{final.name}.{os.getpid()}.tmp"
-    try:
+    with written(final, synced=True) as aside:
         save_tensors(aside, tensors)
-        sync(aside)
-        aside.replace(final)
-        sync(folder)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def drop_later(folder: Path, step: int) -> None:
@@ -93,3 +93,73 @@ def weigh(folder: Path, parts: Sequence[tuple[int, str, float]], shapes: Mapping
         if not torch.isfinite(value).all():
             raise CheckpointError(f"the averages in {folder} hold a value that is not finite in {name}")
     return made
+
+
+class Kept(NamedTuple):
+    """The averages of a run up to a step: where they lie, that step, and all steps at which some were kept."""
+
+    folder: Path
+    step: int
+    steps: list[int]
+
+
+class Average(NamedTuple):
+    """An average that was made: its tensors, the step, the error of its profile, its SHA-256."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    error: float
+    sha256: str
+
+
+def find_kept(folder: Path, step: int | None) -> Kept:
+    """The averages that a run kept up to a step; None for the last that kept some.
+
+    Raises:
+        SettingsError: If there are none, or none at this step.
+    """
+    steps = kept_steps(folder)
+    if not steps:
+        raise SettingsError(
+            f"{folder.parent} kept no averages to make others of: only a run trained from its first step on with, "
+            "say, --train.snapshots 32 does"
+        )
+    if step is not None and step not in steps:
+        raise SettingsError(f"{folder.parent} kept no averages at step {step}: there are {', '.join(map(str, steps))}")
+    last = step or steps[-1]
+    return Kept(folder, last, [each for each in steps if each <= last])
+
+
+def plan(kept: Kept, length: float) -> Combination:
+    """Weights for the averages kept, step by step and length by length, that make one of another length."""
+    profiles = [Profile(step, gamma_of(there)) for step in kept.steps for there in LENGTHS]
+    return combine(profiles, Profile(kept.step, gamma_of(length)))
+
+
+def make_average(kept: Kept, length: float, shapes: Mapping[str, torch.Size]) -> Average:
+    """Make an average of a length of those that were kept.
+
+    Raises:
+        SettingsError: If its profile would be off by more than a tenth.
+        CheckpointError: If the files are not averages of a network of these shapes.
+    """
+    weights, error = plan(kept, length)
+    if error > MOST_OFF:
+        run = kept.folder.parent
+        raise SettingsError(
+            f"--weights {length}: of what {run} kept at {len(kept.steps)} steps, an average of this length would be "
+            f"off by {percent(error)}; flowimg ema {run} lists those that can be made, more of them with a larger "
+            "train.snapshots"
+        )
+    parts = [(step, f"{there:g}") for step in kept.steps for there in LENGTHS]
+    tensors = weigh(kept.folder, [(*part, weight) for part, weight in zip(parts, weights, strict=True)], shapes)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return Average(tensors, kept.step, error, digest.hexdigest())
+
+
+def percent(error: float) -> str:
+    """An error as people say it: 18 %, 1.2 %, 0.03 %."""
+    return f"{round(100 * error, 4):.2g} %" if error < 0.995 else f"{100 * error:.0f} %"

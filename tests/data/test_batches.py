@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowimg.config import Config, PointData, validate
-from flowimg.data.batches import Ahead, ImageBatches, Once, PointBatches
+from flowimg.settings.data import PointData
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.data.batches import ImageBatches, LastBatch, PointBatches, Prefetch
 from flowimg.data.store import Images, hold_out, to_unit
 from flowimg.flow.randomness import uniform
-from flowimg.jobs.build import COUPLINGS, SOURCES, TOYS, build_objective
+from flowimg.build.data import SOURCES, TOYS
+from flowimg.build.flow import COUPLINGS, build_objective
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 CPU = torch.device("cpu")
@@ -268,7 +271,7 @@ def test_a_window_of_the_whole_side_is_the_picture():
 def test_what_is_made_ready_is_what_would_have_been_made(accumulation, depth):
     batches, size = windowed(flip=True), 40 // accumulation
     places = [range(at, at + size) for at in range(0, 40, size)]
-    ahead = Ahead(batches, places, depth)
+    ahead = Prefetch(batches, places, depth)
     for step in (0, 1, 2, 7, 8, 3):  # a run that goes on elsewhere
         for some in places:
             for made, wanted in zip(ahead(step, some), batches(step, some), strict=True):
@@ -287,7 +290,7 @@ def test_data_are_made_before_they_are_asked_for_and_only_so_many():
             enough.set()
         return torch.tensor([step]), None
 
-    ahead = Ahead(data, [range(0, 2), range(2, 4)], depth=3)
+    ahead = Prefetch(data, [range(0, 2), range(2, 4)], depth=3)
     ahead(5, range(0, 2))
     assert enough.wait(10)
     ahead.close()
@@ -301,7 +304,7 @@ def test_what_was_asked_for_last_is_not_made_again():
         made.append((step, places.start))
         return torch.tensor([step, places.start]), None
 
-    once = Once(data)
+    once = LastBatch(data)
     for step in range(3):
         for places in (range(0, 4), range(0, 4), range(4, 8), range(4, 8)):
             assert once(step, places)[0].tolist() == [step, places.start]
@@ -316,8 +319,8 @@ def test_made_ahead_steps_see_what_they_would_have_seen_and_each_row_is_made_onc
     values = {"train": {"batch_size": 40, "label_drop": 0.3}, "coupling": {"kind": coupling, **block}}
     objective = build_objective(validate(Config, values, "test"))
     places = [range(at, at + 10) for at in range(0, 40, 10)]
-    once = Once(lambda step, some: asked.append((step, some)) or batches(step, some))
-    ahead = Ahead(partial(objective.draw, once), places)
+    once = LastBatch(lambda step, some: asked.append((step, some)) or batches(step, some))
+    ahead = Prefetch(partial(objective.draw, once), places)
     for step in (0, 1, 2, 6):
         for some in places:
             for made, wanted in zip(ahead(step, some), objective.draw(batches, step, some), strict=True):
@@ -333,7 +336,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_data_are_asked_for():
             raise ValueError(f"no data at {step}")
         return torch.tensor([step]), None
 
-    ahead = Ahead(data, [range(4)])
+    ahead = Prefetch(data, [range(4)])
     assert [int(ahead(step, range(4))[0]) for step in (0, 1)] == [0, 1]
     with pytest.raises(ValueError, match="no data at 2"):
         ahead(2, range(4))

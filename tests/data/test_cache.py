@@ -15,17 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowimg.data import cache as module
-from flowimg.data.cache import (
-    CacheError,
-    cache_folder,
-    keep_arrays,
-    make_folder,
-    name_of,
-    pack,
-    read_arrays,
-    unpack,
-    write_whole,
-)
+from flowimg.data.cache import cache_folder, keep_arrays, make_folder, name_of, pack, read_arrays, unpack, write_whole
+from flowimg.errors import CacheError
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 names = st.text(st.characters(min_codepoint=1), max_size=20)  # a lone surrogate is a byte that is no UTF-8

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from flowimg.config import Config, validate
-from flowimg.data.batches import Ahead
-from flowimg.jobs.build import build_source
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.data.batches import Prefetch
+from flowimg.build.data import build_source
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -19,7 +20,7 @@ def batches(share, device):
 def test_where_pictures_lie_changes_nothing(share, where):
     here, there = batches(share, "cpu"), batches(share, "cuda")
     assert there.images.pixels.device.type == where
-    ahead = Ahead(there, [range(32)])
+    ahead = Prefetch(there, [range(32)])
     for step in range(5):
         (x, labels), (y, same) = here(step, range(32)), ahead(step, range(32))
         assert y.device.type == same.device.type == "cuda"

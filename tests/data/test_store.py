@@ -17,11 +17,11 @@ from PIL import Image
 from flowimg.data import listing as listing_module
 from flowimg.data import store as store_module
 from flowimg.data import workers
-from flowimg.data.cache import CacheError
-from flowimg.data.listing import DataError
+from flowimg.errors import CacheError
+from flowimg.errors import DataError
 from flowimg.data.sources.known import NAMED
 from flowimg.data.store import Images, fingerprint, hold_out, to_unit
-from flowimg.sampling.generate import to_uint8
+from flowimg.sampling.sampler import to_uint8
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 LEVELS = torch.arange(256, dtype=torch.uint8)

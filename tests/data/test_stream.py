@@ -20,12 +20,12 @@ from shards_made import SIDE, numbers, parquet, write_tars
 from survival import launch
 
 from flowimg.data.augment import augmented
-from flowimg.data.batches import Ahead
+from flowimg.data.batches import Prefetch
 from flowimg.data.decode import Decoding
-from flowimg.data.listing import DataError
+from flowimg.errors import DataError
 from flowimg.data.sources.streams import open_stream
 from flowimg.data.stream import StreamBatches, keep_apart, look_into
-from flowimg.data.workers import WorkerError
+from flowimg.errors import WorkerError
 
 ROOT = Path(__file__).parents[2]
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -207,7 +207,7 @@ def test_some_are_as_many_as_asked_for_with_their_labels(stream, batches_of):
 def test_made_ahead_the_batches_are_the_same(stream, batches_of):
     batches = batches_of(stream)
     places = [range(0, 8), range(8, 16)]
-    ahead = Ahead(batches_of(stream), places)
+    ahead = Prefetch(batches_of(stream), places)
     for step in (0, 1, 2, 2, 7):
         for mine in places:
             assert numbers(ahead(step, mine)[0]) == numbers(batches(step, mine)[0])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from flowimg.config import PointData
+from flowimg.settings.data import PointData
 from flowimg.data.toys import OFF, Checkerboard, EightGaussians, Moons, Rings, Spirals
-from flowimg.jobs.build import TOYS
+from flowimg.build.data import TOYS
 
 EVERY = {name: TOYS[name](PointData(source=name)) for name in TOYS} | {
     f"{n} cells": Checkerboard(n) for n in range(2, 10)

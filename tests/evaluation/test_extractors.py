@@ -5,18 +5,11 @@ import hashlib
 import pytest
 import torch
 
-from flowimg.evaluation import extractors
-from flowimg.evaluation.classifier import Classifier
+from flowimg.evaluation import features
+from flowimg.fields.classifier import Classifier
 from flowimg.evaluation.distances import frechet, moments
-from flowimg.evaluation.extractors import (
-    Extractor,
-    ExtractorError,
-    classifier_features,
-    distance_name,
-    inception,
-    random_convolutions,
-    transformer,
-)
+from flowimg.errors import ExtractorError
+from flowimg.evaluation.features import Extractor, classifier_features, distance_name, inception, random_convolutions, transformer
 
 CPU = torch.device("cpu")
 
@@ -107,7 +100,7 @@ def test_inception_sees_what_torch_fidelity_sees_grey_pictures_too(weights, tmp_
 
     torch.save(weights, tmp_path / "w.pth")
     theirs = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "w.pth"))
-    ours = extractors.inception_of(weights, "0" * 64, CPU)
+    ours = features.inception_of(weights, "0" * 64, CPU)
     x = pictures(2, 3, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours.features(x), theirs(x)[0])
@@ -122,10 +115,10 @@ def test_inception_is_taken_with_the_right_hash_alone(weights, tmp_path, monkeyp
     with pytest.raises(ExtractorError, match=r"and must with 6726825d0af5f729"):
         inception(str(path), False, CPU)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(extractors, "INCEPTION", found[:63] + "x")  # all of it counts
+    monkeypatch.setattr(features, "INCEPTION", found[:63] + "x")  # all of it counts
     with pytest.raises(ExtractorError, match="other weights"):
         inception(str(path), False, CPU)
-    monkeypatch.setattr(extractors, "INCEPTION", found)
+    monkeypatch.setattr(features, "INCEPTION", found)
     assert inception(str(path), False, CPU).sha256 == found
 
 
@@ -148,7 +141,7 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path, monkeypatch):
 
     path = tmp_path / "w.pth"
     torch.save({"a": Evil()}, path)
-    monkeypatch.setattr(extractors, "INCEPTION", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(features, "INCEPTION", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(ExtractorError, match="holds no weights that can be read"):
         inception(str(path), False, CPU)
     assert not (tmp_path / "ran").exists()

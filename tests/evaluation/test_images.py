@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
 
 from flowimg.evaluation import images
-from flowimg.evaluation.classifier import agreement, train_classifier
+from flowimg.fields.classifier import agreement, train_classifier
 from flowimg.evaluation.images import copying, nearest, within_class_spread
 
 

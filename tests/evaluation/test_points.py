@@ -15,7 +15,7 @@ from flowimg.fields.mlp import MLPField
 from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling.generate import generate
+from flowimg.sampling.sampler import generate
 
 
 def normal(*shape, seed=0):

@@ -3,9 +3,11 @@ from typing import get_args
 import pytest
 import torch
 
-from flowimg.config import Config, validate
-from flowimg.flow.objective import NO_CLASS
-from flowimg.jobs.build import FIELDS, DataFacts
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.flow.condition import NO_CLASS
+from flowimg.build.data import DataFacts
+from flowimg.build.field import FIELDS
 
 # options that keep the tests quick; a new kind needs no entry
 TINY = {"mlp": {"width": 32, "depth": 2}, "unet": {"channels": [32, 64], "layers": 1}}

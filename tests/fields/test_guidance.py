@@ -3,10 +3,10 @@ import torch
 
 from flowimg.fields.guidance import Guided, guided
 from flowimg.fields.mlp import MLPField
-from flowimg.flow.objective import NO_CLASS, Cond
+from flowimg.flow.condition import Condition, NO_CLASS
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import SOLVERS
+from flowimg.build.sampler import SOLVERS
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_evaluations_of_euler_with_an_interval(field):
 
 
 def test_what_a_field_is_told_of_an_augmentation_goes_with_both_halves():
-    cond = Cond(torch.tensor([3, 5]), torch.randn(2, 9))
+    cond = Condition(torch.tensor([3, 5]), torch.randn(2, 9))
 
     def field(x, t, told):
         assert told.labels.tolist() == [3, 5, NO_CLASS, NO_CLASS]
@@ -115,4 +115,4 @@ def test_what_a_field_is_told_of_an_augmentation_goes_with_both_halves():
     v = Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), cond)
     torch.testing.assert_close(v, NO_CLASS + 3.0 * (cond.labels[:, None] - NO_CLASS) + cond.augment[:, :1])
     with pytest.raises(ValueError, match="needs labels"):
-        Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Cond(None, cond.augment))
+        Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Condition(None, cond.augment))

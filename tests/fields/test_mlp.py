@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowimg.fields.mlp import MLPField, class_rows
-from flowimg.flow.objective import NO_CLASS
+from flowimg.flow.condition import NO_CLASS
 
 
 def inputs(field, x, t):

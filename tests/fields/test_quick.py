@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowimg.fields.norm import Norm
-from flowimg.fields.quick import QuickBlock, quicken
+from flowimg.fields.cpu.norm import Norm
+from flowimg.fields.cpu.blocks import QuickBlock, quicken
 from flowimg.fields.unet import UNetField, new_unet
 
 STEP = 2.0**-8

@@ -4,7 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
 
 from flowimg.fields.unet import UNetField, new_unet, unet_problem
-from flowimg.flow.objective import NO_CLASS, Cond
+from flowimg.flow.condition import Condition, NO_CLASS
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
 
@@ -171,7 +171,7 @@ def test_scale_and_shift_loads_as_a_stock_unet(tmp_path):
 
 
 def told(n=3, labels=None):
-    return Cond(labels, torch.randn(n, 9, generator=torch.Generator().manual_seed(4)))
+    return Condition(labels, torch.randn(n, 9, generator=torch.Generator().manual_seed(4)))
 
 
 def learned(**options):
@@ -187,7 +187,7 @@ def test_pictures_as_they_are_are_those_of_the_stock_network_bit_for_bit(labels)
     field, x, t = learned(num_classes=0 if labels is None else 2), pictures(), torch.tensor([0.1, 0.5, 0.9])
     rows = None if labels is None else torch.tensor([0, 1, 2])
     stock = -field.unet(x, 1000 * (1 - t), class_labels=rows).sample
-    assert torch.equal(field(x, t, Cond(labels, torch.zeros(3, 9))), stock)
+    assert torch.equal(field(x, t, Condition(labels, torch.zeros(3, 9))), stock)
     assert torch.equal(field(x, t, labels), stock)
     assert (field(x, t, told(labels=labels)) - stock).abs().amax((1, 2, 3)).min() > 1e-3
     assert torch.equal(field(x, t, labels), stock)  # nothing of a call is left behind
@@ -230,5 +230,5 @@ def test_a_new_field_learns_to_listen(checkpointing):
 def test_a_batch_of_pictures_as_they_are_gives_every_parameter_a_gradient():
     # processes wait for each other's gradients, whatever their pictures
     field = tiny(numbers=9)
-    field(pictures(), torch.rand(3), Cond(None, torch.zeros(3, 9))).square().mean().backward()
+    field(pictures(), torch.rand(3), Condition(None, torch.zeros(3, 9))).square().mean().backward()
     assert all(p.grad is not None for p in field.parameters())

@@ -9,9 +9,9 @@ from PIL import Image
 
 from flowimg.figures import curves
 from flowimg.figures.curves import compare_figure, loss_by_t_figure, loss_figure, series, training_figure
-from flowimg.flow.floor import Floor
+from flowimg.flow.irreducible import Irreducible
 
-FLOOR = Floor(2.0, [3.0] * 9 + [math.nan], "what no field can learn")
+FLOOR = Irreducible(2.0, [3.0] * 9 + [math.nan], "what no field can learn")
 
 
 def records(count=40):

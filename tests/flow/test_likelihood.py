@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowimg.flow.likelihood import bits_per_dim, log_density, velocity_and_divergence
+from flowimg.flow.density import bits_per_dim, log_density, velocity_and_divergence
 from flowimg.flow.solvers import RK4, dopri5
 from flowimg.flow.times import uniform_grid
 

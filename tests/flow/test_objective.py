@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp
 
-from flowimg.config import Config, validate
-from flowimg.flow import objective as flow_objective
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.flow import objectives as flow_objective
 from flowimg.flow import randomness
-from flowimg.flow.objective import NO_CLASS, Cond, Draw, flow_matching_loss
+from flowimg.flow.condition import Condition, NO_CLASS
+from flowimg.flow.objectives import Draw, flow_matching_loss
 from flowimg.flow.paths import Linear, expand_like
 from flowimg.flow.times import shift_times, stratify
-from flowimg.jobs.build import COUPLINGS, PATHS, TIMES, build_objective
+from flowimg.build.flow import COUPLINGS, PATHS, TIMES, build_objective
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
 
@@ -91,7 +93,7 @@ def test_numbers_of_an_augmentation_stay_at_their_place_however_the_batch_is_cut
     ours = objective(300, 0.3, coupling={"kind": coupling})
     plain = ours.draw(numbered, 4, range(300))
     parts = [ours.draw(numbered_and_told, 4, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
-    assert all(isinstance(part.cond, Cond) for part in parts)
+    assert all(isinstance(part.cond, Condition) for part in parts)
     assert torch.equal(torch.cat([part.cond.labels for part in parts]), plain.cond)  # dropped as ever
     numbers = torch.cat([part.cond.augment for part in parts])
     assert torch.equal(numbers, torch.arange(300)[:, None] + torch.arange(9) / 16)

@@ -6,7 +6,7 @@ import torch
 from torch.func import jvp
 
 from flowimg.flow.paths import Cosine, Linear, expand_like
-from flowimg.jobs.build import PATHS
+from flowimg.build.flow import PATHS
 
 SHAPES = [(5, 2), (5, 3, 8, 8)]
 

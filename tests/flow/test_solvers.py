@@ -4,11 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowimg.config import Sample
+from flowimg.settings.verbs import Sample
 from flowimg.fields.guidance import Guided
 from flowimg.flow.solvers import AB2, EULER, dopri5, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.build import PATHS, SOLVERS, build_solver, build_times
+from flowimg.build.flow import PATHS
+from flowimg.build.sampler import SOLVERS, build_solver, build_times
 
 A = torch.tensor([[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.3], [0.1, 0.0, 0.8]], dtype=torch.float64)
 X = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]], dtype=torch.float64)

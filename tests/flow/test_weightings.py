@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
-from flowimg.config import Config, validate
-from flowimg.flow.objective import Draw, flow_matching_loss
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.flow.objectives import Draw, flow_matching_loss
 from flowimg.flow.paths import Linear
-from flowimg.jobs.build import WEIGHTINGS, build_objective
+from flowimg.build.flow import WEIGHTINGS, build_objective
 
 KINDS = [{"kind": kind} for kind in WEIGHTINGS] + [
     {"kind": "power", "a": 2.0, "b": 0.0},

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from flowimg.cli import main
-from flowimg.flow.objective import Objective
+from flowimg.flow.objectives import FlowMatching
 from flowimg.training import loop
 
 out, scale, *args = sys.argv[1:]
-draw, loss = Objective.draw, loop.flow_matching_loss
+draw, loss = FlowMatching.draw, loop.flow_matching_loss
 made, steps_seen = {}, {}
 
 
@@ -31,7 +31,7 @@ def scaled_loss(wrapped, path, drawn):
     return loss(wrapped, path, drawn) * float(scale)
 
 
-Objective.draw = recording_draw
+FlowMatching.draw = recording_draw
 loop.flow_matching_loss = scaled_loss
 main(args)
 

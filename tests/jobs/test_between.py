@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from flowimg.cli import main
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.folder import open_run
-from flowimg.sampling.generate import noise
+from flowimg.runs.opening import open_run
+from flowimg.sampling.sampler import noise
 
 SEEDS = [4, 9, 30]
 

@@ -13,11 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowimg.cli import main
-from flowimg.config import Config, Sample, validate
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Sample
 from flowimg.fields.mlp import MLPField
 from flowimg.jobs import draw, machine
-from flowimg.jobs.build import build_field, build_objective, build_source
-from flowimg.jobs.folder import RunFolder, open_run
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run
 from flowimg.training.loop import Recipe, start, train_step
 
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from survival import words
 
 from flowimg.cli import main
-from flowimg.jobs import save
-from flowimg.jobs.folder import open_run
-from flowimg.training.ema import gamma_of
+from flowimg.jobs.train.run import saving
+from flowimg.runs.opening import open_run
+from flowimg.training.averages import gamma_of
 from flowimg.training.snapshots import kept_steps
 
 STEPS = 40
@@ -154,14 +154,14 @@ def test_averages_cannot_begin_in_the_midst_of_a_run(tmp_path, refused, capsys):
 
 
 def test_averages_that_cannot_be_written_are_missed_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    write = save.write_snapshot
+    write = saving.write_snapshot
 
     def full(folder, step, tensors):
         if step == 20:
             raise OSError(28, "No space left on device")
         write(folder, step, tensors)
 
-    monkeypatch.setattr(save, "write_snapshot", full)
+    monkeypatch.setattr(saving, "write_snapshot", full)
     train(tmp_path / "run", "--train.snapshots", 4)
     assert "warning   the averages of step 20 were not kept ([Errno 28]" in capsys.readouterr().out
     assert kept_steps(tmp_path / "run" / "snapshots") == [10, 30, 40]

@@ -15,9 +15,9 @@ from tiny import write_settings
 
 from flowimg.cli import main
 from flowimg.evaluation.distances import frechet, moments
-from flowimg.evaluation.extractors import random_convolutions
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.sweep import least
+from flowimg.evaluation.features import random_convolutions
+from flowimg.runs.folder import RunFolder
+from flowimg.jobs.evaluate.sweep import least
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
@@ -83,8 +83,8 @@ def test_the_distance_is_that_of_the_pictures_that_sample_writes(run, tmp_path):
 
 
 def _held_out(folder):
-    from flowimg.config import load
-    from flowimg.jobs.build import build_source
+    from flowimg.settings.reading import load
+    from flowimg.build.data import build_source
 
     pictures, _ = build_source(load(str(folder / "config.yaml"))).load(torch.device("cpu")).held_out(100)
     return ((pictures + 1) * 127.5).round().to(torch.uint8).numpy().reshape(len(pictures), -1)
@@ -256,7 +256,7 @@ def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypat
     monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
     done = launch(run("classes"))
     assert done.returncode and "/dev/null/cache" in done.stderr
-    assert "fault of flowimg" not in done.stderr and 'jobs/measure.py", line' not in done.stderr
+    assert "fault of flowimg" not in done.stderr and 'jobs/comparison.py", line' not in done.stderr
 
 
 def test_points_are_evaluated_while_they_train(tmp_path):
@@ -351,16 +351,16 @@ def test_an_evaluation_goes_behind_a_line_that_was_cut(run):
 
 
 def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatch, refused):
-    from flowimg.jobs import measure
+    from flowimg.evaluation import comparison
 
-    stream = measure.stream
+    stream = comparison.stream
 
     def broken(*args):
         for batch in stream(*args):
             batch.x_1[::4, 0, 0, 0] = float("nan")
             yield batch
 
-    monkeypatch.setattr(measure, "stream", broken)
+    monkeypatch.setattr(comparison, "stream", broken)
     folder = run("classes")
     status, said = refused("evaluate", folder, *QUICK, "--max-frechet", "1e9")
     assert status == 1 and "10 samples are not finite" in said
@@ -368,12 +368,12 @@ def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatc
 
 
 def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatch, capsys):
-    from flowimg.jobs import watch
+    from flowimg.jobs.train.run import callbacks
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(watch, "keep", full)
+    monkeypatch.setattr(callbacks, "keep", full)
     file = write_settings(tmp_path / "r.yaml", train={"evaluate_every": 1, "evaluate_count": 6})
     main(["train", str(file), "--run", str(tmp_path / "r")])
     assert "the evaluation of step 1 is not kept" in capsys.readouterr().out
@@ -435,14 +435,14 @@ def test_data_of_other_classes_or_shape_than_the_runs_are_refused(of_folders, re
 
 def test_the_data_themselves_are_covered_however_few_are_looked_at():
     """A thousand more of the data against ten thousand are as good as samples get."""
-    from flowimg.jobs import measure
+    from flowimg.evaluation import comparison
 
     g = torch.Generator().manual_seed(0)
     features, few = torch.randn(10_000, 8, generator=g), torch.randn(500, 8, generator=g)
-    pictures = measure.Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
-    reference = measure.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None), False)
-    yard = measure.Yardstick(random_convolutions(1, 4, torch.device("cpu")), reference, None)
-    drawn = measure.Drawn(500, 1, moments(few), few, pictures.pixels, None, 0)
-    scores, near = measure.score(drawn, yard)
+    pictures = comparison.Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
+    reference = comparison.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None), False)
+    yard = comparison.Yardstick(random_convolutions(1, 4, torch.device("cpu")), reference, None)
+    drawn = comparison.Drawn(500, 1, moments(few), few, pictures.pixels, None, 0)
+    scores, near = comparison.score(drawn, yard)
     assert scores["coverage"] > 0.9 and 0.8 < scores["density"] < 1.2
     assert scores["nearest"] == 0 and near.row[:, 0].tolist() == list(range(50))

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from survival import launch
 
-from flowimg.jobs.folder import RunFolder
+from flowimg.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -8,13 +8,15 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowimg.cli import main
-from flowimg.config import Experiment, load
+from flowimg.config import Experiment
+from flowimg.settings.reading import load
 from flowimg.evaluation.points import score_points
 from flowimg.jobs import experiment
-from flowimg.jobs.build import DataFacts, build_field, build_toy
+from flowimg.build.data import DataFacts, build_toy
+from flowimg.build.field import build_field
 from flowimg.jobs.draw import draw
 from flowimg.jobs.experiment import RECIPES, flops, plan
-from flowimg.jobs.folder import open_run
+from flowimg.runs.opening import open_run
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
     for name in ("frequency.png", "boards.png"):
         assert Image.open(run / name).width > 500
 
-    monkeypatch.setattr("flowimg.jobs.train.run_loop", None)  # what is trained is not trained again
+    monkeypatch.setattr("flowimg.jobs.train.run.run_loop", None)  # what is trained is not trained again
     monkeypatch.setattr(experiment, "evaluate", None)
     main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "2"])
     assert json.loads((run / "frequency.json").read_text()) == rows

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.config import Config, Sample, validate
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Sample
 from flowimg.fields.guidance import guided
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.folder import open_run
-from flowimg.sampling.generate import generate
+from flowimg.runs.opening import open_run
+from flowimg.sampling.sampler import generate
 from flowimg.sampling.pipeline import LabelPipeline
 
 SEEDS = [3, 4, 5, 6]

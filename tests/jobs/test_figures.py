@@ -11,16 +11,20 @@ from PIL import Image
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.config import Figures, load
+from flowimg.settings.reading import load
+from flowimg.settings.verbs import Figures
 from flowimg.data.batches import ImageBatches
-from flowimg.flow.objective import flow_matching_loss
+from flowimg.flow.objectives import flow_matching_loss
 from flowimg.flow.solvers import EULER, integrate
-from flowimg.jobs import figures, train, watch
-from flowimg.jobs.build import build_objective, build_source
+from flowimg.jobs import figures
+from flowimg.jobs.train.run import callbacks, run
+from flowimg.build.data import build_source
+from flowimg.build.flow import build_objective
 from flowimg.jobs.figures import carry, estimate_floor, find_floor, follow, kept_figures
-from flowimg.jobs.folder import RunFolder, open_run
-from flowimg.jobs.scores import describe
-from flowimg.sampling.generate import noise
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run
+from flowimg.evaluation.record import describe
+from flowimg.sampling.sampler import noise
 
 CPU = torch.device("cpu")
 FIGURES = {
@@ -183,7 +187,7 @@ def test_data_that_are_gone_cost_the_floor_and_nothing_else(tiny, tmp_path, caps
 
 def test_a_run_ends_with_its_figures_and_its_report(tmp_path, small, capsys):
     run = tmp_path / "run"
-    main(["train", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
+    main(["run", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
     assert sorted(p.name for p in (run / "figures").iterdir()) == sorted(
         [*FIGURES["classes"], "figures.json", "floor.json"]
     )
@@ -192,18 +196,18 @@ def test_a_run_ends_with_its_figures_and_its_report(tmp_path, small, capsys):
 
 
 def test_without_figures_there_are_none(tmp_path):
-    main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
+    main(["run", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "figures").exists() and not (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("place", [(train, "draw_figures"), (watch, "write_report")], ids=["end", "between"])
+@pytest.mark.parametrize("place", [(run, "draw_figures"), (callbacks, "write_report")], ids=["end", "between"])
 def test_a_figure_that_fails_is_a_warning(place, tmp_path, small, capsys, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no font")
 
     monkeypatch.setattr(*place, broken)
     run = tmp_path / "run"
-    main(["train", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
+    main(["run", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
     said = capsys.readouterr().out
     assert "RuntimeError: no font" in said
     assert (run / "checkpoints" / "step_00000002" / "manifest.json").exists() and "next      flowimg sample" in said

@@ -10,8 +10,10 @@ import torch
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.config import Config, Invert, Likelihood, load
-from flowimg.fields import norm
+from flowimg.settings.reading import load
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Invert, Likelihood
+from flowimg.fields.cpu import norm
 from flowimg.jobs import doctor, machine
 
 FAULTS = """

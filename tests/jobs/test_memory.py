@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from survival import words
 
 from flowimg.cli import main
-from flowimg.config import load
+from flowimg.settings.reading import load
 from flowimg.fields.mlp import MLPField
 from flowimg.jobs import doctor as doctor_module
-from flowimg.jobs import memory
-from flowimg.jobs.build import build_objective, build_source
-from flowimg.jobs.machine import MachineError
+from flowimg.machine import memory
+from flowimg.build.data import build_source
+from flowimg.build.flow import build_objective
+from flowimg.errors import MachineError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tiny import write_settings
 from torch import nn
 
 from flowimg.cli import main
-from flowimg.jobs import meter
+from flowimg.machine import throughput
 
 CPU = torch.device("cpu")
 
@@ -26,19 +26,19 @@ class Known(nn.Module):
 
 def test_operations_are_those_of_three_forward_passes():
     forward = 2 * (3 * 3 * 2 * 5 * 64 + 5 * 8 * 8 * 7)
-    assert meter.pass_flops(Known(), (2, 8, 8)) == 3 * forward
+    assert throughput.pass_flops(Known(), (2, 8, 8)) == 3 * forward
 
 
 def test_a_product_is_as_fast_as_a_machine_of_this_century_is(monkeypatch):
-    monkeypatch.setattr(meter, "SIZES", {"cpu": 256})
-    assert 1e8 < meter.product_flops(CPU, torch.float32) < 1e14
+    monkeypatch.setattr(throughput, "SIZES", {"cpu": 256})
+    assert 1e8 < throughput.product_flops(CPU, torch.float32) < 1e14
 
 
 def test_memory_is_that_of_the_process():
-    before = meter.peak_memory(CPU)
+    before = throughput.peak_memory(CPU)
     assert 50 < before < 1e5
     torch.ones(2**26)  # 256 MiB, and gone again
-    assert meter.peak_memory(CPU) >= before
+    assert throughput.peak_memory(CPU) >= before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

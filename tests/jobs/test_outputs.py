@@ -19,9 +19,9 @@ from PIL import Image
 from flowimg.cli import main
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs import outputs
-from flowimg.jobs.folder import open_run
-from flowimg.sampling.generate import noise
+from flowimg.sampling import writers
+from flowimg.runs.opening import open_run
+from flowimg.sampling.sampler import noise
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 5
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny, whole, tmp_path):
 def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_path, monkeypatch, refused):
     out, name = tmp_path / "out", "images" if form == "png" else ".parts"
     written = 0
-    save, aside = np.save, outputs._png
+    save, aside = np.save, writers._png
 
     def full(write):
         def writing(*args):
@@ -194,7 +194,7 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", full(save))
-        patch.setattr(outputs, "_png", full(aside))
+        patch.setattr(writers, "_png", full(aside))
         status, said = refused("sample", tiny.classes, "--out", out, *HOW, "--format", form, "--batch-size", "64")
     assert status == 4 and "No space left" in said
     before = times(out / name)
@@ -213,10 +213,10 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
 
 def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, monkeypatch):
-    output = outputs.Output(tmp_path, "png", range(6), None, ())
+    output = writers.Output(tmp_path, "png", range(6), None, ())
     (tmp_path / "images").mkdir()
     second = threading.Event()
-    encode = outputs._png
+    encode = writers._png
 
     def slow(pixels):
         assert second.wait(20)  # not before the network is at the second batch
@@ -230,8 +230,8 @@ def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, mo
                 assert len(list((tmp_path / "images").iterdir())) >= 2
             yield np.full((2, 4, 4, 1), number, np.uint8)
 
-    monkeypatch.setattr(outputs, "_png", slow)
-    assert list(outputs.write_parts(output, output.parts(), batches())) == [2, 2, 2]
+    monkeypatch.setattr(writers, "_png", slow)
+    assert list(writers.write_parts(output, output.parts(), batches())) == [2, 2, 2]
     seen = [np.array(Image.open(tmp_path / "images" / f"{row:06d}.png")).max() for row in range(6)]
     assert seen == [0, 0, 1, 1, 2, 2]
 
@@ -243,7 +243,7 @@ def test_a_file_that_could_not_be_joined_is_joined_from_its_parts(tiny, tmp_path
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "_join_npy", full)
+        patch.setattr(writers, "_join_npy", full)
         assert refused("sample", tiny.classes, "--out", out, *HOW, "--format", "npy")[0] == 4
     assert not (out / "samples.npy").exists() and len(list((out / ".parts").iterdir())) == 4
     sample(tiny.classes, out, "--format", "npy")

@@ -1,4 +1,4 @@
-"""`flowimg play`: the answers are the run's own, bounds hold, and the page works in a real browser."""
+"""`flowimg page`: the answers are the run's own, bounds hold, and the page works in a real browser."""
 
 import math
 import re
@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 
 from flowimg.cli import main
-from flowimg.jobs import play
-from flowimg.jobs.folder import open_run
-from flowimg.jobs.play import PlayError, travel
-from flowimg.sampling.generate import noise
+from flowimg.app import page
+from flowimg.runs.opening import open_run
+from flowimg.app.page import travel
+from flowimg.errors import PageError
+from flowimg.sampling.sampler import noise
 
 pytest.importorskip("gradio")
-from flowimg.jobs.play_images import MOMENTS, one_picture, two_seeds
-from flowimg.jobs.play_points import MOST, flow_particles, gaussian
+from flowimg.app.images import MOMENTS, one_picture, two_seeds
+from flowimg.app.points import MOST, flow_particles, gaussian
 
 CPU = torch.device("cpu")
 
@@ -115,7 +116,7 @@ def test_gaussian_particles_are_the_noise_of_their_seeds(points):
 )  # fmt: skip
 def test_what_is_out_of_bounds_is_refused_in_a_sentence(change, said, classes):
     asked = {"seed": 0, "steps": 2, "solver": "euler", "guidance": 1.0, "label": "3"} | change
-    with pytest.raises(PlayError, match=said) as told:
+    with pytest.raises(PageError, match=said) as told:
         one_picture(classes, *asked.values())
     assert len(str(told.value)) < 200
 
@@ -130,41 +131,41 @@ def test_what_is_out_of_bounds_is_refused_in_a_sentence(change, said, classes):
 )  # fmt: skip
 def test_particles_that_are_none_are_refused(particles, points):
     for plane in ({"particles": particles}, particles):
-        with pytest.raises(PlayError):
+        with pytest.raises(PageError):
             flow_particles(points, plane, 2, "euler", None, None)
 
 
 def test_other_bounds(points, classes):
     for count, seed in ((0, 0), (MOST + 1, 0), (5, -1)):
-        with pytest.raises(PlayError):
+        with pytest.raises(PageError):
             gaussian(count, seed)
-    with pytest.raises(PlayError, match="no classes"):
+    with pytest.raises(PageError, match="no classes"):
         flow_particles(points, {"particles": [[0, 0]]}, 2, "euler", 2.0, None)
-    with pytest.raises(PlayError, match="two that differ"):
+    with pytest.raises(PageError, match="two that differ"):
         two_seeds(classes, 4, 4, 5, 2, "euler", 1.0, "3")
-    with pytest.raises(PlayError, match="pictures"):
+    with pytest.raises(PageError, match="pictures"):
         two_seeds(classes, 4, 5, 500, 2, "euler", 1.0, "3")
 
 
 def test_numbers_that_are_not_finite_are_told(points):
     broken = points.__class__(**{**vars(points), "field": torch.nn.Linear(2, 2)})
     broken.field.forward = lambda x, t, cond=None: x / 0
-    how = play.solving(points, 2, "euler", None)
-    with pytest.raises(PlayError, match="not finite"):
+    how = page.solving(points, 2, "euler", None)
+    with pytest.raises(PageError, match="not finite"):
         travel(broken, how, torch.ones(1, 2), None, [0.0, 1.0], "fp32")
 
 
 def test_without_gradio_it_says_how_to_get_it(tiny, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, said = refused("play", tiny.points)
-    assert status == 4 and "pip install -e '.[play]'" in said
+    status, said = refused("page", tiny.points)
+    assert status == 4 and "pip install -e '.[page]'" in said
 
 
 def test_a_port_that_is_taken_is_told(tiny, refused):
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         door.listen()
-        status, said = refused("play", tiny.points, "--port", door.getsockname()[1])
+        status, said = refused("page", tiny.points, "--port", door.getsockname()[1])
     assert status == 4 and str(door) and "cannot be used" in said and "--port" in said
 
 
@@ -181,7 +182,7 @@ def served(request):
     processes = []
 
     def served(run):
-        command = [sys.executable, "-m", "flowimg", "play", str(run), "--port", "0"]
+        command = [sys.executable, "-m", "flowimg", "page", str(run), "--port", "0"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             # tests started in the background (`make slow &`) ignore SIGINT, and what they start would too

@@ -11,9 +11,9 @@ from tiny import write_settings
 from torch.autograd import DeviceType
 
 from flowimg.cli import main
-from flowimg.jobs import profile
-from flowimg.jobs.folder import RunFolder
-from flowimg.jobs.profile import AFTER, STEPS, kind_of
+from flowimg.jobs.train.run import profile
+from flowimg.runs.folder import RunFolder
+from flowimg.jobs.train.profile import AFTER, STEPS, kind_of
 
 POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5"]
 POINTS += ["--train.batch-size", "64", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]

@@ -9,12 +9,17 @@ from safetensors.torch import load_file
 from tiny import UNET, write_settings
 
 from flowimg.cli import main
-from flowimg.config import Config, SettingsError, load, validate
+from flowimg.errors import SettingsError
+from flowimg.settings.reading import load, validate
+from flowimg.settings.run import Config
 from flowimg.figures.images import image_grid
-from flowimg.flow.objective import Cond, flow_matching_loss
-from flowimg.jobs.build import build_field, build_source
-from flowimg.jobs.folder import RunFolder, open_run
-from flowimg.sampling.generate import noise, to_uint8
+from flowimg.flow.condition import Condition
+from flowimg.flow.objectives import flow_matching_loss
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run
+from flowimg.sampling.sampler import noise, to_uint8
 from flowimg.training import loop
 
 CPU = torch.device("cpu")
@@ -118,10 +123,10 @@ def test_every_loss_of_a_step_is_of_augmented_pictures_and_the_held_out_loss_of_
         return flow_matching_loss(velocity, path, draw)
 
     monkeypatch.setattr(loop, "flow_matching_loss", watched)
-    monkeypatch.setattr("flowimg.jobs.watch.flow_matching_loss", watched)
+    monkeypatch.setattr("flowimg.jobs.train.callbacks.flow_matching_loss", watched)
     settings = write_settings(tmp_path / "c.yaml", **{**AUGMENTED, "train": {"steps": 1}})
     main(["train", str(settings), "--run", str(tmp_path / "run")])
-    kinds = [len(cond.labels) if isinstance(cond, Cond) else -len(cond) for cond in told]
+    kinds = [len(cond.labels) if isinstance(cond, Condition) else -len(cond) for cond in told]
     assert {16, -8} == set(kinds)
 
 

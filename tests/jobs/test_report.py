@@ -9,7 +9,8 @@ import pytest
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.jobs import figures, report, watch
+from flowimg.jobs import figures, report
+from flowimg.jobs.train.run import callbacks
 
 
 @pytest.fixture
@@ -50,14 +51,14 @@ def test_a_report_tells_the_whole_run(run, capsys):
 
 def test_a_run_says_that_it_goes_on_and_the_page_reloads(tmp_path, monkeypatch):
     pages = []
-    real = watch.write_report
+    real = callbacks.write_report
 
     def kept(folder, running):
         real(folder, running)
         pages.append(folder.report.read_text())
 
-    monkeypatch.setattr(watch, "write_report", kept)
-    monkeypatch.setattr(watch, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "write_report", kept)
+    monkeypatch.setattr(callbacks, "REPORT_SECONDS", 0.0)
     settings = write_settings(tmp_path / "a.yaml", figures=True, train={"steps": 4})
     main(["train", str(settings), "--run", str(tmp_path / "run")])
     assert len(pages) == 2  # at steps 1 and 2; the last is written at the end
@@ -70,7 +71,7 @@ def test_a_run_says_that_it_goes_on_and_the_page_reloads(tmp_path, monkeypatch):
 
 def test_a_report_is_not_rewritten_all_the_time(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(watch, "write_report", lambda folder, running: asked.append(folder))
+    monkeypatch.setattr(callbacks, "write_report", lambda folder, running: asked.append(folder))
     settings = write_settings(tmp_path / "a.yaml", figures=True, train={"steps": 4})
     main(["train", str(settings), "--run", str(tmp_path / "run"), "--train.stop-at", "3"])
     assert len(asked) == 1

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from survival import status, words
 
 from flowimg.cli import main
-from flowimg.jobs.folder import RunFolder
+from flowimg.runs.folder import RunFolder
 from flowimg.training import checkpoint
 from flowimg.training.checkpoint import problem
 

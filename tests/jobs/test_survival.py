@@ -11,7 +11,7 @@ from crash import POINTS
 from safetensors.torch import load_file
 from survival import CRASH, POISON, ROOT, SLOWLY, begin, finish, go, last_checkpoint, launch, status, wait_for, words
 
-from flowimg.jobs.folder import RunFolder
+from flowimg.runs.folder import RunFolder
 from flowimg.training.checkpoint import newest_whole, problem, step_folders
 
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -228,16 +228,16 @@ def test_batches_that_are_never_finite_stop_the_run_with_all_that_helps_and_agai
 
 def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs import save
+    from flowimg.jobs.train.run import saving
 
-    write, run = save.write_checkpoint, tmp_path / "run"
+    write, run = saving.write_checkpoint, tmp_path / "run"
 
     def full(folder, step, *args):
         if step in (2, 4):
             raise OSError(28, "No space left on device")
         return write(folder, step, *args)
 
-    monkeypatch.setattr(save, "write_checkpoint", full)
+    monkeypatch.setattr(saving, "write_checkpoint", full)
     main([str(word) for word in words(run)])
     said = capsys.readouterr().out
     assert "was not saved ([Errno 28] No space left on device); the last whole one is of step 0; miss 2 of 3" in said
@@ -246,16 +246,16 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, 
 
 def test_a_disk_that_stays_full_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs import save
+    from flowimg.jobs.train.run import saving
 
-    write, run = save.write_checkpoint, tmp_path / "run"
+    write, run = saving.write_checkpoint, tmp_path / "run"
 
     def full(folder, step, *args):
         if step > 1:
             raise OSError(28, "No space left on device")
         return write(folder, step, *args)
 
-    monkeypatch.setattr(save, "write_checkpoint", full)
+    monkeypatch.setattr(saving, "write_checkpoint", full)
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words(run, "--train.steps", "50")])
     assert stop.value.code == 4 and "No space left" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_disk_that_cannot_be_written_is_refused_before_training(tmp_path):
 
 def test_a_run_is_trained_by_one_at_a_time(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs import status as status_module
+    from flowimg.runs import status as status_module
 
     monkeypatch.setattr(status_module, "WAIT", 0.5)
     run = tmp_path / "run"

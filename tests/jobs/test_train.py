@@ -12,9 +12,9 @@ import torch
 import yaml
 from tiny import write_settings
 
-import flowimg.jobs.save as save
-import flowimg.jobs.train as jobs_train
-import flowimg.jobs.watch as watch
+import flowimg.jobs.train.saving as save
+import flowimg.jobs.train.run as jobs_train
+import flowimg.jobs.train.callbacks as watch
 import flowimg.training.loop as loop
 from flowimg.cli import main
 from flowimg.data import batches

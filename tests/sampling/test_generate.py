@@ -11,7 +11,7 @@ from flowimg.fields.guidance import guided
 from flowimg.fields.mlp import MLPField
 from flowimg.flow.solvers import EULER, HEUN, MIDPOINT, RK4
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling.generate import between, generate, noise, to_uint8
+from flowimg.sampling.sampler import between, generate, noise, to_uint8
 
 SEEDS = [0, 1, 7, 3, 2**31, 2**32 + 1, 2**40, 2**63 - 1]
 

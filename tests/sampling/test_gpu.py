@@ -7,8 +7,8 @@ from flowimg.fields.guidance import guided
 from flowimg.fields.unet import UNetField, new_unet
 from flowimg.flow.solvers import DOPRI5, EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.machine import autocast
-from flowimg.sampling.generate import generate, to_uint8
+from flowimg.machine.precision import autocast
+from flowimg.sampling.sampler import generate, to_uint8
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowimg.training.adamw import AdamW
+from flowimg.training.optimisers.adamw import AdamW
 
 HOW = {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.1}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowimg.cli import main
-from flowimg.jobs.folder import RunFolder
+from flowimg.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -73,8 +73,9 @@ def test_points_are_learned_in_graphs_as_without(tmp_path, capsys):
 
 
 def test_gpu_and_cpu_draw_the_same_batch(tmp_path):
-    from flowimg.config import load
-    from flowimg.jobs.build import build_objective, build_source
+    from flowimg.settings.reading import load
+    from flowimg.build.data import build_source
+from flowimg.build.flow import build_objective
 
     config = load("configs/digits.yaml")
     objective = build_objective(config)

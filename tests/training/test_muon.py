@@ -8,7 +8,7 @@ from torch import nn
 
 from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet
-from flowimg.training.muon import Muon, hidden_matrices, orthogonal
+from flowimg.training.optimisers.muon import Muon, hidden_matrices, orthogonal
 
 
 def drawn(*shape, seed=0):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowimg.training.schedule import ema_decay, learning_rate
+from flowimg.training.schedules import ema_decay, learning_rate
 
 SHAPES = ["constant", "cosine", "linear"]
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flowimg.training.loop import clip
-from flowimg.training.verdict import Reading, Verdict
+from flowimg.training.flags import Reading, StepFlags
 
 NUMBERS = st.sampled_from([0.0, -3.5, 1e38, float("inf"), float("nan")])
 HOST = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
 
 
 def verdict(late):
-    found = Verdict(HOST)
+    found = StepFlags(HOST)
     found.late = late  # as with CUDA
     found.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
     return found

@@ -10,16 +10,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowimg.config import Config, validate
-from flowimg.data.batches import Ahead, Once
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.data.batches import LastBatch, Prefetch
 from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet
 from flowimg.flow.couplings import Independent
-from flowimg.flow.objective import Objective
+from flowimg.flow.objectives import FlowMatching
 from flowimg.flow.paths import Linear
 from flowimg.flow.times import LogitNormal
-from flowimg.jobs.build import build_field, build_objective, build_source
-from flowimg.training.loop import NotFiniteError, Recipe, Training, start, train, train_step
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
+from flowimg.errors import NotFiniteError
+from flowimg.training.loop import Recipe, Training, start, train, train_step
 
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
 """What a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
@@ -50,7 +54,7 @@ def training(field, shape, device="cpu", **more):
     x_1 = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels = (torch.arange(8) % 3).to(device)
     data = lambda step, places: (x_1[places.start : places.stop], labels[places.start : places.stop])  # noqa: E731
-    objective = Objective(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, 0.2, 8, 0)
+    objective = FlowMatching(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, 0.2, 8, 0)
     AcceleratorState._reset_state(reset_partial_state=True)  # another device than that of a test before
     recipe = Recipe(steps=10, accumulation=2, warmup=2, schedule="cosine", lengths=(0.05, 0.1), **more)
     return start(Accelerator(cpu=device == "cpu"), field, objective, data, recipe)
@@ -150,7 +154,7 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, options):
     batches = source.load(accelerator.device)
     recipe = Recipe(steps=20, momentum=0.95)
     state = start(accelerator, build_field(config, source.facts), objective, batches, recipe, options)
-    ahead = Ahead(partial(objective.draw, Once(batches)), state.micro_batches())
+    ahead = Prefetch(partial(objective.draw, LastBatch(batches)), state.micro_batches())
     if device == "cuda":  # what is dispatched in a thread is not heard
         state.draw = ahead
     try:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from flowimg.config import Config, validate
-from flowimg.flow.objective import flow_matching_loss
-from flowimg.jobs.build import DataFacts, build_field, build_objective, build_source
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.flow.objectives import flow_matching_loss
+from flowimg.build.data import DataFacts, build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
 from flowimg.training.loop import Recipe, start, train_step
 
 WEIGHTINGS = [{"kind": "none"}, {"kind": "cosmap"}, {"kind": "power", "a": 0.5, "b": 2.0}]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import name_of, stamp_of
-from flowimg.data.listing import DataError, Listing, Source, listed, plain
+from flowimg.data.listing import Listing, Source, listed, plain
 from flowimg.data.pictures import Encoded
+from flowimg.errors import DataError
 
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),

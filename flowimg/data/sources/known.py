@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import name_of, stamp_of
-from flowimg.data.listing import DataError, Listing, Source, listed
+from flowimg.data.listing import Listing, Source, listed
 from flowimg.data.pictures import Encoded
+from flowimg.errors import DataError
 
 
 def of_arrays(

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, read_arrays
-from flowimg.data.listing import DataError, Opened, Stream, first_line, listed, number_labels
+from flowimg.data.listing import Opened, Stream, first_line, listed, number_labels
 from flowimg.data.sources.shards import lacks_label, of_split
+from flowimg.errors import DataError
 
 OPENED = 16
 """Files whose footers are read at a time."""

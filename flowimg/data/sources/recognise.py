@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from flowimg.data.cache import name_of, stamp_of
-from flowimg.data.listing import DataError, Listing, Source, only_train
+from flowimg.data.listing import Listing, Source, only_train
 from flowimg.data.sources.folders import ENDINGS, picture_folder, walk
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
 from flowimg.data.sources.shards import shards, shards_below, tar_files
+from flowimg.errors import DataError
 
 TABLES = (".parquet", ".arrow")
 

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import DataError, Listing, Source, first_line, listed, plain
+from flowimg.data.listing import Listing, Source, first_line, listed, plain
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources.folders import ENDINGS, SPLITS, Entries
 from flowimg.data.workers import cores, spread
+from flowimg.errors import DataError
 
 Found = TypeVar("Found")
 

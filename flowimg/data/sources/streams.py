@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowimg.data.cache import name_of
-from flowimg.data.listing import DataError, Opened, Stream
+from flowimg.data.listing import Opened, Stream
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources.folders import walk
 from flowimg.data.sources.parquet import parquet_stream
@@ -27,6 +27,7 @@ from flowimg.data.sources.shards import (
     shards_below,
     tar_files,
 )
+from flowimg.errors import DataError
 
 
 def open_stream(

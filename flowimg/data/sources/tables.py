@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flowimg.data.cache import name_of, stamp_of
-from flowimg.data.listing import DataError, Listing, first_line, listed, number_labels
+from flowimg.data.listing import Listing, first_line, listed, number_labels
 from flowimg.data.pictures import Encoded
+from flowimg.errors import DataError
 
 LABELS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "large_string", "bool"}
 """Types of a column that can be labels."""

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from shards_made import numbered, parquet, write_tar, write_tars
 
-from flowimg.data.listing import DataError
+from flowimg.errors import DataError
 from flowimg.data.sources.streams import open_stream
 
 

@@ -1,0 +1,34 @@
+"""What the pages of `flowimg play` share: the controls, and a kind answer to what does not go."""
+
+from typing import Any
+
+import gradio as gr
+
+from flowimg.app.page import GUIDANCE, STEPS, guidable
+from flowimg.build.sampler import SOLVERS
+from flowimg.errors import PageError
+from flowimg.runs.opening import Run
+
+
+def controls(run: Run, mark: str = "") -> tuple[Any, Any, Any, Any]:
+    """Class, steps, solver and guidance, those that this run has; `mark` ends their ids."""
+    classes = list(run.facts.classes)
+    usual = run.config.grid
+    label = gr.Dropdown(
+        classes or [""], value=(classes or [""])[0], label="class", visible=bool(classes), elem_id=f"class{mark}"
+    )
+    steps = gr.Slider(1, STEPS, min(usual.num_steps, STEPS), step=1, label="steps", elem_id=f"steps{mark}")
+    solver = gr.Dropdown(list(SOLVERS), value="euler", label="solver", elem_id=f"solver{mark}")
+    guidance = gr.Slider(
+        0, GUIDANCE, usual.guidance if guidable(run) else 1, step=0.1, visible=guidable(run), elem_id=f"guidance{mark}",
+        label="guidance: above 1 is more like its class, and less varied",
+    )  # fmt: skip
+    return label, steps, solver, guidance
+
+
+def kindly(answer: Any, *asked: Any) -> Any:
+    """An answer, or a sentence in the page."""
+    try:
+        return answer(*asked)
+    except PageError as error:
+        raise gr.Error(str(error), title="That does not go", print_exception=False) from None

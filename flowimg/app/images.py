@@ -1,0 +1,158 @@
+"""The page to play with a run on pictures: one picture and its way from noise, and what lies between two seeds."""
+
+import time
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from flowimg.app.controls import controls, kindly
+from flowimg.app.page import SEED, class_number, solving, told, travel, whole
+from flowimg.errors import PageError
+from flowimg.runs.opening import Run
+from flowimg.sampling.sampler import arc, noise
+
+MOMENTS = [place / 20 for place in range(21)]
+"""Flow times at which a picture may be looked at."""
+FRAMES = 15
+"""Pictures between two seeds at most."""
+SIDE = 320
+"""Small pictures are enlarged by a whole factor to about so many pixels."""
+
+
+class Answer(NamedTuple):
+    """Pictures in order, (N, H, W, C) uint8, and how they were made."""
+
+    pictures: np.ndarray
+    said: str
+
+
+def one_picture(
+    run: Run, seed: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
+) -> Answer:
+    """The picture of a seed at every moment, from noise to data.
+
+    Raises:
+        PageError: If anything asked for is out of bounds.
+    """
+    how, number = solving(run, steps, solver, guidance), whole(seed, "seed", 0, SEED)
+    began = time.perf_counter()
+    x_0 = noise([number], run.space.shape)
+    states, nfe = travel(run, how, x_0, class_number(run, label), MOMENTS, precision)
+    return Answer(_pixels(run, states[:, 0]), told(how, nfe, time.perf_counter() - began))
+
+
+def two_seeds(
+    run: Run, first: Any, second: Any, frames: Any, steps: Any, solver: Any, guidance: Any, label: Any,
+    precision: str = "fp32",
+) -> Answer:  # fmt: skip
+    """The pictures between the noises of two seeds, both included.
+
+    Raises:
+        PageError: If anything asked for is out of bounds.
+    """
+    how, count = solving(run, steps, solver, guidance), whole(frames, "pictures", 2, FRAMES)
+    seeds = [whole(first, "first seed", 0, SEED), whole(second, "second seed", 0, SEED)]
+    if seeds[0] == seeds[1]:
+        raise PageError("between a seed and itself there is nothing: give two that differ")
+    began = time.perf_counter()
+    a, b = noise(seeds, run.space.shape)
+    x_0 = arc(a, b, count)
+    states, nfe = travel(run, how, x_0, class_number(run, label), [0.0, 1.0], precision)
+    return Answer(_pixels(run, states[-1]), told(how, nfe, time.perf_counter() - began))
+
+
+def images_page(run: Run, precision: str) -> gr.Blocks:
+    """The page, not served yet."""
+    _, height, width = run.space.shape
+    classes = list(run.facts.classes)
+    name = run.folder.path.resolve().name
+    with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
+        gr.Markdown(
+            f"# {name}\nPictures of {width} x {height} pixels out of noise, by a network trained for {run.step:,} "
+            f"steps{f' on {len(classes)} classes' if classes else ''}."
+        )
+        with gr.Tab("One picture"), gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                picture = _shown("the picture", "picture")
+                moment = gr.Slider(0, 1, 1, step=0.05, label="t: 0 is noise, 1 is the picture", elem_id="moment")
+                way = _shown("its way from noise", "way", height=90)
+                said = gr.Markdown(elem_id="said")
+            with gr.Column(scale=2, min_width=280):
+                seed = gr.Number(0, label="seed: another seed, another picture", precision=None, elem_id="seed")
+                label, steps, solver, guidance = controls(run)
+                with gr.Row():
+                    go = gr.Button("Draw", variant="primary", elem_id="draw")
+                    dice = gr.Button("Another seed", elem_id="dice")
+            kept = gr.State(time_to_live=3600)
+        with gr.Tab("Between two seeds"), gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                frame = _shown("the picture", "frame")
+                place = gr.Slider(0, 1, 0, step=0.01, label="from the first seed to the second", elem_id="place")
+                row = _shown("all of them", "row", height=90)
+                said_2 = gr.Markdown(elem_id="said_2")
+            with gr.Column(scale=2, min_width=280):
+                first = gr.Number(0, label="first seed", precision=None, elem_id="first")
+                second = gr.Number(1, label="second seed", precision=None, elem_id="second")
+                frames = gr.Slider(2, FRAMES, 9, step=1, label="pictures", elem_id="frames")
+                label_2, steps_2, solver_2, guidance_2 = controls(run, "_2")
+                go_2 = gr.Button("Draw", variant="primary", elem_id="draw_2")
+            kept_2 = gr.State(time_to_live=3600)
+
+        def drawn(at: float, *asked: Any) -> tuple[Any, ...]:
+            answer = kindly(one_picture, run, *asked, precision)
+            return answer.pictures, _at(answer.pictures, at), _row(answer.pictures[::2]), answer.said
+
+        def drawn_2(at: float, *asked: Any) -> tuple[Any, ...]:
+            answer = kindly(two_seeds, run, *asked, precision)
+            return answer.pictures, _at(answer.pictures, at), _row(answer.pictures), answer.said
+
+        asked, seen = [moment, seed, steps, solver, guidance, label], [kept, picture, way, said]
+        gr.on([go.click, page.load, seed.submit], drawn, asked, seen, api_name="draw")
+        dice.click(
+            lambda: int(torch.randint(10_000, ()).item()), None, seed, queue=False, api_visibility="private"
+        ).then(drawn, asked, seen, api_visibility="private")
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        moment.input(_at, [kept, moment], picture, **quick)
+        go_2.click(
+            drawn_2,
+            [place, first, second, frames, steps_2, solver_2, guidance_2, label_2],
+            [kept_2, frame, row, said_2],
+            api_name="between",
+        )
+        place.input(_at, [kept_2, place], frame, **quick)
+    return page
+
+
+def _shown(label: str, name: str, height: int | None = None) -> Any:
+    options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
+    # on a low strip the label would lie over the first pictures
+    return gr.Image(
+        label=label, show_label=height is None, elem_id=name, elem_classes="pixels", height=height, **options
+    )
+
+
+def _at(pictures: np.ndarray | None, place: float) -> np.ndarray | None:
+    """The picture nearest to a place from 0 (the first) to 1 (the last), enlarged."""
+    if pictures is None:
+        return None
+    picture = pictures[round(float(place) * (len(pictures) - 1))]
+    factor = max(1, round(SIDE / picture.shape[0]))
+    return np.kron(picture, np.ones((factor, factor, 1), np.uint8))
+
+
+def _row(pictures: np.ndarray) -> np.ndarray:
+    """Pictures side by side, enlarged a little, with a gap between them."""
+    factor = max(1, -(-64 // pictures.shape[1]))
+    large = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    spaced = np.pad(large, ((0, 0), (0, 0), (0, 4), (0, 0)), constant_values=255)
+    return rearrange(spaced, "n h w c -> h (n w) c")[:, :-4]
+
+
+def _pixels(run: Run, x: Tensor) -> np.ndarray:
+    """States as colour pictures, (N, H, W, 3)."""
+    pixels = run.space.rows(x).numpy()
+    return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels

@@ -1,0 +1,1 @@
+"""What a field is given: from data, or from what a user typed, to a condition."""

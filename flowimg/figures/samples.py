@@ -1,0 +1,53 @@
+"""Samples as people look at them: pictures in a grid, points in a plot beside data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from flowimg.flow.condition import Condition
+from flowimg.spaces.pixels import Pixels
+from flowimg.spaces.points import Points
+from flowimg.spaces.space import Space
+
+MOST_COLUMNS = 20
+"""Classes that get a column each, while they take turns."""
+
+
+def draw_samples(space: Space, x: Tensor, cond: Condition, path: Path, title: str = "") -> None:
+    """Write the figure of samples as a PNG.
+
+    Args:
+        space: What they are.
+        x: Samples, shape (N, *D).
+        cond: What they were conditioned on.
+        path: The PNG's file.
+        title: Names the samples, where there is room for words.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    DRAWN[type(space)](space, x, cond, path, title)
+
+
+def save_grid(space: Space, x: Tensor, path: Path, columns: int | None = None) -> None:
+    """Write pictures as one PNG, row by row."""
+    grid = space.grid(x, columns)
+    assert grid is not None
+    Image.fromarray(grid.numpy()).save(path)
+
+
+def _pixels(space: Pixels, x: Tensor, cond: Condition, path: Path, title: str) -> None:
+    classes = 1 if cond.label is None else len(cond.label.unique())
+    # a column a class, while the classes take turns and fit a row
+    save_grid(space, x, path, classes if 1 < classes <= MOST_COLUMNS and len(x) > classes else None)
+
+
+def _points(space: Points, x: Tensor, cond: Condition, path: Path, title: str) -> None:
+    from flowimg.figures.points import points_figure  # matplotlib takes a while to import
+
+    points_figure(x, space.examples(len(x)), space.extent, path, title)
+
+
+DRAWN: dict[type, Callable[[Any, Tensor, Condition, Path, str], None]] = {Points: _points, Pixels: _pixels}
+"""How samples of each space are drawn."""

@@ -1,0 +1,130 @@
+"""The one way to write a file or a folder: aside, synced where it must survive a power cut, renamed; and the lock.
+
+Whoever reads sees a file as it was or as it is now, never half of it. Of a run's files
+
+    synced      checkpoints, snapshots, config.yaml, exported weights and models: nothing else can make them again
+    not synced  status.json, metrics, grids, figures, reports, samples: a run writes them again, and often
+
+and everything in the cache folder is synced, because a broken entry there would be found again by every later run.
+What a process that died left aside is named `.NAME.HOST.PID.XXXXXXXX.tmp`, next to NAME.
+"""
+
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+def aside_of(path: Path) -> Path:
+    """A new name next to a path, which tells whose it is: `.NAME.HOST.PID.XXXXXXXX.tmp`."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def written(path: Path, synced: bool = False) -> Iterator[Path]:
+    """A file to write to, which is renamed to `path` at the end: `path` is there whole, as it was or as it is now.
+
+    Raises:
+        OSError: If the disk is full or cannot be written; what was there is whole.
+    """
+    aside = aside_of(path)
+    try:
+        yield aside
+        if synced:
+            sync(aside)
+        aside.replace(path)
+        if synced:
+            sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, synced: bool = False) -> None:
+    """Write a small file, whole or not at all."""
+    with written(path, synced) as aside:
+        aside.write_text(text)
+
+
+@contextmanager
+def filled(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A folder to fill, which is synced and renamed to `target` at the end.
+
+    What was there by then is replaced or, without `replace`, kept.
+
+    Raises:
+        OSError: If the disk is full or cannot be written; what was there is whole, under its name or next to it.
+    """
+    aside = aside_of(target)
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            sync(path)
+        sync(aside)
+        before = aside_of(target)
+        if replace and target.exists():
+            target.rename(before)
+        try:
+            aside.rename(target)
+        except OSError:
+            if replace or not target.exists():  # else another process was first
+                raise
+        sync(target.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if path.is_dir():
+            with suppress(OSError):  # some file systems sync no folders
+                os.fsync(descriptor)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path, busy: Callable[[], None], patience: float = math.inf) -> Iterator[None]:
+    """Hold a lock that the system releases when the process ends, however it ends.
+
+    Without locks, as on Windows and on some file systems of several machines, nothing is held.
+
+    Args:
+        path: The lock's file.
+        busy: Called once if another process holds it, before waiting.
+        patience: Seconds to wait for it.
+
+    Raises:
+        TimeoutError: If another process still holds it then.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a") as file:
+        until, waiting = time.monotonic() + patience, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{path} is held by another process") from None
+                if not waiting:
+                    busy()
+                    waiting = True
+                time.sleep(0.2)
+            except OSError:
+                break
+        yield

@@ -1,0 +1,1 @@
+"""`flowimg figures`, and the end of every run: the flow made visible, in RUN/figures."""

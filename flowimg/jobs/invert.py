@@ -1,0 +1,61 @@
+"""`flowimg invert`: from pictures back to their noise, and forth again."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors.torch import save_file
+
+from flowimg.conditions.labels import labelled, parse_label
+from flowimg.data.batches import middle
+from flowimg.data.decode import Decoding, decode
+from flowimg.data.pictures import BadPictureError, Encoded
+from flowimg.errors import DataError, SettingsError
+from flowimg.figures.samples import save_grid
+from flowimg.jobs.pictures import new_folder, open_pictures, sampler_of
+from flowimg.jobs.sample import how_name
+from flowimg.machine.processes import alone
+from flowimg.runs.opening import check_guidance
+from flowimg.settings.verbs import Invert
+
+
+def invert(settings: Invert) -> dict[str, Any]:
+    """Carry pictures to their noise and back; write the noise, and a grid of pictures, noise and what came back."""
+    alone("invert")
+    if not settings.pictures:
+        raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
+    settings, run = open_pictures(settings)
+    label = parse_label(settings.label, run.facts.classes, settings.run)
+    check_guidance(settings.guidance, run.facts, run.config)
+    data: Any = run.config.data
+    space: Any = run.space
+    channels, size, _ = space.shape
+    # a window that is cut at random while training is the middle one here
+    side = data.random_crop or size
+    how = Decoding(channels, side, data.resize, data.background, channels * side * side)
+    pixels = []
+    for name in settings.pictures:
+        try:
+            found, _ = decode(Encoded(path=name), how)
+        except BadPictureError as error:
+            raise DataError(f"{name} cannot be read as a picture: {error}") from None
+        pixels.append(middle(torch.from_numpy(found), size))
+    out = new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_inverted")
+    x_1 = space.encode(torch.stack(pixels))
+    cond, sampler = labelled(label, len(x_1), run.facts.classes), sampler_of(run, settings)
+    (_, x_0), nfe = sampler.follow(x_1, cond, back=True)
+    again = sampler.follow(x_0, cond).states[-1]
+    save_file({"x_0": x_0}, out / "noise.safetensors")
+    seen = torch.cat([x_1, x_0 / 3, again])  # nearly all of the noise is within three standard deviations
+    save_grid(space, rearrange(seen, "(kind n) c h w -> (n kind) c h w", kind=3), out / "grid.png", 3)
+    print(f"{'picture':<40} noise mean, std   back, mean error in grey levels")
+    told = []
+    for name, there, back, z in zip(settings.pictures, x_1, again, x_0, strict=True):
+        off = float((there - back).abs().mean() * space.half)
+        told.append({"picture": name, "noise_mean": float(z.mean()), "noise_std": float(z.std()), "error": off})
+        print(f"{Path(name).name[:40]:<40} {float(z.mean()):+.3f}, {float(z.std()):.3f}     {off:.3f}")
+    print(f"{nfe} evaluations each way; noise: {out / 'noise.safetensors'}")
+    print(f"the grid (picture, noise, back): {out / 'grid.png'}")
+    where = {"folder": str(out), "noise": str(out / "noise.safetensors"), "grid": str(out / "grid.png")}
+    return {"run": settings.run, "step": run.step, **where, "nfe": nfe, "pictures": told}

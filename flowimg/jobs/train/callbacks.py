@@ -1,0 +1,164 @@
+"""What happens every N steps of a run: metrics, grids, evaluations, checkpoints, the report."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from flowimg.conditions.labels import turns
+from flowimg.errors import ExtractorError, Stopped
+from flowimg.evaluation.record import distance_in, figures_of, keep
+from flowimg.figures.samples import draw_samples
+from flowimg.flow.condition import Condition
+from flowimg.jobs.evaluate.engine import ENGINES, Asked
+from flowimg.jobs.figures.run import draw_curves
+from flowimg.jobs.report import write_report
+from flowimg.jobs.train.metrics import write_metrics
+from flowimg.jobs.train.saving import keep_averages, keep_checkpoints
+from flowimg.jobs.train.session import Session
+from flowimg.jobs.train.trackers import track_numbers, track_picture
+from flowimg.runs.signals import StopRequests
+from flowimg.training.loop import Callback
+from flowimg.training.state import Training
+
+REPORT_SECONDS = 15.0
+"""Seconds between two reports of a run at least."""
+
+
+def callbacks(session: Session) -> list[Callback]:
+    """Everything a run does between its steps."""
+    config = session.config
+
+    def tell(state: Training) -> None:
+        session.status.step = state.step
+
+    return [
+        tell,
+        write_metrics(session),
+        _grids(session),
+        *([_evaluations(session)] if config.train.evaluate_every else []),
+        *([keep_averages(session)] if config.train.snapshots else []),
+        keep_checkpoints(session),
+        *([_report(session)] if config.figures and session.strategy.is_first else []),
+    ]
+
+
+def _grids(session: Session) -> Callback:
+    """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
+    config, strategy = session.config, session.strategy
+    seeds = range(config.grid.count)
+    cond = turns(seeds, session.facts.classes)
+
+    def callback(state: Training) -> None:
+        # a run that was asked to end draws no more
+        if state.seen.stop or not session.span.due(state, config.train.sample_every):
+            return
+        session.status.at("drawing samples")
+        training = state.field.training
+        state.field.eval()
+        for weights, module in (("ema", state.ema), ("raw", state.field)):
+            with strategy.whole(module) as field:
+                x_1 = _draw_together(session, field, seeds, cond)
+            if strategy.is_first and x_1 is not None:
+                path = session.folder.grid(state.step, weights)
+                try:
+                    draw_samples(session.space, x_1, cond, path, f"{weights} at step {state.step}")
+                    track_picture(session.accelerator, f"samples/{weights}", path, state.step)
+                except OSError as error:
+                    print(f"warning   no grid at step {state.step} ({error})")
+        state.field.train(training)
+        strategy.wait()
+        session.status.at("training")
+
+    return callback
+
+
+def _draw_together(session: Session, field: nn.Module, seeds: range, cond: Condition) -> Tensor | None:
+    """Samples of these seeds, each process drawing its share; None if one of them was asked to end meanwhile."""
+    strategy = session.strategy
+    each = math.ceil(len(seeds) / strategy.processes)
+    # equal shares, which is what can be gathered: the last sample again where there are too few
+    mine = [min(strategy.process * each + row, len(seeds) - 1) for row in range(each)]
+    drawn = None
+    with _interruptible(field, session.requests):
+        drawn = session.sampler(field).draw([seeds[row] for row in mine], cond.rows(mine))
+    whole = strategy.gather_rows(torch.tensor([drawn is not None], device=strategy.device))
+    if drawn is None or not bool(whole.all()):
+        return None
+    return strategy.gather_rows(drawn.x_1.to(strategy.device))[: len(seeds)].cpu()
+
+
+@contextmanager
+def _interruptible(field: nn.Module, requests: StopRequests) -> Iterator[None]:
+    """Give up what is inside at the next evaluation of the field, once this process is asked to end."""
+    hook = field.register_forward_pre_hook(lambda *_: requests.check())
+    try:
+        yield
+    except Stopped:  # the loop ends the run, with a checkpoint
+        pass
+    finally:
+        hook.remove()
+
+
+def _evaluations(session: Session) -> Callback:
+    """Evaluate the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
+    config, strategy = session.config, session.strategy
+    every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
+    try:  # before the first step: network or data may be unavailable, or not there any more later
+        kind = ENGINES[type(session.space)]
+        asked = Asked(config.train.evaluate_features)
+        engine = kind.find(config, session.facts, session.space, asked, PartialState())
+    except ExtractorError as error:
+        how = "what flowimg evaluate fetched once is found here"
+        raise ExtractorError(f"train.evaluate_features {config.train.evaluate_features}: {error} ({how})") from None
+
+    def callback(state: Training) -> None:
+        if state.seen.stop or not session.span.due(state, every):
+            return
+        session.status.at("evaluating")
+        found = None
+        with strategy.whole(state.ema) as field:
+            sampler = session.sampler(field)
+            found = engine(sampler, config.grid, seeds, lambda: _interruptible(field, session.requests))
+        if found is not None:
+            how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}
+            try:
+                keep(session.folder.evaluations, {**found, **how})
+            except OSError as error:  # of a run that continues
+                print(f"warning   the evaluation of step {state.step} is not kept ({error})", flush=True)
+            figures = figures_of(found)
+            name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
+            print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)
+            numbers = {f"evaluation/{k}": v for k, v in figures.items()}
+            track_numbers(session.accelerator, {"step": state.step, **numbers})
+        strategy.wait()
+        session.status.at("training")
+
+    return callback
+
+
+def _report(session: Session) -> Callback:
+    """Rewrite RUN/report.html with the grids of a run, but not all the time; its end writes the last one."""
+    span, folder = session.span, session.folder
+    last = -math.inf
+
+    def callback(state: Training) -> None:
+        nonlocal last
+        now = time.monotonic()
+        first = state.step == (span.began or 0) + 1  # one that can be opened early, but no step waits for
+        due = first or span.due(state, session.config.train.sample_every)
+        if span.is_last(state) or not due or now - last < REPORT_SECONDS:
+            return
+        try:
+            if not first:  # at its start a run has no curves
+                draw_curves(folder, session.config, session.batches)
+            write_report(folder, running=True)
+        except Exception as error:  # a page is no reason to stop training
+            print(f"warning   no report at step {state.step} ({type(error).__name__}: {error})")
+        last = time.monotonic()
+
+    return callback

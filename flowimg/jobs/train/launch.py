@@ -1,0 +1,170 @@
+"""Before the first step: the processes of a launch, checked against the settings, and how a batch is cut for them."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from flowimg.build.data import cache_of
+from flowimg.build.flow import SCHEDULES
+from flowimg.data.batches import Batches
+from flowimg.errors import MachineError, SettingsError
+from flowimg.flow.objectives import Objective
+from flowimg.jobs.train.trackers import check_tracker
+from flowimg.machine.compiling import compiler_options
+from flowimg.machine.device import pick_device
+from flowimg.machine.memory import find_micro_batch
+from flowimg.machine.precision import settle_precision, settle_tf32
+from flowimg.machine.processes import PATIENCE, check_launch, get_ready
+from flowimg.runs.folder import RunFolder
+from flowimg.settings.reading import load
+from flowimg.settings.run import Config
+from flowimg.training.averages import LENGTHS
+from flowimg.training.state import Recipe
+from flowimg.training.strategies import Strategy
+
+OTHERS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What a launcher may ask for, by its variable, that this loop does not do."""
+
+
+def settled(config: Config) -> Config:
+    """The same run with its precision settled: by the run, if it was begun before, else by the device."""
+    file = RunFolder(Path(str(config.run))).config
+    asked = config.train.precision
+    if asked == "auto" and file.exists():
+        asked = load(str(file)).train.precision
+    train = config.train.model_copy(update={"precision": settle_precision(asked, config.field.fast_in_bf16)})
+    return config.model_copy(update={"train": train})
+
+
+def open_accelerator(config: Config) -> Accelerator:
+    """The processes and their devices, checked against the launch and the settings."""
+    if config.train.precision == "fp16" and pick_device().type != "cuda":
+        raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
+    if strategy := next((name for name in OTHERS if os.environ.get(name, "").lower() in ("1", "true")), None):
+        raise MachineError(
+            f"the launcher asks for {OTHERS[strategy]}, and flowimg trains with data parallelism alone: "
+            "launch with --multi_gpu, or answer no to it in `accelerate config`"
+        )
+    check_tracker(config)
+    get_ready()
+    settle_tf32(config.train.precision)
+    # torch 2.15 has a new name for broadcast_buffers; the older ones that we run on do not know it
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    # accelerate holds on to the first precision asked for in a process; a notebook may train twice
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
+        dynamo_backend="no",
+        log_with=config.track,
+        project_dir=f"{config.run}/tracking" if config.track else None,
+        # the buffers of our fields are constants; sending them every step would be waste
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
+    )
+    processes = accelerator.num_processes
+    check_launch(processes, "train")
+    share = processes * config.train.accumulation
+    if type(config.train.micro_batch) is int:
+        share = processes * config.train.micro_batch
+    if config.train.batch_size % share:
+        raise SettingsError(
+            f"train.batch_size {config.train.batch_size} does not divide over {processes} processes times "
+            + (
+                f"{config.train.accumulation} micro-batches"
+                if share == processes * config.train.accumulation
+                else f"micro-batches of {config.train.micro_batch}"
+            )
+            + f": use a multiple of {share}"
+        )
+    return accelerator
+
+
+def launcher_differs(config: Config) -> list[str]:
+    """What the launcher was told that the run's settings say otherwise: they win, so that a run is its folder."""
+    asked = {
+        "mixed precision": (
+            os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+            "train.precision",
+            config.train.precision,
+        ),
+        "gradient accumulation": (
+            os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
+            "train.accumulation",
+            str(config.train.accumulation if config.train.micro_batch is None else "by micro_batch"),
+        ),
+        "torch.compile by": (os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
+    }
+    # what the launcher says by itself, when nobody asked for anything
+    silent = ("no", "1", "")
+    return [
+        f"the launcher asks for {what} {there}; the run's settings win: {name} {here}"
+        for what, (there, name, here) in asked.items()
+        if there not in silent and there != here
+    ]
+
+
+def options_of(config: Config, processes: int) -> dict[str, bool] | None:
+    """How a training step is compiled, by the settings; None where it is not."""
+    convolutions = config.field.has_cpu_blocks and config.train.precision != "fp32"
+    cache = cache_of(config)
+    return compiler_options(config.train.compile, config.train.steps, processes, cache, convolutions)
+
+
+def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> tuple[int, int]:
+    """How each process cuts its share of the batch: the size of a micro-batch, and how many there are."""
+    share = config.train.batch_size // strategy.processes
+    if config.train.micro_batch is None:
+        return share // config.train.accumulation, config.train.accumulation
+    if config.train.micro_batch == "auto":
+        own = find_micro_batch(field, forward(strategy, field, objective, data), share, 1 + len(lengths_of(config)))
+        size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
+    else:
+        size = config.train.micro_batch
+    return size, share // size
+
+
+def forward(strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> Callable[[int], Tensor]:
+    """Number of samples to their mean loss, in the precision of the run, as the first step sees them."""
+
+    def loss(size: int) -> Tensor:
+        draw = objective.draw(data, 0, range(size))
+        with strategy.autocast():
+            return objective.loss(field, draw).mean()
+
+    return loss
+
+
+def lengths_of(config: Config) -> tuple[float, ...]:
+    """The power averages that a run keeps, by their lengths."""
+    return LENGTHS if config.train.snapshots else ()
+
+
+def recipe_of(config: Config, accumulation: int) -> Recipe:
+    """How the optimiser moves, by the settings."""
+    return Recipe(
+        steps=config.train.steps,
+        accumulation=accumulation,
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        weight_decay=config.optim.weight_decay,
+        momentum=config.optim.momentum if config.optim.moves_matrices else None,
+        warmup=config.optim.warmup,
+        schedule=SCHEDULES[config.optim.schedule],
+        clip=config.optim.clip,
+        ema=config.optim.ema,
+        max_skips=config.train.max_skips,
+        lengths=lengths_of(config),
+    )

@@ -1,0 +1,354 @@
+"""`flowimg train`: from settings to a trained field, its checkpoints, metrics and pictures in the run's folder."""
+
+import json
+import time
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flowimg.build.data import DataFacts, FoundData, build_source, build_space
+from flowimg.build.field import blocks_of, build_field
+from flowimg.build.flow import build_objective
+from flowimg.data.batches import Batches, LastBatch, Prefetch, beside
+from flowimg.data.find import FEW
+from flowimg.errors import CheckpointError, MachineError, NotFiniteError, SettingsError, Stopped
+from flowimg.files import write_text
+from flowimg.jobs.data import draw_preview, few
+from flowimg.jobs.figures.run import draw_figures
+from flowimg.jobs.report import write_report
+from flowimg.jobs.train.callbacks import callbacks
+from flowimg.jobs.train.launch import cut, launcher_differs, open_accelerator, options_of, recipe_of, settled
+from flowimg.jobs.train.profile import check_steps, profile_steps
+from flowimg.jobs.train.saving import keep_model
+from flowimg.jobs.train.session import Session, Span
+from flowimg.jobs.train.trackers import start_tracker
+from flowimg.jobs.train.words import Say, banner, farewell, not_finite, result_of, start_event, warn_of_not_finite
+from flowimg.machine.compiling import how_compiled
+from flowimg.machine.environment import environment
+from flowimg.machine.processes import leave_together
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.metrics import append
+from flowimg.runs.opening import Run, check_guidance, check_network
+from flowimg.runs.resume import Change, check_averages, check_data, check_folder, checkpoint_to_resume, table
+from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
+from flowimg.runs.status import Status, hold
+from flowimg.sampling.fitting import is_out_of_memory
+from flowimg.settings.reading import dump
+from flowimg.settings.run import Config, Start
+from flowimg.training.checkpoint import Checkpoint
+from flowimg.training.loop import train as run_loop
+from flowimg.training.loop import warm_up
+from flowimg.training.snapshots import drop_later
+from flowimg.training.state import Training, restore, start
+from flowimg.training.strategies import Strategy, strategy_of
+
+PREVIEWED = 64
+"""Pictures of the grid that a run starts with, of what it sees."""
+
+
+def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
+    """Train, or continue, the run that these settings describe; on the first process, return its results.
+
+    However it ends, RUN/status.json says so.
+
+    Raises:
+        Stopped: If a signal ended it; it was saved as far as there was anything to save.
+    """
+    assert config.run is not None
+    how = how or Start()
+    folder = RunFolder(Path(config.run))
+    config = settled(config)
+    changes = check_folder(folder, config, how)
+    requests = StopRequests()
+    status = Status(folder, config.train.steps, requests)
+    with _held(folder, status.process == 0), requests.listen(), status.alive(), ExitStack() as stack:
+        requests.leave = status.leave
+        try:
+            result = _Start(config, how, folder, changes, requests, status, stack).run()
+        except BaseException as error:
+            raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
+        early = status.step < config.train.steps
+        status.end("done", f"ended at step {status.step} as train.stop_at asks" if early else None, 0)
+        return result
+
+
+def _held(folder: RunFolder, first: bool) -> Any:
+    """The run's folder, for one run at a time; the first process holds it for all."""
+    if first:
+        return hold(folder)
+    while not folder.path.exists():  # on another machine it may be seen a little later
+        time.sleep(0.1)
+    return nullcontext()
+
+
+def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseException:
+    """Tell in status.json how a run ended; the error to end with, which is another one if another process died."""
+    if is_out_of_memory(error):
+        error = MachineError(
+            f"out of memory at step {status.step} while {status.stage} ({str(error).splitlines()[0][:120]}): give "
+            "--train.micro-batch auto, or a smaller one than now; the batch and the run stay the same"
+        )
+    dead = status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0)
+    if dead:
+        error = MachineError(f"{dead}; the same command goes on from the last checkpoint")
+    if isinstance(error, KeyboardInterrupt):
+        error = Stopped(EXIT_STATUS[INTERRUPTED], "stopped by Ctrl-C")
+    if isinstance(error, Stopped) and error.exit_status != 4:
+        status.end("preempted", error.message, error.exit_status)
+        return error
+    why = str(error).splitlines() or [type(error).__name__]
+    status.end("failed", why[0], getattr(error, "exit_status", 70))
+    return error
+
+
+class _Found(NamedTuple):
+    """What a start found: data, the checkpoint to continue from, and what the field must know of both."""
+
+    source: FoundData
+    checkpoint: Checkpoint | None
+    facts: DataFacts
+    passed: list[str]
+
+
+class _Start:
+    """One start of a run, from its settings to its end, in the order of its methods."""
+
+    def __init__(
+        self,
+        config: Config,
+        how: Start,
+        folder: RunFolder,
+        changes: list[Change],
+        requests: StopRequests,
+        status: Status,
+        stack: ExitStack,
+    ) -> None:
+        self.config, self.how, self.folder, self.changes = config, how, folder, changes
+        self.requests, self.status, self.stack = requests, status, stack
+        self.until = min(config.train.steps, config.train.stop_at or config.train.steps)
+
+    def run(self) -> dict[str, Any] | None:
+        """Everything; the results, on the first process."""
+        config, folder, status = self.config, self.folder, self.status
+        strategy = self.strategy = strategy_of(open_accelerator(config))
+        self.options = options_of(config, strategy.processes)
+        self.say: Say = print if strategy.is_first else lambda line: None
+        status.at("preparing data")
+        found = self._find()
+        state, batches = self._begin(found)
+        began = status.step = state.step
+        status.saved = began if found.checkpoint else None
+        span = Span(began if found.checkpoint else None, self.until)
+        profiled = [profile_steps(folder, span, self.stack)] if self.how.profile else []
+        self._record(found, state, batches, span)
+        if began >= self.until:
+            self._nothing_to_do(state, found.facts)
+        else:
+            self._train(state, batches, found.facts, span, profiled)
+        status.step = state.step
+        for tracker in strategy.accelerator.trackers:
+            tracker.finish()
+        if state.seen.stop and state.step < self.until:
+            self._leave(state)
+        status.at("drawing figures")
+        if config.figures and strategy.is_first and (state.step > began or not folder.report.exists()):
+            self._show(found.facts, batches, state)
+        farewell(self.say, folder, config, state)
+        leave_together()
+        return result_of(folder, config, state) if strategy.is_first else None
+
+    def _find(self) -> _Found:
+        """Look the data through, and find the checkpoint to continue from.
+
+        Raises:
+            SettingsError, DataError, CheckpointError: If they do not fit the settings.
+        """
+        config, folder, strategy = self.config, self.folder, self.strategy
+        passed: list[str] = []
+        with strategy.accelerator.local_main_process_first():  # one process fills the caches, the others read them
+            source = build_source(config)
+        checkpoint = checkpoint_to_resume(folder, self.how, passed.append, strategy.is_first)
+        for line in passed:
+            self.say(line)
+        facts = source.facts
+        if checkpoint:
+            facts = facts._replace(architecture=checkpoint.state.get("architecture"))
+            check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
+            check_averages(checkpoint, config, folder.path)
+        if self.how.profile:
+            check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
+        return _Found(source, checkpoint, facts, passed)
+
+    def _begin(self, found: _Found) -> tuple[Training, Batches]:
+        """The run at the step where this start begins, and its data."""
+        config, folder, strategy, checkpoint = self.config, self.folder, self.strategy, found.checkpoint
+        with strategy.accelerator.local_main_process_first():
+            field = build_field(config, found.facts)
+        check_guidance(config.grid.guidance, found.facts, config)
+        with strategy.accelerator.local_main_process_first():
+            batches = found.source.load(strategy.device)
+        offset = 0
+        if checkpoint:
+            check_data(checkpoint.state, batches.fingerprint, self.how.allow, folder.path)
+            self.changes += _other_machine(checkpoint, strategy, folder, how_compiled(self.options))
+            seen = checkpoint.state["samples"]
+            offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
+        batches = batches.seen_from(offset)
+        objective = build_objective(config)
+        _, accumulation = cut(config, strategy, field.to(strategy.device), objective, batches)
+        state = start(strategy, field, objective, batches, recipe_of(config, accumulation), self.options)
+        state.offset = offset
+        _feed(state, batches, self.stack)
+        if checkpoint:
+            _restore(state, checkpoint, folder)
+        _agree(state, folder)
+        return state, batches
+
+    def _record(self, found: _Found, state: Training, batches: Batches, span: Span) -> None:
+        """Write what this start is into the run's folder, and say it."""
+        config, folder, strategy = self.config, self.folder, self.strategy
+        if self.changes:
+            self.say(f"warning   these differ from what the run was trained with so far:\n{table(self.changes)}")
+        compiled = how_compiled(self.options)
+        blocks = blocks_of(config, strategy.device) if self.options is None else None
+        if strategy.is_first:
+            warn_of_not_finite(folder, self.say)
+            write_text(folder.config, dump(config), synced=True)
+            machine = environment(strategy.device, strategy.processes)
+            machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story}
+            machine |= {"parameters": sum(p.numel() for p in state.field.parameters())}
+            write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
+            folder.cut_metrics(-1 if span.began is None else span.began)
+            drop_later(folder.snapshots, state.step)
+            append(folder, json.dumps(start_event(config, state, machine, self.changes, found.passed)) + "\n")
+        if batches.size is not None:
+            if strategy.is_first:
+                _show_data(batches, config, folder)
+            if batches.size < FEW:
+                self.say(f"warning   {few(batches.size)}")
+        for line in launcher_differs(config):
+            self.say(f"warning   {line}")
+        self.status.at("first passes")
+        if state.step < self.until:
+            warm_up(state)
+        how = [config.train.precision, *([compiled] if self.options is not None else [])]
+        if blocks:
+            how.append("blocks in C" if blocks == "C" else "blocks not in C, which a C compiler (cc) would make faster")
+        banner(self.say, config, found.source, batches, state, self.until, how)
+
+    def _nothing_to_do(self, state: Training, facts: DataFacts) -> None:
+        longer = "--train.stop-at" if self.until < self.config.train.steps else "--train.steps"
+        self.say(f"already trained to step {state.step}: nothing to do (for more, give a larger {longer})")
+        if self.strategy.is_first:  # the last start may have ended between the checkpoint and this
+            keep_model(self.config, self.folder, facts, state.ema, state.step)
+
+    def _train(self, state: Training, batches: Batches, facts: DataFacts, span: Span, profiled: list[Any]) -> None:
+        """All steps of this start."""
+        config, requests = self.config, self.requests
+        start_tracker(self.strategy.accelerator, config, state.step)
+        self.status.at("training")
+        space = build_space(config, facts)
+        try:
+            # left after what is being written is written
+            with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
+                session = Session(
+                    config, self.folder, facts, space, batches, self.strategy, span, requests, self.status, thread
+                )
+                run_loop(state, self.until, [*callbacks(session), *profiled], requests.wanted)
+        except NotFiniteError as error:
+            raise not_finite(error, state, batches, self.folder) from None
+
+    def _leave(self, state: Training) -> None:
+        """End before the end, as all processes agreed: saved.
+
+        Raises:
+            Stopped: Always; or MachineError, where it was given up.
+        """
+        requests = self.requests
+        if dead := self.status.dead(patience=1.0):  # the launcher ends the others of its own accord
+            raise MachineError(dead)
+        leave_together()
+        by = f"stopped by {requests.by}" if requests.newest else "stopped, as another process was asked to"
+        if state.seen.stop == GIVEN_UP:
+            raise MachineError(
+                f"{by}; the last one, of step {state.step}, was: make room, and the same command goes on"
+            )
+        raise Stopped(
+            EXIT_STATUS[state.seen.stop],
+            f"{by} after step {state.step}, which is saved; the same command goes on from there",
+        )
+
+    def _show(self, facts: DataFacts, batches: Batches, state: Training) -> None:
+        """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
+        folder, config = self.folder, self.config
+        run = Run(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
+        try:
+            draw_figures(run, config.grid, 0, batches, self.strategy.autocast)
+            write_report(folder, running=False)
+        except Exception as error:  # the run is trained and saved: a missing figure is not a failure
+            print(f"warning   no figures ({type(error).__name__}: {error}); flowimg figures {folder.path} tries again")
+
+
+def _show_data(batches: Any, config: Config, folder: RunFolder) -> None:
+    """What the field will see, in a grid, and which pictures it will not see."""
+    if not folder.preview.exists():
+        draw_preview(batches, min(PREVIEWED, config.train.batch_size), config.train.batch_size, folder.preview)
+    if batches.left_out:
+        bad = batches.left_out
+        write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))
+        first = f"{bad[0][0]}: {bad[0][1]}"
+        print(f"warning   {len(bad):,} bad pictures left out, as {first}; all in {folder.left_out}")
+
+
+def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
+    """Make data, noise and times ready beside the steps, where that takes more than a look into memory."""
+    stack.callback(batches.close)
+    if batches.ready:
+        return
+    ahead = Prefetch(partial(state.objective.draw, LastBatch(batches)), state.micro_batches())
+    stack.callback(ahead.close)
+    state.draw = ahead
+
+
+def _other_machine(checkpoint: Checkpoint, strategy: Strategy, folder: RunFolder, compiled: str) -> list[Change]:
+    """Whether as many processes go on as there were, compiled as they were."""
+    before = {"processes": checkpoint.state["processes"], "compiled": None}
+    with suppress(OSError, ValueError, AttributeError):
+        before["compiled"] = json.loads(folder.environment.read_text()).get("compiled")
+    now = {"processes": strategy.processes, "compiled": compiled}
+    return [
+        Change(key, then, now[key], "same samples, rounded otherwise")
+        for key, then in before.items()
+        if then not in (None, now[key])
+    ]
+
+
+def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
+    """Set the run to its checkpoint.
+
+    Raises:
+        CheckpointError: If its tensors are not those of this network.
+    """
+    try:
+        restore(
+            state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["in_row"], checkpoint.state["skipped"]
+        )
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint in {folder.path} does not fit the network of these settings: {said}"
+        ) from None
+
+
+def _agree(state: Training, folder: RunFolder) -> None:
+    """All processes must have found the same checkpoint.
+
+    Raises:
+        MachineError: If they did not.
+    """
+    found = state.strategy.gather_rows(torch.tensor([state.step], device=state.strategy.device))
+    if len(found.unique()) > 1:
+        raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")

@@ -1,0 +1,66 @@
+"""What everything shares that happens during one start of a run."""
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from flowimg.build.data import DataFacts
+from flowimg.build.sampler import build_sampler
+from flowimg.data.batches import Batches
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.signals import StopRequests
+from flowimg.runs.status import Status
+from flowimg.sampling.sampler import Sampler
+from flowimg.settings.run import Config
+from flowimg.spaces.space import Space
+from flowimg.training.state import Training
+from flowimg.training.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of one start: from the one that it continues from (None: a new run) to its last."""
+
+    began: int | None
+    until: int
+
+    def due(self, state: Training, every: int) -> bool:
+        """Every N steps and at the end, also an early one; not at the step where a start begins."""
+        return (state.step % every == 0 or self.is_last(state)) and state.step != (self.began or 0)
+
+    def is_last(self, state: Training) -> bool:
+        """Whether all processes end after this step."""
+        return state.step == self.until or bool(state.seen.stop)
+
+
+@dataclass
+class Session:
+    """One start of a run, for its callbacks.
+
+    `thread` runs beside the loop and writes averages and checkpoints in their order; `last` is the newest line of
+    metrics.
+    """
+
+    config: Config
+    folder: RunFolder
+    facts: DataFacts
+    space: Space
+    batches: Batches
+    strategy: Strategy
+    span: Span
+    requests: StopRequests
+    status: Status
+    thread: Executor
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What launched the processes; it knows the trackers."""
+        return self.strategy.accelerator
+
+    def sampler(self, field: nn.Module) -> Sampler:
+        """A sampler that draws as the grids are drawn, through this field."""
+        return build_sampler(field, self.config, self.space, self.config.grid, self.strategy.autocast)

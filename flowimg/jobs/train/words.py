@@ -1,0 +1,146 @@
+"""What a run says of itself: at its start, at its end, and about what stopped it."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowimg.build.data import FoundData
+from flowimg.data.batches import Batches
+from flowimg.errors import CheckpointError, NotFiniteError
+from flowimg.files import write_text
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.resume import Change
+from flowimg.settings.run import Config
+from flowimg.training.checkpoint import newest_whole, step_folder
+from flowimg.training.state import Training
+from flowimg.version import __version__
+
+Say = Callable[[str], None]
+"""Prints a line, on the first process only."""
+
+
+def not_finite(
+    error: NotFiniteError, state: Training, batches: Batches, folder: RunFolder
+) -> NotFiniteError | CheckpointError:
+    """What stopped the run, with all that helps to find out why; the whole of it in RUN/not_finite.json."""
+    rows = batches.rows(error.step, range(state.objective.batch_size))
+    rate = state.optimizer.param_groups[0]["lr"]
+    whole, _ = newest_whole(folder.checkpoints)
+    if state.strategy.is_first:
+        story = {"step": error.step, "learning_rate": rate, "samples": rows, "skipped": state.seen.skipped}
+        write_text(folder.path / "not_finite.json", json.dumps(story) + "\n")
+    saw = "points drawn afresh"
+    if rows is not None:
+        more = f", ... {len(rows)} in all in {folder.path / 'not_finite.json'}" if len(rows) > 8 else ""
+        saw = f"rows {', '.join(map(str, rows[:8]))}{more} of the data"
+    return CheckpointError(
+        f"{error} (learning rate {rate:.3g}, {saw}); the last good checkpoint is {whole}: look at these samples, or go "
+        "on with a lower learning rate (--optim.lr ... --allow optim.lr) or in fp32"
+    )
+
+
+def warn_of_not_finite(folder: RunFolder, say: Say) -> None:
+    """A run that ended for want of finite numbers is not taken up in silence."""
+    try:
+        before = json.loads((folder.path / "not_finite.json").read_text())
+        say(
+            f"warning   an earlier start ended at step {before['step']}, not finite at a learning rate of "
+            f"{before['learning_rate']:.3g}: with the same settings this one will come to the same"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+
+
+def start_event(
+    config: Config, state: Training, machine: dict[str, Any], changes: list[Change], passed: list[str]
+) -> dict[str, Any]:
+    """A line of metrics.jsonl about this start."""
+    return {
+        "event": "start",
+        "step": state.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "flowimg": __version__,
+        "torch": machine["torch"],
+        "device": machine["device"],
+        "processes": machine["processes"],
+        "threads": machine["threads"],
+        "compiled": machine["compiled"],
+        "changed": {change.key: [change.then, change.now] for change in changes},
+        "passed_over": passed,
+    }
+
+
+def banner(
+    say: Say, config: Config, source: FoundData, batches: Batches, state: Training, until: int, how: Sequence[str]
+) -> None:
+    """What was found, and what it will take; `how` says how the network is computed."""
+    strategy, train = state.strategy, config.train
+    shape = " x ".join(str(n) for n in source.facts.shape)
+    parameters = sum(p.numel() for p in state.field.parameters())
+    seen = train.steps * train.batch_size
+    processes = strategy.processes
+    micro = len(state.micro_batches()[0])
+    count = batches.size
+    seen_as = f"{seen:,} images, {seen / count:.1f} epochs" if count else f"{seen:,} points"
+    say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
+    say(
+        f"machine   {strategy.device}, {processes} process{'es' if processes > 1 else ''}, "
+        f"{torch.get_num_threads()} threads each, {', '.join(how)}"
+    )
+    say(f"data      {source.story}; trained on as {shape}")
+    kind: str = config.field.kind
+    if pretrained := getattr(config.field, "pretrained", None):
+        kind += f" of {pretrained} (its channels, layers and attention)"
+    say(f"field     {kind}, {parameters:,} parameters, {parameters * 16 / 2**20:.1f} MiB a checkpoint")
+    say(f"flow      {config.path.kind} path, {config.coupling.kind} coupling, {config.times.kind} times")
+    say(
+        f"training  steps {state.step} to {until} of {train.steps}, batch {train.batch_size}"
+        f" = {processes} x {state.recipe.accumulation} micro-batches of {micro}"
+        f"{' (what fits)' if train.micro_batch == 'auto' else ''}; {seen_as}"
+    )
+    if count:
+        say(f"sees      {config.run}/data.png: the first pictures, as the field sees them")
+    say(f"pictures  {config.run}/samples, every {train.sample_every} steps")
+
+
+def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> None:
+    """Where everything is, and what to do next."""
+    grid = folder.grid(state.step)
+    if grid.exists():
+        say(f"pictures  {grid}")
+    say(f"weights   {folder.checkpoints}/step_{state.step:08d}")
+    if folder.figures.exists():
+        say(f"figures   {folder.figures}")
+    if folder.report.exists():
+        say(f"report    {folder.report} (opens in a browser)")
+    if folder.model.exists():
+        say(f"diffusers {folder.model} (README.md there says how)")
+    if config.train.snapshots:
+        say(f"averages  {folder.snapshots} (flowimg ema {folder.path} says what can be made of them)")
+    if state.step < config.train.steps:
+        say(f"next      the same command without --train.stop-at goes on to step {config.train.steps}")
+    say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")
+
+
+def result_of(folder: RunFolder, config: Config, state: Training) -> dict[str, Any]:
+    """What a script wants to know of a run."""
+    last: dict[str, Any] = next((record for record in reversed(folder.records()) if record["step"] == state.step), {})
+    return {
+        "run": str(folder.path),
+        "step": state.step,
+        "steps": config.train.steps,
+        **{name: last.get(name) for name in ("loss", "held_out_loss_ema", "samples_per_second")},
+        "checkpoint": str(step_folder(folder.checkpoints, state.step)),
+        "grid": _there(folder.grid(state.step)),
+        "figures": _there(folder.figures),
+        "report": _there(folder.report),
+        "model": _there(folder.model),
+    }
+
+
+def _there(path: Path) -> str | None:
+    return str(path) if path.exists() else None

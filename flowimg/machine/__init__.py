@@ -1,0 +1,1 @@
+"""The machine a job runs on: device, precision, compiling, processes, memory, throughput."""

@@ -1,0 +1,152 @@
+"""May this run go on, and from where: settings that changed, the checkpoint to take, a folder that is not ours."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowimg.errors import SettingsError
+from flowimg.settings.reading import flatten, load, nearest
+from flowimg.settings.run import Config, Start
+from flowimg.runs.folder import RunFolder, check_links
+from flowimg.errors import MachineError
+from flowimg.errors import CheckpointError
+from flowimg.training.checkpoint import Checkpoint, leave_behind, newest_whole, problem, read_checkpoint, step_folder
+
+FREE = (
+    *("run", "grid.", "figures", "track", "train.steps", "train.stop_at"),
+    *("train.accumulation", "train.micro_batch", "train.keep", "train.max_skips"),
+    *("data.cache", "data.gpu_share", "data.workers", "data.max_bad", "data.root"),
+)
+FREE_ENDINGS = ("_every",)
+"""Settings that may change when a run is continued."""
+WARNED = ("train.batch_size", "train.precision", "train.compile")
+"""Settings whose change is told and goes on: the run is another one from here. All others make it another run."""
+OURS = re.compile(r"\.lock|status\.json|processes|\.status\.json\..+\.tmp")
+"""What a start leaves that came to nothing, or another process of this one has just begun to write."""
+
+
+class Change(NamedTuple):
+    """A setting that differs from the run's: its name, then and now, and whether that is warned, allowed or refused."""
+
+    key: str
+    then: Any
+    now: Any
+    verdict: str
+
+
+def check_folder(folder: RunFolder, config: Config, start: Start) -> list[Change]:
+    """Refuse a folder that holds another run, or something that is no run at all; the changes that are not refused.
+
+    Raises:
+        SettingsError: If so.
+        MachineError: If it cannot be written.
+    """
+    known = [*flatten(config), "data"]
+    if unknown := [key for key in start.allow if key not in known]:
+        raise SettingsError(f"--allow {unknown[0]}: there is no such setting, {nearest(unknown[0], known)}")
+    standing = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
+    if not os.access(standing, os.W_OK):
+        raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
+    if folder.path.exists() and not folder.path.is_dir():
+        raise SettingsError(f"--run {folder.path} is a file: name a new folder")
+    there = folder.path.iterdir() if folder.path.exists() else ()
+    if all(OURS.fullmatch(path.name) for path in there):
+        if start.resume is not False:
+            raise SettingsError(f"--resume: there is nothing to go on from in {folder.path}; without it a run begins")
+        return []
+    if not folder.config.exists():
+        raise SettingsError(f"--run {folder.path} exists and holds no run of flowimg: name a new folder")
+    check_links(folder)
+    before, now = flatten(load(str(folder.config))), flatten(config)
+    changes = [
+        Change(key, before.get(key, "not there"), now.get(key, "not there"), _verdict(key, start.allow))
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(FREE_ENDINGS)
+    ]
+    if any(change.verdict == "refused" for change in changes):
+        raise SettingsError(
+            f"{folder.path} holds another run:\n{table(changes)}\nName another folder with --run, give the settings "
+            "it was started with, or allow each by name: --allow "
+            + " ".join(change.key for change in changes if change.verdict == "refused")
+        )
+    return changes
+
+
+def _verdict(key: str, allowed: tuple[str, ...]) -> str:
+    return "warned" if key in WARNED else "allowed" if key in allowed else "refused"
+
+
+def table(changes: list[Change]) -> str:
+    """Changes as lines: what, then, now, and what comes of it."""
+    rows = [("setting", "then", "now", "")] + [(c.key, str(c.then), str(c.now), c.verdict) for c in changes]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  " + "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], None], first: bool) -> Checkpoint | None:
+    """The checkpoint to continue from; None for a new run.
+
+    The newest whole one, past each broken one by name; or, by `--resume STEP`, that one or none.
+
+    Raises:
+        CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
+    """
+    if type(start.resume) is int:
+        path = step_folder(folder.checkpoints, start.resume)
+        if why := problem(path):
+            said = why if path.exists() else "there is no such checkpoint"
+            raise CheckpointError(f"--resume {start.resume}: {path} cannot be gone on from: {said}")
+        checkpoint = read_checkpoint(path)
+        if first:
+            futures = (leave_behind(kept, start.resume) for kept in (folder.checkpoints, folder.snapshots))
+            for left in (path for future in futures for path in future):
+                say(f"left      {left.name} of the future that is left lies in {left.parent} now")
+        return checkpoint
+    path_or_none, passed = newest_whole(folder.checkpoints)
+    for line in passed:
+        say(line)
+    if path_or_none is None and (passed or last_step(folder) > 0):
+        raise CheckpointError(
+            f"{folder.path} was trained to step {last_step(folder)} but has no whole checkpoint to go on from: "
+            "name another folder with --run, or delete this one to start over"
+        )
+    if path_or_none is None and start.resume:
+        raise SettingsError(f"--resume: {folder.path} has no checkpoint to go on from; without it the run begins again")
+    return None if path_or_none is None else read_checkpoint(path_or_none)
+
+
+def check_data(state: dict[str, Any], fingerprint: str | None, allowed: tuple[str, ...], folder: Path) -> None:
+    """Refuse data that are not those of the run.
+
+    Raises:
+        SettingsError: If so, unless "data" is allowed by name.
+    """
+    if state["data"] not in (None, fingerprint) and "data" not in allowed:
+        raise SettingsError(
+            f"the data are not those that {folder} was trained on (fingerprint {state['data']} then, {fingerprint} "
+            "now): pictures were added, taken away or changed; name another folder with --run, or --allow data"
+        )
+
+
+def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
+    """Refuse to begin in the midst of a run to average all of it.
+
+    Raises:
+        SettingsError: If so.
+    """
+    if config.train.snapshots and "averages" not in checkpoint.tensors:
+        raise SettingsError(
+            f"train.snapshots {config.train.snapshots} needs averages from the first step on, and {folder} has none "
+            f"up to step {checkpoint.state['step']}: go on with --train.snapshots 0, or name another folder with --run"
+        )
+
+
+def last_step(folder: RunFolder) -> int:
+    """The last step that a run wrote metrics of; 0 if there is none."""
+    text = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""
+    return max((int(step) for step in re.findall(r'"step": (\d+)', text)), default=0)

@@ -1,0 +1,93 @@
+"""Signals ask a run to end: at once while it prepares or draws, at the end of its step while it trains.
+
+    SIGTERM, SIGUSR1, the death of the launcher    exit status 143
+    SIGINT (Ctrl-C)                                130; pressed again, the process leaves at once
+
+A launcher passes Ctrl-C on to processes that the terminal has told already: what comes within a second is one press.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from flowimg.errors import Stopped
+
+PREEMPTED, INTERRUPTED, GIVEN_UP = 1, 2, 3
+"""What a process may be asked for; of several requests the largest counts. GIVEN_UP: saving has failed too often."""
+EXIT_STATUS = {PREEMPTED: 143, INTERRUPTED: 130, GIVEN_UP: 4}
+SAME_PRESS = 1.0
+"""Seconds within which two SIGINT are one Ctrl-C."""
+
+
+
+class StopRequests:
+    """What this process was asked for, and by what; `newest` is the strongest request, 0 for none."""
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self.by = ""
+        self.training = False
+        self.leave: Callable[[], None] = lambda: None
+        self._pressed = -SAME_PRESS
+
+    def wanted(self) -> int:
+        """The strongest request as a number; 0 for none."""
+        return self.newest
+
+    def ask(self, request: int, by: str) -> None:
+        """Ask for an end; the strongest request stays."""
+        if request > self.newest:
+            self.newest, self.by = request, by
+
+    def check(self) -> None:
+        """End here if anybody asked for it.
+
+        Raises:
+            Stopped: If so.
+        """
+        if self.newest:
+            raise Stopped(EXIT_STATUS[self.newest], f"stopped by {self.by}")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            again, self._pressed = self.newest == INTERRUPTED and now - self._pressed > SAME_PRESS, now
+            if again:
+                self.leave()
+                sys.stderr.write("\nflowimg: left at once; the last checkpoint is whole\n")
+                sys.stderr.flush()
+                os._exit(EXIT_STATUS[INTERRUPTED])
+        self.ask(INTERRUPTED if number == signal.SIGINT else PREEMPTED, name)
+        if not self.training:
+            self.check()
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take the signals that ask for an end; outside a process's main thread, where Python allows none, nothing."""
+        before = {}
+        try:
+            for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+                if hasattr(signal, name):  # Windows has no SIGUSR1
+                    number = getattr(signal, name)
+                    before[number] = signal.signal(number, self._handle)
+        except ValueError:
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def at_the_end_of_a_step(self) -> Iterator[None]:
+        """While training: a request is noted, and the loop ends at its next step."""
+        self.training = True
+        try:
+            yield
+        finally:
+            self.training = False

@@ -1,0 +1,220 @@
+"""RUN/status.json says how a run is, also where a launcher swallows its exit status; and who of its processes lives.
+
+    state       running, done, preempted or failed
+    why         in words: what stopped it
+    exit        the exit status of the process; null while it runs
+    stage       what the process does, or did last
+    step        optimiser steps done, of `steps`; `saved` is the step of the newest checkpoint
+    seen        when this was written; while a run lives, a few seconds ago
+
+A process that is killed writes nothing more: `running` with an old `seen`, or a `pid` that is gone, was killed.
+Of several processes each leaves what it does in RUN/processes/, and looks whether the others live: where one has died,
+the others end within DEAD seconds on its machine, and SILENT seconds on another, and say which one.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flowimg.files import lock, write_text
+from flowimg.runs.folder import RunFolder
+from flowimg.errors import MachineError
+from flowimg.runs.signals import PREEMPTED, StopRequests
+
+BEAT = 1.0
+"""Seconds between two looks."""
+WRITE = 5.0
+"""Seconds between two writes of a file that has nothing new to tell but that its process lives."""
+DEAD = 20.0
+"""Seconds in which processes end of themselves when one on their machine has died, before they are ended."""
+SILENT = 180.0
+"""Seconds without a sign of a process on another machine until it is taken for dead."""
+WAIT = 30.0
+"""Seconds to wait for another process that still holds the run's folder, as one that is being stopped does."""
+
+
+class Status:
+    """What a process does, told to whoever reads the run's folder."""
+
+    def __init__(self, folder: RunFolder, steps: int, requests: StopRequests) -> None:
+        self.folder, self.steps, self.requests = folder, steps, requests
+        self.process = int(os.environ.get("RANK", "0"))
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.step = 0
+        self.saved: int | None = None
+        self.stage = "starting"
+        self.began = _now()
+        self._launcher = os.getppid() if _launched() else None
+        self._over = threading.Event()
+        self._beats: dict[int, tuple[str, float]] = {}
+        self._written = -WRITE
+        self._pen = threading.RLock()  # a signal may meet its own thread writing
+
+    def at(self, stage: str) -> None:
+        """Say what the process does now."""
+        self.stage = stage
+        self._tell("running", None, None)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """While inside: a thread keeps saying that the process lives, and looks after launcher and other processes."""
+        self._tell("running", None, None)
+        thread = threading.Thread(target=self._look, name="status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def end(self, state: str, why: str | None, exit_status: int) -> None:
+        """The last word."""
+        self._over.set()
+        self._tell(state, why, exit_status)
+
+    def leave(self) -> None:
+        """The last word of a process that leaves in the middle of something."""
+        self.end("preempted", "left at a second Ctrl-C", 130)
+
+    def dead(self, patience: float = 0.0) -> str | None:
+        """A sentence about a process that is gone while this one is not; None if all live."""
+        if self.processes == 1:
+            return None
+        until = time.monotonic() + patience
+        while True:
+            for other in range(self.processes):
+                if other != self.process and (said := self._gone(other)):
+                    return said
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.2)
+
+    def _gone(self, other: int) -> str | None:
+        told = _read(self._file(other))
+        if not told or told.get("since", "") < self.began - SILENT:  # of an earlier start
+            return None
+        where = f"process {other} of {self.processes} (pid {told.get('pid')} on {told.get('host')})"
+        doing = f"at step {told.get('step')}, stage: {told.get('stage')}"
+        if told.get("state") == "failed":
+            return f"{where} ended {doing}: {told.get('why')}"
+        if told.get("state") != "running":
+            return None
+        if told.get("host") == socket.gethostname():
+            return None if _lives(int(told["pid"])) else f"{where} died; it was last seen {doing}"
+        beat, since = self._beats.get(other, ("", 0.0))
+        if beat != str(told.get("seen")):
+            self._beats[other] = (str(told.get("seen")), time.monotonic())
+            return None
+        return f"{where} is silent for {SILENT:.0f} s; last {doing}" if time.monotonic() - since > SILENT else None
+
+    def _look(self) -> None:
+        found = 0.0
+        while not self._over.wait(BEAT):
+            if time.monotonic() - self._written >= WRITE:
+                self._tell("running", None, None)
+            if self._launcher is not None and os.getppid() != self._launcher:
+                self._launcher = None
+                self.requests.ask(PREEMPTED, "the death of its launcher")
+                if not self.requests.training:  # the main thread prepares or draws: only a signal reaches it
+                    os.kill(os.getpid(), 15)
+            if dead := self.dead():
+                found = found or time.monotonic()
+                if time.monotonic() - found > DEAD:  # the main thread waits for the dead one, and would for hours
+                    self.end("failed", dead, 4)
+                    os.write(2, f"flowimg: {dead}\n".encode())
+                    os._exit(4)
+
+    def _tell(self, state: str, why: str | None, exit_status: int | None) -> None:
+        with self._pen:
+            if state == "running" and self._over.is_set():  # the last word was said by the other thread
+                return
+            self._write(state, why, exit_status)
+
+    def _write(self, state: str, why: str | None, exit_status: int | None) -> None:
+        self._written = time.monotonic()
+        story: dict[str, Any] = {
+            "state": state,
+            "why": why,
+            "exit": exit_status,
+            "stage": self.stage,
+            "step": self.step,
+            "steps": self.steps,
+            "saved": self.saved,
+            "seen": _now(),
+            "since": self.began,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "processes": self.processes,
+        }
+        with suppress(OSError):  # a full disk is the business of what saves
+            if self.processes > 1:
+                self._file(self.process).parent.mkdir(exist_ok=True)
+                write_text(self._file(self.process), json.dumps(story) + "\n")
+            if self.process == 0 or (state == "failed" and not self._first_lives()):
+                for name in ("seen", "since"):
+                    story[name] = datetime.fromtimestamp(story[name], UTC).isoformat(timespec="seconds")
+                write_text(self.folder.status, json.dumps(story, indent=1) + "\n")
+
+    def _first_lives(self) -> bool:
+        told = _read(self._file(0))
+        return bool(told) and (told["host"] != socket.gethostname() or _lives(told["pid"]))
+
+    def _file(self, process: int) -> Path:
+        return self.folder.path / "processes" / f"{process}.json"
+
+
+@contextmanager
+def hold(folder: RunFolder) -> Iterator[None]:
+    """Let no other process train the same run; one that is being stopped is waited for.
+
+    Raises:
+        MachineError: If another process keeps the folder.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+
+    def holder() -> str:
+        by = _read(folder.status)
+        return f"process {by.get('pid')} on {by.get('host')}"
+
+    with ExitStack() as stack:
+        try:
+            busy = lambda: print(f"waiting   for {holder()}, which still has {folder.path}")  # noqa: E731
+            stack.enter_context(lock(folder.path / ".lock", busy, WAIT))
+        except TimeoutError:
+            raise MachineError(
+                f"{folder.path} is being trained by {holder()}: wait for it, stop it, or name another folder"
+            ) from None
+        yield
+
+
+def _launched() -> bool:
+    """Whether `accelerate launch` or torchrun is the parent of this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _now() -> float:
+    return time.time()

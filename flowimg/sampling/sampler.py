@@ -1,0 +1,178 @@
+"""The one way to follow a flow: a velocity, its path, a solver and its times, bound together.
+
+Image k is drawn from its own CPU generator with seed k: the noise of an image does not depend on the batch it is in,
+the device or the number of processes, and is the noise diffusers draws from a list of such generators.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowimg.flow.condition import Condition, Velocity
+from flowimg.flow.paths import Path
+from flowimg.flow.randomness import generator
+from flowimg.flow.solvers import LINEAR, Solver, integrate
+from flowimg.sampling.fitting import in_parts
+
+
+class Samples(NamedTuple):
+    """Samples of consecutive seeds, (B, *D), on the CPU, and the evaluations of the network each took."""
+
+    x_1: Tensor
+    nfe: int
+
+
+class Followed(NamedTuple):
+    """States at the times asked for, (T, B, *D), float32 on the CPU, and the evaluations each sample took."""
+
+    states: Tensor
+    nfe: int
+
+
+def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise, shape (len(seeds), *shape); row i depends on seeds[i] only."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """From seeds and conditions to samples, a batch at a time.
+
+    A batch that memory has no room for is halved, and so are those after it: the samples are the same.
+
+    Args:
+        velocity: The field, guided or not, on `device`.
+        shape: Shape of a sample, *D.
+        solver: The step function.
+        times: Solver times from 0 (noise) to 1 (data), shape (N + 1,).
+        device: Where the velocity lives.
+        batch_size: Samples at once; changes speed and memory, not the samples.
+        precision: Gives a context to evaluate the velocity in.
+        path: The path that the velocity belongs to; stochastic solvers ask for it.
+    """
+
+    velocity: Velocity
+    shape: tuple[int, ...]
+    solver: Solver
+    times: Tensor
+    device: torch.device | str = "cpu"
+    batch_size: int = 256
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    path: Path = LINEAR
+
+    def samples(self, seeds: Sequence[int], cond: Condition | None = None) -> Iterator[Samples]:
+        """Samples of these seeds, a batch at a time, in order.
+
+        Args:
+            seeds: One a sample.
+            cond: What the field is given, a row a sample; None for null.
+        """
+        cond = cond or Condition()
+
+        @torch.no_grad()
+        def batch(mine: slice) -> Samples:
+            x_0 = noise(seeds[mine], self.shape).to(self.device)
+            with self.precision():
+                flow = integrate(
+                    self.velocity, x_0, self.times, self.solver, cond.rows(mine).to(self.device),
+                    path=self.path, noise=self._noise(seeds[mine]),
+                )  # fmt: skip
+            return Samples(flow.x.cpu(), flow.nfe)
+
+        yield from in_parts(batch, len(seeds), self.batch_size)
+
+    def draw(self, seeds: Sequence[int], cond: Condition | None = None) -> Samples:
+        """All samples of these seeds, float32; with a bar on a terminal where it takes several batches."""
+        x_1, nfe = [], 0
+        quiet = True if len(seeds) <= self.batch_size else None
+        with tqdm(total=len(seeds), unit="sample", leave=False, disable=quiet) as progress:
+            for batch in self.samples(seeds, cond):
+                x_1.append(batch.x_1.float())
+                nfe = max(nfe, batch.nfe)
+                progress.update(len(batch.x_1))
+        return Samples(torch.cat(x_1), nfe)
+
+    def follow(
+        self,
+        x: Tensor,
+        cond: Condition | None = None,
+        times: Sequence[float] = (0.0, 1.0),
+        back: bool = False,
+        seeds: Sequence[int] | None = None,
+        hook: Callable[[slice, Tensor, float], Tensor] | None = None,
+    ) -> Followed:
+        """The states on the way from x, on straight lines between the times that the solver visits.
+
+        Args:
+            x: Noise or, on the way back, data; shape (B, *D).
+            cond: What the field is given, a row a sample; None for null.
+            times: Flow times wanted, rising from 0 to 1; an adaptive solver visits them besides its own.
+            back: From data to noise; the states are still in the order of `times`, turned around.
+            seeds: One a sample, for stochastic solvers.
+            hook: (rows, x, t) -> x after every solver step: it may replace the state.
+        """
+        cond = cond or Condition()
+        visited = torch.tensor(times) if self.solver.adaptive else self.times
+        whole = len(times) > 2
+
+        @torch.no_grad()
+        def batch(mine: slice) -> Followed:
+            with self.precision():
+                flow = integrate(
+                    self.velocity, x[mine].to(self.device), visited.flip(0) if back else visited, self.solver,
+                    cond.rows(mine).to(self.device), trajectory=whole, path=self.path,
+                    noise=None if seeds is None else self._noise(seeds[mine]),
+                    hook=None if hook is None else lambda state, t: hook(mine, state, t),
+                )  # fmt: skip
+            if flow.trajectory is None:
+                states = torch.stack([x[mine].to(flow.x), flow.x]).float()
+            else:
+                trajectory = flow.trajectory.float()
+                states = at_times(trajectory.flip(0) if back else trajectory, visited, times)
+                states = states.flip(0) if back else states
+            return Followed(states.cpu(), flow.nfe)
+
+        parts = list(in_parts(batch, len(x), self.batch_size))
+        return Followed(torch.cat([part.states for part in parts], dim=1), max(part.nfe for part in parts))
+
+    def _noise(self, seeds: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        """Noise of a stochastic solver's step: of a sample a function of its seed and the step."""
+
+        def draw(step: int, x: Tensor) -> Tensor:
+            rows = [torch.randn(self.shape, generator=generator("solver", seed, step)) for seed in seeds]
+            return torch.stack(rows).to(x)
+
+        return draw
+
+
+def at_times(states: Tensor, visited: Tensor, times: Sequence[float]) -> Tensor:
+    """States at these times, from those at the times visited, (T, B, *D), by straight lines between them."""
+    grid = visited.double()
+    wanted = torch.tensor(times, dtype=torch.float64).clamp(float(grid[0]), float(grid[-1]))
+    right = torch.searchsorted(grid, wanted).clamp(1, len(grid) - 1)
+    part = ((wanted - grid[right - 1]) / (grid[right] - grid[right - 1])).to(states)
+    return torch.lerp(states[right - 1], states[right], part.reshape(-1, *[1] * (states.ndim - 1)))
+
+
+def arc(a: Tensor, b: Tensor, count: int) -> Tensor:
+    """The noises on the arc from a to b, both included, shape (count, *D).
+
+        x(s) = (sin((1 - s) w) a + sin(s w) b) / sin(w),    w the angle between a and b
+
+    On the straight line half way noise would have variance 1/2, which the field has never seen at t = 0.
+    Source: Shoemake 1985, Animating rotation with quaternion curves (slerp).
+
+    Args:
+        a: Noise, shape (*D).
+        b: Noise, shape (*D), not parallel to a.
+        count: How many, 2 or more.
+    """
+    s = torch.linspace(0, 1, count, dtype=torch.float64).reshape(-1, *[1] * a.ndim)
+    x, y = a.double(), b.double()
+    w = torch.arccos((x * y).sum() / (x.norm() * y.norm()))
+    return ((torch.sin((1 - s) * w) * x + torch.sin(s * w) * y) / torch.sin(w)).float()

@@ -1,0 +1,39 @@
+"""What all settings share: strict, frozen models and the types of their values."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[int, Field(ge=0, le=255)]
+Length = Annotated[float, Field(ge=0.001, le=0.28)]
+
+
+def one_of(words: str) -> WrapValidator:
+    """One sentence for all that a setting of several types may be."""
+
+    def check(value: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise ValueError(f"{value!r} is none of {words}") from None
+
+    return WrapValidator(check)
+
+
+Weights = Annotated[Literal["ema", "raw"] | Length, one_of("ema, raw and a length (0.001 to 0.28)")]
+
+
+class Settings(BaseModel):
+    """Strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
+    )
+
+
+Model = TypeVar("Model", bound=Settings)

@@ -1,0 +1,1 @@
+"""What x is: how it is stored, encoded, decoded and shown."""
