@@ -1,4 +1,7 @@
-"""`python slowly.py STAGE flowimg-arguments`: flowimg with one stage that takes its time, so that a signal meets it."""
+"""`python slowly.py STAGE flowimg-arguments`: flowimg with one stage that takes its time, so that a signal meets it.
+
+"preparing data" and "saving without end" take for ever: who is to leave in the middle of them must not wait for them.
+"""
 
 import sys
 import time
@@ -9,15 +12,12 @@ stage = sys.argv[1]
 if stage == "preparing data":
     from flowimg.jobs.train.run import run
 
-    build_source = run.build_source
-
     def slow_source(config):
-        for _ in range(600):
+        while True:
             time.sleep(0.1)
-        return build_source(config)
 
     run.build_source = slow_source
-elif stage == "saving":
+elif stage in ("saving", "saving without end"):
     from flowimg.training import checkpoint
 
     sync = checkpoint.sync
@@ -25,6 +25,8 @@ elif stage == "saving":
     def slow_sync(path):
         sync(path)
         time.sleep(0.3)
+        while stage == "saving without end" and path.name.startswith(".step_") and any(path.parent.glob("step_*")):
+            time.sleep(0.1)  # there is a whole one
 
     checkpoint.sync = slow_sync
 elif stage == "training":

@@ -2,15 +2,18 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import forked
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 CRASH, SLOWLY = Path(__file__).with_name("crash.py"), Path(__file__).with_name("slowly.py")
 POISON = Path(__file__).with_name("poison.py")
+HANGING = 600
+"""Seconds after which a process hangs; how long it takes is no test's business, and a busy machine takes its time."""
 TINY = """--train.steps 8 --train.batch-size 48 --train.log-every 2 --train.sample-every 100 --train.checkpoint-every 2
 --train.keep 2 --grid.count 4 --grid.num-steps 1 --figures false --field.width 8 --field.depth 1 --data.held-out 16"""
 
@@ -30,15 +33,13 @@ def words(run, *more, config="configs/checkerboard.yaml"):
     return ["train", config, "--run", run, *TINY.split(), *more]
 
 
-def begin(*command, **more):
+def begin(*command):
+    """Start a script that `launch` comes before, in a session of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True, **more,
-    )  # fmt: skip
+    return forked.start(command[command[0] == sys.executable :], ROOT, environment)
 
 
-def finish(process, limit=120):
+def finish(process, limit=HANGING):
     """Exit status, and all that was said."""
     try:
         said = "".join(process.communicate(timeout=limit))
@@ -61,7 +62,7 @@ def status(run):
         return {}
 
 
-def wait_for(what, limit=60):
+def wait_for(what, limit=HANGING):
     until = time.monotonic() + limit
     while not what():
         assert time.monotonic() < until, "waited in vain"

@@ -296,7 +296,7 @@ def test_a_reader_that_hangs_up_is_no_fault(unbuffered):
         stderr=subprocess.PIPE,
     )
     verb.stdout.close()
-    assert verb.communicate(timeout=60)[1] == b""
+    assert verb.communicate(timeout=600)[1] == b""
     assert verb.returncode == 141
 
 
@@ -459,7 +459,7 @@ def test_config_as_json_is_its_yaml(capsys):
     "args", [["--help"], ["train", DIGITS, "--help"], ["sample", "--help"], ["trian"], ["config", BOARD]]
 )
 def test_nothing_is_coloured_where_no_terminal_is(args):
-    done = subprocess.run([sys.executable, "-m", "flowimg", *args], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "flowimg", *args], capture_output=True, timeout=600)
     assert b"\x1b" not in done.stdout + done.stderr
 
 

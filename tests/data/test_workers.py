@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tasks
 from pictures_made import content, picture
+from survival import wait_for
 
 from flowimg.data import workers
 from flowimg.data.decode import Decoding, decode_some
@@ -140,10 +141,7 @@ def test_workers_are_gone_when_their_parent_is_killed(busy):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    limit = time.monotonic() + 10
-    while any(map(alive, numbers)) and time.monotonic() < limit:
-        time.sleep(0.02)
-    assert not any(map(alive, numbers))
+    wait_for(lambda: not any(map(alive, numbers)))
 
 
 def test_a_closed_pool_leaves_no_process_and_no_thread():

@@ -207,7 +207,7 @@ def launch(folder, *options):
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--main_process_port", "0", ROOT / "scripts/evaluate.py", folder]
-    return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_two_processes_find_what_one_finds(run):

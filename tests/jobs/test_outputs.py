@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 from pictures_made import decode, find
 from PIL import Image
+from survival import begin, finish
 
 from flowimg.cli import main
 from flowimg.flow.solvers import RK4, integrate
@@ -158,15 +158,30 @@ def times(folder):
     return {file: file.stat().st_mtime_ns for file in folder.iterdir() if not file.name.startswith(".")}
 
 
+KILLED = """
+import os, signal, sys
+from flowimg.cli import main
+from flowimg.jobs import outputs
+
+pixels_to_png, made = outputs._png, []
+
+def dying(pixels):
+    made.append(pixels)
+    if len(made) == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels_to_png(pixels)
+
+outputs._png = dying
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_run_goes_on_where_it_stopped(tiny, whole, tmp_path):
     out = tmp_path / "out"
+    (tmp_path / "killed.py").write_text(KILLED)
     args = ["sample", tiny.classes, "--out", out, *HOW, "--batch-size", "2"]
-    verb = subprocess.Popen([sys.executable, "-m", "flowimg", *map(str, args)], stderr=subprocess.DEVNULL)
-    limit = time.time() + 60
-    while len(list(out.glob("images/*.png"))) < 10 and time.time() < limit:
-        time.sleep(0.005)
-    verb.send_signal(signal.SIGKILL)
-    assert verb.wait() == -signal.SIGKILL
+    code, said = finish(begin(sys.executable, tmp_path / "killed.py", *args))
+    assert code == -signal.SIGKILL, said
     before = times(out / "images")
     assert 10 <= len(before) < COUNT
     (out / "images" / ".000007.png.1.tmp").write_bytes(b"half of a pic")

@@ -199,7 +199,7 @@ def served(request):
     yield served
     for process in processes:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=600)
         assert process.returncode == 130 and "Traceback" not in rest, rest
 
 
@@ -230,7 +230,7 @@ def picture(page, name):
 def changed(page, name, before):
     page.wait_for_function(
         "([name, before]) => { const i = document.querySelector(`#${name} img`); return i && i.src !== before }",
-        arg=[name, before], timeout=60_000,
+        arg=[name, before], timeout=600_000,
     )  # fmt: skip
     return page.get_attribute(f"#{name} img", "src")
 
