@@ -3,6 +3,7 @@
 # make article  after make smoke: the flow in motion, densities, the loss and its floor, and the finer board that fails
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
+# make wheel   build the wheel, and train the digits for a few steps from it
 # make soak     a run killed at 30 random times, about 4 minutes
 # make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
 
-.PHONY: train smoke article test lint slow soak bench clean
+.PHONY: train smoke article test lint slow soak bench wheel clean
 
 train: .venv/installed
 	$(BIN)/flowimg train $(CONFIG)
@@ -22,7 +23,7 @@ smoke: .venv/installed
 
 article: .venv/installed
 	$(BIN)/flowimg figures $(SMOKE)
-	$(BIN)/flowimg experiment frequency --run runs/article --cells 4 8 --plain-only true
+	$(BIN)/python examples/frequency/run.py --run runs/article --cells 4 8 --plain-only true
 
 test: lint
 	$(BIN)/pytest -m "not slow and not gpu" -n 2
@@ -37,6 +38,9 @@ slow: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
+
+wheel: .venv/installed
+	bash .ci/wheel
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py train $(CONFIG) --figures false --train.steps 1000000 --train.sample-every 1000000 \

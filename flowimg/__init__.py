@@ -1,9 +1,23 @@
 """flowimg: image generation by flow matching, from a 2D checkerboard to pictures.
 
 Reading order: settings, flow, spaces, conditions, fields, data, training, sampling, evaluation, figures, build, runs,
-jobs, api, cli. Importing flowimg loads nothing; the Python API (`flowimg.api`) is loaded with the first name asked for.
+jobs, api, cli. Importing flowimg loads nothing; the Python API (`flowimg.api`) is loaded with the first name used.
 """
+
+from typing import Any
 
 from flowimg.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["Drawn", "Run", "__version__", "configure", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from flowimg import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'flowimg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

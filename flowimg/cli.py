@@ -9,16 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import Any, NoReturn, get_args
-
-import tyro
+from typing import Any, NoReturn
 
 from flowimg.errors import SettingsError, Stopped
-from flowimg.settings.base import Model
+from flowimg.settings.command import parse, run_settings, source_settings, start_settings, verb_settings
 from flowimg.settings.evaluate import Evaluate
-from flowimg.settings.reading import dump, flatten, load, nearest, parse_yaml, validate
-from flowimg.settings.run import Config, Start
+from flowimg.settings.reading import dump, nearest
 from flowimg.settings.verbs import (
     Check,
     Doctor,
@@ -40,7 +36,7 @@ Result = dict[str, Any] | None
 
 def train(args: Sequence[str]) -> Result:
     """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
-    how, args = _start(args)
+    how, args = start_settings(args)
     config = run_settings("train", args)
     if how.dry_run and how.profile:
         raise SettingsError("--dry-run keeps nothing, --profile writes into the run's folder: give one of them")
@@ -63,7 +59,7 @@ def estimate(args: Sequence[str]) -> Result:
 
 def doctor(args: Sequence[str]) -> Result:
     """[--KEY VALUE ...]          look whether this machine can be trusted with a long run"""
-    settings = _parse("doctor", Doctor(), args)
+    settings = parse("doctor", Doctor(), args)
     from flowimg.jobs.doctor import doctor
 
     return doctor(settings)
@@ -71,7 +67,7 @@ def doctor(args: Sequence[str]) -> Result:
 
 def sample(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw samples from a run"""
-    settings = _verb_settings("sample", Sample, args)
+    settings = verb_settings("sample", Sample, args)
     from flowimg.jobs.sample import sample
 
     return sample(settings)
@@ -79,7 +75,7 @@ def sample(args: Sequence[str]) -> Result:
 
 def interpolate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the pictures between seeds"""
-    settings = _verb_settings("interpolate", Interpolate, args)
+    settings = verb_settings("interpolate", Interpolate, args)
     from flowimg.jobs.interpolate import interpolate
 
     return interpolate(settings)
@@ -87,7 +83,7 @@ def interpolate(args: Sequence[str]) -> Result:
 
 def invert(args: Sequence[str]) -> Result:
     """RUN PICTURE ... [--KEY VALUE ...]   carry pictures to their noise and back"""
-    settings = _verb_settings("invert", Invert, args, "pictures")
+    settings = verb_settings("invert", Invert, args, "pictures")
     from flowimg.jobs.invert import invert
 
     return invert(settings)
@@ -95,7 +91,7 @@ def invert(args: Sequence[str]) -> Result:
 
 def export(args: Sequence[str]) -> Result:
     """RUN FOLDER [--KEY VALUE ...]   write the network as a folder that diffusers reads"""
-    settings = _verb_settings("export", Export, args, "out")
+    settings = verb_settings("export", Export, args, "out")
     from flowimg.jobs.export import export
 
     return export(settings)
@@ -103,7 +99,7 @@ def export(args: Sequence[str]) -> Result:
 
 def figures(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      draw the run's flow and curves"""
-    settings = _verb_settings("figures", Figures, args)
+    settings = verb_settings("figures", Figures, args)
     from flowimg.jobs.figures.run import figures
 
     return figures(settings)
@@ -111,7 +107,7 @@ def figures(args: Sequence[str]) -> Result:
 
 def report(args: Sequence[str]) -> Result:
     """RUN [RUN ...] [--KEY VALUE ...]   write one page about a run, or about several side by side"""
-    settings = _verb_settings("report", Report, args, "others")
+    settings = verb_settings("report", Report, args, "others")
     from flowimg.jobs.report import report
 
     return report(settings)
@@ -119,7 +115,7 @@ def report(args: Sequence[str]) -> Result:
 
 def play(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      a page in the browser to play with a run"""
-    settings = _verb_settings("play", Play, args)
+    settings = verb_settings("play", Play, args)
     from flowimg.app.page import play
 
     return play(settings)
@@ -127,7 +123,7 @@ def play(args: Sequence[str]) -> Result:
 
 def ema(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      list the averages of the weights that can be made after the run"""
-    settings = _verb_settings("ema", Ema, args)
+    settings = verb_settings("ema", Ema, args)
     from flowimg.jobs.ema import ema
 
     return ema(settings)
@@ -135,7 +131,7 @@ def ema(args: Sequence[str]) -> Result:
 
 def evaluate(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
-    settings = _verb_settings("evaluate", Evaluate, args)
+    settings = verb_settings("evaluate", Evaluate, args)
     from flowimg.jobs.evaluate.run import evaluate
 
     return evaluate(settings)
@@ -143,7 +139,7 @@ def evaluate(args: Sequence[str]) -> Result:
 
 def likelihood(args: Sequence[str]) -> Result:
     """RUN [--KEY VALUE ...]      measure the density that a run gives to data"""
-    settings = _verb_settings("likelihood", Likelihood, args)
+    settings = verb_settings("likelihood", Likelihood, args)
     from flowimg.jobs.likelihood import likelihood
 
     return likelihood(settings)
@@ -171,11 +167,11 @@ def data(args: Sequence[str]) -> Result:
 
         return prepare(settings)
     if args[0] == "check":
-        checked, _ = _source_settings("data check", Check, args[1:])
+        checked, _ = source_settings("data check", Check, args[1:])
         from flowimg.jobs.data import check
 
         return check(checked)
-    shown, run = _source_settings("data preview", Preview, args[1:])
+    shown, run = source_settings("data preview", Preview, args[1:])
     from flowimg.jobs.data import preview
 
     return preview(shown, run)
@@ -283,159 +279,3 @@ def _usage() -> str:
         "  accelerate launch scripts/train.py CONFIG    the same on many processes\n\n"
         "first run: flowimg train configs/digits.yaml"
     )
-
-
-def run_settings(verb: str, args: Sequence[str]) -> Config:
-    """The settings of CONFIG with the overrides that follow it."""
-    if not args or args[0].startswith("-"):
-        if any(arg in ("-h", "--help") for arg in args):
-            print(f"usage: flowimg {verb} CONFIG [--KEY VALUE ...]; the keys below are those of the default settings\n")
-            _parse(verb, Config(), ["--help"])
-        known = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "a YAML file"
-        raise SettingsError(f"flowimg {verb} needs a settings file first: {known}")
-    kept = Path(args[0], "config.yaml")
-    if kept.is_file():  # a run's folder is enough to continue it
-        file = load(str(kept)).model_copy(update={"run": args[0]})
-        file = file.model_copy(update={"train": file.train.model_copy(update={"stop_at": None})})
-    else:
-        file = load(args[0])
-    settings = _parse(f"{verb} {args[0]}", file, args[1:])
-    return settings if settings.run else settings.model_copy(update={"run": file.run})
-
-
-def _started(verb: str) -> str:
-    """What the help of `train` says beside the settings."""
-    told = [
-        ("--resume [STEP]", str(Start.model_fields["resume"].description)),
-        ("--allow KEY ...", str(Start.model_fields["allow"].description)),
-        ("--dry-run", str(Start.model_fields["dry_run"].description)),
-        ("--profile", str(Start.model_fields["profile"].description)),
-    ]
-    lines = "\n".join(f"  {option:<16} {text}" for option, text in told)
-    return f"how it is started:\n{lines}\n\n" if verb == "train" else ""
-
-
-def _start(args: Sequence[str]) -> tuple[Start, list[str]]:
-    """`--resume [STEP]`, `--allow KEY ...`, `--dry-run` and `--profile`, and the other words."""
-    names = {f"--{name.replace('_', '-')}": name for name in Start.model_fields}
-    given: dict[str, Any] = {}
-    rest: list[str] = []
-    name = ""
-    for arg in args:
-        option, _, value = arg.partition("=")
-        option = option.replace("_", "-")
-        if arg.startswith("--"):
-            name = names.get(option, "")
-            if name:
-                given[name] = [value] if value else []
-                continue
-        if not name or (given[name] and name != "allow"):
-            rest.append(arg)
-        else:
-            given[name].append(arg)
-    if "allow" in given and not given["allow"]:
-        raise SettingsError("--allow needs the names of settings that may differ, for example --allow optim.lr")
-    values = {
-        key: [word.removeprefix("--").replace("-", "_") for word in words]
-        if key == "allow"
-        else (parse_yaml(words[0], f"--{key}") if words else True)
-        for key, words in given.items()
-    }
-    return validate(Start, values, "command line"), rest
-
-
-def _verb_settings(verb: str, model: type[Model], args: Sequence[str], second: str | None = None) -> Model:
-    """The settings of a verb that takes RUN first; `second` is the setting that words after RUN stand for."""
-    if any(arg in ("-h", "--help") for arg in args):
-        more = {None: "", "out": " FOLDER", "pictures": " PICTURE ...", "others": " [RUN ...]"}[second]
-        print(f"usage: flowimg {verb} RUN{more} [--KEY VALUE ...]\n")
-        _parse(verb, model(run="RUN"), ["--help"])  # type: ignore[call-arg]
-    if not args or args[0].startswith("-"):
-        raise SettingsError(f"flowimg {verb} needs the folder of a run first, for example runs/digits")
-    rest = list(args[1:])
-    if second and rest and not rest[0].startswith("--"):
-        rest.insert(0, f"--{second}")
-    return _parse(verb, model(run=args[0]), rest)  # type: ignore[call-arg]
-
-
-def _source_settings(verb: str, model: type[Model], args: Sequence[str]) -> tuple[Model, Config | None]:
-    """The settings of a verb that takes a source first, or a settings file or run whose data are meant."""
-    if any(arg in ("-h", "--help") for arg in args):
-        print(f"usage: flowimg {verb} SOURCE [--KEY VALUE ...]\n")
-        _parse(verb, model(source="SOURCE"), ["--help"])  # type: ignore[call-arg]
-    if not args or args[0].startswith("-"):
-        raise SettingsError(f"flowimg {verb} needs a source first: a folder of pictures, or a settings file")
-    kept = Path(args[0], "config.yaml")
-    if not kept.is_file() and not args[0].endswith((".yaml", ".yml")):
-        return _parse(verb, model(source=args[0]), args[1:]), None  # type: ignore[call-arg]
-    run = load(str(kept) if kept.is_file() else args[0])
-    if not run.data.holds_pictures:
-        raise SettingsError(f"{args[0]} is a run on points: this verb is for pictures")
-    return _parse(
-        verb, model(**dict(run.data), **({"seed": run.seed} if "seed" in model.model_fields else {})), args[1:]
-    ), run
-
-
-def _parse(verb: str, defaults: Model, args: Sequence[str]) -> Model:
-    """The defaults with `--key value` overrides; `--help` among them prints all settings, by tyro, and exits."""
-    keys = list(flatten(defaults))
-    for arg in args:
-        name = arg.removeprefix("--").split("=")[0].replace("-", "_")
-        if arg.startswith("--") and name not in [*keys, "help"]:
-            raise SettingsError(f"unknown setting {arg.split('=')[0]}: {nearest(name, keys)}")
-        group = type(defaults).model_fields.get(name.removesuffix(".kind"))
-        # a group that is another one for every kind; the optimiser's settings are the same for both of its
-        if name.endswith(".kind") and arg.startswith("--") and group and get_args(group.annotation):
-            raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
-    if any(arg in ("-h", "--help") for arg in args):
-        print(_started(verb.split()[0]), end="")
-        tyro.cli(
-            type(defaults),
-            prog=f"flowimg {verb}",
-            default=defaults,
-            args=["--help"],
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        )
-    return _override(defaults, args)
-
-
-def _override(defaults: Model, args: Sequence[str]) -> Model:
-    """The defaults with `--key value` overrides, read as the YAML file is, so that the same values are right."""
-    values: dict[str, Any] = defaults.model_dump(mode="json")
-    given: dict[str, list[str]] = {}
-    key = ""
-    for arg in args:
-        if arg.startswith("--"):
-            name, equals, value = arg.removeprefix("--").partition("=")
-            key = name.replace("-", "_")
-            given[key] = [value] if equals else []
-        elif not key:
-            raise SettingsError(f"{arg} is not a setting: settings are given as --key value")
-        else:
-            given[key].append(arg)
-    for key, texts in given.items():
-        *groups, last = key.split(".")
-        place, holder = values, defaults
-        for group in groups:
-            place, holder = place[group], getattr(holder, group)
-        many = isinstance(place[last], list)
-        if texts in ([], [""]) and not many:
-            raise SettingsError(f"--{key} needs a value")
-        parsed = [_value(text, type(holder).model_fields[last].annotation, f"--{key}") for text in texts]
-        one = len(parsed) == 1 and (not many or isinstance(parsed[0], list))  # "32 64" and "[32, 64]" are both a list
-        place[last] = parsed[0] if one else [] if texts == [""] else parsed
-    return validate(type(defaults), values, "command line")
-
-
-def _value(text: str, annotation: Any, where: str) -> Any:
-    """One word of the command line as a plain value: text where text may stand, else YAML."""
-    allowed = _members(annotation)
-    if text in ("none", "None", "null") and type(None) in allowed:
-        return None
-    return text if str in allowed else parse_yaml(text, where)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The plain types of a union, without their limits."""
-    inner = get_args(annotation)
-    return [member for part in inner for member in _members(part)] if inner else [annotation]

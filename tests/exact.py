@@ -65,7 +65,7 @@ class Squares:
         weight = torch.softmax(log_mass[:, 0, across] + log_mass[:, 1, up], dim=1)
         return torch.stack([(weight * mean[:, 0, across]).sum(1), (weight * mean[:, 1, up]).sum(1)], dim=1)
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
         """Velocity at x, shape (N, 2), where all of t, shape (N,), is one time."""
         time = min(float(t[0]), LATEST)
         return ((self.mean_x_1(x, time) - x) / (1 - time)).to(x.dtype)

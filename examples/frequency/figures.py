@@ -1,4 +1,4 @@
-"""The experiment "high frequency is hard" as two pictures."""
+"""The two pictures of the example: the share of points off the board per recipe, and the points themselves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from flowimg.figures.style import DATA, FLOW, INK, NOISE, OTHER, drawing, plane
 COLOURS = (NOISE, "#56b4e9", "#e69f00", "#cc79a7", OTHER, DATA, FLOW)
 MARKS = "osD^vPX"
 CHANCE = 50
-"""Per cent of the points that are off a board when they know nothing of its squares."""
+"""Per cent of points off a board if they are spread evenly over it."""
 
 
 class Line(NamedTuple):
@@ -25,7 +25,7 @@ class Line(NamedTuple):
 
 
 def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) -> None:
-    """Write the share of mass off the board over cells a side, a line a recipe; the first and the last stand out."""
+    """Plot the share of points off the board over the squares per side, a line per recipe; first and last stand out."""
     best, plain = lines[-1], lines[0]
     with drawing(path, 8, 5) as (figure, axes):
         axes.axhline(CHANCE, color=INK, lw=0.8, ls=":")
@@ -62,11 +62,11 @@ def frequency_figure(lines: Sequence[Line], cells: Sequence[int], path: Path) ->
 def boards_figure(
     rows: Mapping[str, Sequence[tuple[Tensor, Tensor]]], cells: Sequence[int], extent: float, path: Path
 ) -> None:
-    """Write points on each board, a row a recipe; those that are off it are black.
+    """Plot points on each board, a row per recipe; points off the board are black.
 
     Args:
         rows: For each recipe the points (N, 2) on each board, and which of them are off it, (N,).
-        cells: Cells a side of each board.
+        cells: Squares per side of each board.
         extent: Half the side of the boards.
         path: The PNG's file.
     """
@@ -87,7 +87,7 @@ def boards_figure(
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as goes (least squares) so that labels `gap` apart do not overlap, in their order."""
+    """Heights in the same order and at least `gap` apart, moved as little as possible (least squares)."""
     order = np.argsort(heights)
     steps = gap * np.arange(len(heights))
     placed = np.empty(len(heights))

@@ -1,42 +1,69 @@
-"""`flowimg experiment frequency`: the finer the board, the harder it is; and what repairs that."""
+"""Finer boards are harder: train a small network and its repairs on checkerboards of more and more squares.
+
+    python examples/frequency/run.py [--run FOLDER] [--cells 2 4 8 16] [--steps N] [--plain-only true] [--seed N]
+
+docs/frequency.md discusses the results.
+"""
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import torch
+import tyro
+from figures import Line, boards_figure, frequency_figure
+from pydantic import Field
 from torch import nn
 
-from flowimg.config import Experiment
+from flowimg.build.data import DataFacts, build_toy
+from flowimg.build.field import build_field
+from flowimg.build.sampler import build_sampler
+from flowimg.errors import FlowimgError, SettingsError, Stopped
+from flowimg.files import write_text
+from flowimg.flow.randomness import generator
+from flowimg.jobs.evaluate.run import evaluate
+from flowimg.jobs.train.run import train
+from flowimg.machine.processes import alone
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run
+from flowimg.settings.base import Positive, Seed, Settings
+from flowimg.settings.command import override
 from flowimg.settings.data import PointData
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.field import MLP
 from flowimg.settings.flow import UniformTimes
+from flowimg.settings.reading import flatten, nearest
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import Grid
 from flowimg.settings.train import Optim, Train
-from flowimg.figures.frequency import Line, boards_figure, frequency_figure
-from flowimg.flow.randomness import generator
-from flowimg.build.data import DataFacts, build_toy
-from flowimg.build.field import build_field
-from flowimg.jobs.evaluate.run import evaluate
-from flowimg.jobs.figures import follow
-from flowimg.files import write_text
-from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import open_run
-from flowimg.machine.processes import alone
-from flowimg.jobs.train.run import train
 
+PROGRAM = "python examples/frequency/run.py"
 BATCH = 512
 POINTS = 5000
 """Points on each board of the picture."""
 
 
+class Experiment(Settings):
+    """Train boards of finer and finer squares with several recipes, and compare which of them helps."""
+
+    run: Annotated[str, Field(min_length=1)] = "runs/frequency"
+    """Folder for all runs, tables and pictures."""
+    cells: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1)] = (2, 4, 8, 16)
+    """Squares per side of each board."""
+    steps: Positive = 8000
+    """Training steps of the plain network; the others get as many as their compute allows."""
+    plain_only: bool = False
+    """Train only the plain network, which fails on fine boards, and none of the repairs."""
+    seed: Seed = 0
+    """Seed of every run."""
+
+
 class Recipe(NamedTuple):
-    """What is changed of the plain network; `compute` is training FLOPs relative to the plain one."""
+    """A change to the plain network; `compute` is training FLOPs relative to the plain one."""
 
     name: str
     field: MLP
@@ -61,7 +88,11 @@ RECIPES = (
 
 
 def experiment(settings: Experiment) -> dict[str, Any]:
-    """Train every recipe on every board, measure, and draw what came of it; what is trained already is not again."""
+    """Train and evaluate every recipe on every board, write the table and the pictures; finished runs are skipped.
+
+    Returns:
+        The folder and, for each run, its scores, steps, FLOPs and seconds.
+    """
     alone("experiment")
     folder = Path(settings.run)
     recipes = RECIPES[:1] if settings.plain_only else RECIPES
@@ -83,7 +114,7 @@ def experiment(settings: Experiment) -> dict[str, Any]:
 
 
 def plan(settings: Experiment, recipe: Recipe, cells: int) -> Config:
-    """The run of a recipe on a board: as many steps as its compute allows."""
+    """Settings of the run of a recipe on a board, with as many steps as its compute allows."""
     data = PointData(cells=cells)
     config = Config(data=data, field=recipe.field, times=UniformTimes(shift=recipe.shift))
     plain = Config(data=data, field=PLAIN)
@@ -104,7 +135,7 @@ def plan(settings: Experiment, recipe: Recipe, cells: int) -> Config:
 
 
 def flops(config: Config, samples: int) -> float:
-    """Floating-point operations to train an MLP on so many samples: 6 for each weight of its matrices.
+    """Floating-point operations to train an MLP on a number of samples: 6 per sample and weight of its matrices.
 
     2 forward (multiply, add), 4 backward (the same for the inputs and for the weights). Source: Kaplan et al. 2020,
     arXiv:2001.08361, section 2.1.
@@ -114,7 +145,7 @@ def flops(config: Config, samples: int) -> float:
 
 
 def _measure(config: Config) -> dict[str, Any]:
-    """Train where that is not done, evaluate where that is not done; the numbers."""
+    """Train and evaluate a run, each only if that is not done yet; returns its scores and its cost."""
     folder = RunFolder(Path(str(config.run)))
     with _silence():
         train(config)
@@ -136,13 +167,13 @@ def _measure(config: Config) -> dict[str, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The words and bars of the single runs would bury the experiment's own."""
+    """Discard the output of the single runs, which would bury the experiment's own."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
 def _table(rows: list[dict[str, Any]], recipes: Sequence[Recipe], settings: Experiment) -> str:
-    """Share off the board as a table in Markdown."""
+    """The share off the board of every run, as a table in Markdown."""
     lines = [
         "| recipe | steps | FLOP a run | seconds a run | " + " | ".join(f"{n} x {n}" for n in settings.cells) + " |",
         "|" + "---|" * (4 + len(settings.cells)),
@@ -157,6 +188,7 @@ def _table(rows: list[dict[str, Any]], recipes: Sequence[Recipe], settings: Expe
 
 
 def _draw(settings: Experiment, rows: list[dict[str, Any]], recipes: Sequence[Recipe], folder: Path) -> None:
+    """Write frequency.png, the share off the board, and boards.png, points on each board."""
     lines = [
         Line(recipe.name, recipe.compute, [row["off"] for row in rows if row["recipe"] == recipe.name])
         for recipe in recipes
@@ -170,6 +202,59 @@ def _draw(settings: Experiment, rows: list[dict[str, Any]], recipes: Sequence[Re
         boards["data"].append((truth, toy.part(truth) < 0))
         for name, recipe in shown.items():
             run = open_run(str(plan(settings, recipe, cells).run), "ema", None, torch.device("cpu"))
-            drawn = follow(run, Evaluate(run=""), range(POINTS), [0.0, 1.0])[-1]
+            drawn = build_sampler(run.field, run.config, run.space, Evaluate(run="")).draw(range(POINTS)).x_1
             boards[name].append((drawn, toy.part(drawn) < 0))
     boards_figure(boards, settings.cells, toy.extent, folder / "boards.png")
+
+
+def read(args: Sequence[str]) -> Experiment:
+    """The settings of a command line; `--help` prints all of them and exits.
+
+    Raises:
+        SettingsError: If a setting is unknown or its value is not allowed.
+    """
+    if any(arg in ("-h", "--help") for arg in args):
+        options = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+        tyro.cli(Experiment, prog=PROGRAM, default=Experiment(), args=["--help"], config=options)
+    known = list(flatten(Experiment()))
+    for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
+        name = option.removeprefix("--").replace("-", "_")
+        if name not in known:
+            raise SettingsError(f"unknown setting {option}: {nearest(name, known)}")
+    return override(Experiment(), args)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the experiment; a mistake of the user ends with one sentence and the exit status that flowimg would give.
+
+    With `--quiet` only errors are printed; with `--json` stdout is the result as JSON, all other output goes to stderr.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    quiet, as_json = "--quiet" in args, "--json" in args
+    try:
+        settings = read([arg for arg in args if arg not in ("--quiet", "--json")])
+        with ExitStack() as stack:
+            if quiet:
+                stack.enter_context(_silence())
+            elif as_json:
+                stack.enter_context(redirect_stdout(sys.stderr))
+            result = experiment(settings)
+        if as_json:
+            print(json.dumps(result, allow_nan=False))
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except Stopped as stopped:
+        _fail(stopped.message, stopped.exit_status)
+    except FlowimgError as error:
+        _fail(str(error), error.exit_status)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        _fail(str(error), 4)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("\n".join(f"frequency: {line}" for line in message.splitlines()), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from flowimg.app.page import GUIDANCE, STEPS, guidable
+from flowimg.app.asked import GUIDANCE, STEPS, guidable
 from flowimg.build.sampler import SOLVERS
 from flowimg.errors import PageError
 from flowimg.runs.opening import Run

@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
 from flowimg.app.controls import controls, kindly
-from flowimg.app.page import SEED, class_number, solving, told, travel, whole
 from flowimg.errors import PageError
 from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import arc, noise

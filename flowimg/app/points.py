@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 import torch
 
+from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
 from flowimg.app.controls import controls, kindly
-from flowimg.app.page import SEED, class_number, solving, told, travel, whole
 from flowimg.errors import PageError
 from flowimg.figures.report import plane_script
 from flowimg.figures.style import DATA, FLOW, NOISE

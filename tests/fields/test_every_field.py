@@ -3,11 +3,11 @@ from typing import get_args
 import pytest
 import torch
 
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
-from flowimg.flow.condition import NO_CLASS
 from flowimg.build.data import DataFacts
 from flowimg.build.field import FIELDS
+from flowimg.flow.condition import NO_CLASS, Condition
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
 
 # options that keep the tests quick; a new kind needs no entry
 TINY = {"mlp": {"width": 32, "depth": 2}, "unet": {"channels": [32, 64], "layers": 1}}
@@ -46,7 +46,7 @@ def states(kind, n=4):
 @pytest.mark.parametrize("classes", [(), CLASSES])
 def test_velocity_has_the_shape_of_the_state(kind, classes):
     for n in (1, 4):
-        x, cond = states(kind, n), torch.zeros(n, dtype=torch.long) if classes else None
+        x, cond = states(kind, n), Condition(torch.zeros(n, dtype=torch.long)) if classes else None
         v = build(kind, classes, zero_output=False)(x, torch.rand(n), cond)
         assert v.shape == x.shape and v.dtype == x.dtype
 
@@ -86,8 +86,8 @@ def test_velocity_tells_nearby_times_apart(kind, t):
 @torch.no_grad()
 def test_every_row_is_computed_from_its_own_state_time_and_label(conditional):
     field = build(conditional, CLASSES, zero_output=False)
-    x, t, cond = states(conditional), torch.tensor([0.0, 0.2, 0.7, 1.0]), torch.tensor([0, 2, NO_CLASS, 1])
-    rows = [field(x[i : i + 1], t[i : i + 1], cond[i : i + 1]) for i in range(4)]
+    x, t, cond = states(conditional), torch.tensor([0.0, 0.2, 0.7, 1.0]), Condition(torch.tensor([0, 2, NO_CLASS, 1]))
+    rows = [field(x[i : i + 1], t[i : i + 1], cond.rows(slice(i, i + 1))) for i in range(4)]
     torch.testing.assert_close(field(x, t, cond), torch.cat(rows), atol=1e-5, rtol=1e-4)
 
 
@@ -95,21 +95,21 @@ def test_every_row_is_computed_from_its_own_state_time_and_label(conditional):
 def test_none_means_no_class_for_all(conditional):
     field = build(conditional, CLASSES, zero_output=False)
     x, t = states(conditional), torch.rand(4)
-    assert torch.equal(field(x, t, None), field(x, t, torch.full((4,), NO_CLASS)))
+    assert torch.equal(field(x, t, None), field(x, t, Condition(torch.full((4,), NO_CLASS))))
 
 
 @torch.no_grad()
 def test_every_class_and_no_class_have_their_own_velocity(conditional):
     field = build(conditional, CLASSES, zero_output=False)
     x, t = states(conditional, 1), torch.tensor([0.4])
-    v = torch.cat([field(x, t, torch.tensor([label])).flatten(1) for label in (NO_CLASS, 0, 1, 2)])
+    v = torch.cat([field(x, t, Condition(torch.tensor([label]))).flatten(1) for label in (NO_CLASS, 0, 1, 2)])
     assert (torch.cdist(v, v) + torch.eye(4)).min() > 1e-4 * v.norm()
 
 
 def test_gradient_reaches_the_rows_of_the_classes_seen_alone(conditional):
     field = build(conditional, CLASSES, zero_output=False)
     labels = torch.tensor([0, 2, NO_CLASS, 2])
-    field(states(conditional), torch.rand(4), labels).square().sum().backward()
+    field(states(conditional), torch.rand(4), Condition(labels)).square().sum().backward()
     (embedding,) = [m for m in field.modules() if isinstance(m, torch.nn.Embedding)]
     reached = (embedding.weight.grad != 0).any(1).tolist()
     assert reached == [True, False, True, True]  # one, which nobody asked for, is left alone; the last is "no class"
@@ -122,7 +122,7 @@ def test_an_unconditional_field_has_no_class_embedding(kind):
 
 def test_a_label_that_no_class_has_is_an_error(conditional):
     with pytest.raises(IndexError):
-        build(conditional, CLASSES)(states(conditional, 1), torch.rand(1), torch.tensor([len(CLASSES) + 1]))
+        build(conditional, CLASSES)(states(conditional, 1), torch.rand(1), Condition(torch.tensor([len(CLASSES) + 1])))
 
 
 @torch.no_grad()
@@ -145,7 +145,8 @@ def test_no_state_lies_in_buffers(kind):
 @pytest.mark.parametrize("zero_output", [True, False])
 def test_every_parameter_that_is_used_gets_a_finite_gradient(kind, zero_output):
     field = build(kind, CLASSES, zero_output=zero_output)
-    field(states(kind), torch.tensor([0.0, 0.5, 0.5, 1.0]), torch.tensor([0, 1, 2, NO_CLASS])).sum().backward()
+    labels = Condition(torch.tensor([0, 1, 2, NO_CLASS]))
+    field(states(kind), torch.tensor([0.0, 0.5, 0.5, 1.0]), labels).sum().backward()
     for name, parameter in field.named_parameters():
         assert parameter.grad is not None, name  # DDP would wait for it
         assert parameter.grad.isfinite().all(), name

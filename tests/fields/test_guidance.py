@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from flowimg.build.sampler import SOLVERS
 from flowimg.fields.guidance import Guided, guided
 from flowimg.fields.mlp import MLPField
-from flowimg.flow.condition import Condition, NO_CLASS
+from flowimg.flow.condition import NO_CLASS, Condition
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.build.sampler import SOLVERS
 
 
 @pytest.fixture
@@ -15,12 +15,13 @@ def field():
     return MLPField(2, 3, width=16, zero_output=False).eval().requires_grad_(False)
 
 
-X, T, LABELS = torch.linspace(-2, 2, 8).view(4, 2), torch.tensor([0.0, 0.3, 0.6, 1.0]), torch.tensor([0, 1, 2, 0])
+X, T = torch.linspace(-2, 2, 8).view(4, 2), torch.tensor([0.0, 0.3, 0.6, 1.0])
+LABELS = Condition(torch.tensor([0, 1, 2, 0]))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guided_velocity_goes_from_no_class_towards_the_class(field, scale):
-    free, towards = field(X, T, torch.full((4,), NO_CLASS)), field(X, T, LABELS)
+    free, towards = field(X, T, Condition(torch.full((4,), NO_CLASS))), field(X, T, LABELS)
     assert (free - towards).abs().min() > 1e-4
     expected = (1 - scale) * free + scale * towards
     torch.testing.assert_close(Guided(field, scale)(X, T, LABELS), expected)
@@ -32,7 +33,7 @@ def test_scale_zero_forgets_the_class(field):
 
 
 def test_a_row_that_has_no_class_is_not_guided(field):
-    none = torch.full((4,), NO_CLASS)
+    none = Condition(torch.full((4,), NO_CLASS))
     torch.testing.assert_close(guided(field, 3.0)(X, T, none), field(X, T, none))
 
 
@@ -45,7 +46,7 @@ def test_both_evaluations_are_one_call_of_twice_the_batch(field):
     calls = []
 
     def counting(x, t, cond):
-        calls.append((len(x), len(t), cond.tolist()))
+        calls.append((len(x), len(t), cond.label.tolist()))
         return field(x, t, cond)
 
     velocity = guided(counting, 2.0)
@@ -108,11 +109,11 @@ def test_what_a_field_is_told_of_an_augmentation_goes_with_both_halves():
     cond = Condition(torch.tensor([3, 5]), torch.randn(2, 9))
 
     def field(x, t, told):
-        assert told.labels.tolist() == [3, 5, NO_CLASS, NO_CLASS]
-        assert torch.equal(told.augment, torch.cat([cond.augment, cond.augment]))
-        return told.labels[:, None] + told.augment[:, :1]
+        assert told.label.tolist() == [3, 5, NO_CLASS, NO_CLASS]
+        assert torch.equal(told.augmentation, torch.cat([cond.augmentation, cond.augmentation]))
+        return told.label[:, None] + told.augmentation[:, :1]
 
     v = Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), cond)
-    torch.testing.assert_close(v, NO_CLASS + 3.0 * (cond.labels[:, None] - NO_CLASS) + cond.augment[:, :1])
+    torch.testing.assert_close(v, NO_CLASS + 3.0 * (cond.label[:, None] - NO_CLASS) + cond.augmentation[:, :1])
     with pytest.raises(ValueError, match="needs labels"):
-        Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Condition(None, cond.augment))
+        Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Condition(None, cond.augmentation))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowimg.fields.mlp import MLPField, class_rows
-from flowimg.flow.condition import NO_CLASS
+from flowimg.flow.condition import NO_CLASS, Condition
 
 
 def inputs(field, x, t):
@@ -52,11 +52,11 @@ def test_points_of_any_dimension(dim):
 
 def test_class_rows_put_no_class_last():
     cpu = torch.device("cpu")
-    assert class_rows(torch.tensor([0, NO_CLASS, 4]), 3, 5, cpu).tolist() == [0, 5, 4]
-    assert class_rows(None, 2, 5, cpu).tolist() == [5, 5]
+    assert class_rows(Condition(torch.tensor([0, NO_CLASS, 4])), 3, 5, cpu).tolist() == [0, 5, 4]
+    assert class_rows(None, 2, 5, cpu).tolist() == class_rows(Condition(), 2, 5, cpu).tolist() == [5, 5]
 
 
 def test_whole_field_runs_in_float64():
     field = MLPField(2, 3, width=8, x_frequencies=2, t_frequencies=1, zero_output=False).double()
-    v = field(torch.randn(3, 2).double(), torch.rand(3).double(), torch.tensor([0, 1, NO_CLASS]))
+    v = field(torch.randn(3, 2).double(), torch.rand(3).double(), Condition(torch.tensor([0, 1, NO_CLASS])))
     assert v.dtype == torch.float64

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowimg.fields.cpu.norm import Norm
 from flowimg.fields.cpu.blocks import QuickBlock, quicken
+from flowimg.fields.cpu.norm import Norm
 from flowimg.fields.unet import UNetField, new_unet
 
 STEP = 2.0**-8
@@ -121,10 +121,10 @@ def test_without_a_compiler_it_is_the_stock_network() -> None:
     look = (
         "import shutil, torch; shutil.which = lambda name: None\n"
         "from diffusers import UNet2DModel\n"
-        "from flowimg.fields import norm, quick, unet\n"
+        "from flowimg.fields import unet\nfrom flowimg.fields.cpu import blocks, norm\n"
         "torch.manual_seed(0)\n"
         "net = unet.new_unet(16, 1, channels=(32, 64), zero_output=False)\n"
-        "stock = UNet2DModel.from_config(net.config); stock.load_state_dict(net.state_dict()); quick.quicken(net)\n"
+        "stock = UNet2DModel.from_config(net.config); stock.load_state_dict(net.state_dict()); blocks.quicken(net)\n"
         "x, t = torch.randn(2, 1, 16, 16), torch.rand(2)\n"
         "with torch.autocast('cpu', torch.bfloat16): assert torch.equal(stock(x, t).sample, net(x, t).sample)\n"
         "assert norm.library().functions() is None"

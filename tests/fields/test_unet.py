@@ -4,7 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
 
 from flowimg.fields.unet import UNetField, new_unet, unet_problem
-from flowimg.flow.condition import Condition, NO_CLASS
+from flowimg.flow.condition import NO_CLASS, Condition
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.flow.times import uniform_grid
 
@@ -188,9 +188,9 @@ def test_pictures_as_they_are_are_those_of_the_stock_network_bit_for_bit(labels)
     rows = None if labels is None else torch.tensor([0, 1, 2])
     stock = -field.unet(x, 1000 * (1 - t), class_labels=rows).sample
     assert torch.equal(field(x, t, Condition(labels, torch.zeros(3, 9))), stock)
-    assert torch.equal(field(x, t, labels), stock)
+    assert torch.equal(field(x, t, Condition(labels)), stock)
     assert (field(x, t, told(labels=labels)) - stock).abs().amax((1, 2, 3)).min() > 1e-3
-    assert torch.equal(field(x, t, labels), stock)  # nothing of a call is left behind
+    assert torch.equal(field(x, t, Condition(labels)), stock)  # nothing of a call is left behind
 
 
 @torch.no_grad()
@@ -198,7 +198,7 @@ def test_numbers_add_to_the_time_embedding():
     field, x, t, cond = learned(), pictures(), torch.tensor([0.1, 0.5, 0.9]), told()
     unet = field.unet
     embedding = unet.time_embedding(unet.time_proj(1000 * (1 - t)))
-    more = cond.augment @ field.augment.weight.T
+    more = cond.augmentation @ field.augment.weight.T
     # a network whose embedding is constant, by its last bias
     expected = []
     for row in range(3):
@@ -221,7 +221,7 @@ def test_a_new_field_does_not_listen_yet_and_its_network_is_that_of_a_field_with
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_new_field_learns_to_listen(checkpointing):
     field, cond = tiny(numbers=9, gradient_checkpointing=checkpointing), told()
-    cond.augment[:, 3] = 0  # nobody was told this one
+    cond.augmentation[:, 3] = 0  # nobody was told this one
     field.train()(pictures(), torch.tensor([0.1, 0.5, 0.9]), cond).square().mean().backward()
     assert field.augment.weight.grad[:, [0, 1, 2, *range(4, 9)]].abs().amax(0).min() > 0
     assert (field.augment.weight.grad[:, 3] == 0).all()

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from flowimg.build.flow import COUPLINGS
+from flowimg.flow.couplings import OptimalTransport, whole_blocks
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.flow.couplings import OptimalTransport, whole_blocks
-from flowimg.build.flow import COUPLINGS
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 

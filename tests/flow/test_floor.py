@@ -1,17 +1,24 @@
-"""The irreducible of the loss against closed forms: Gaussian data, two points, and the loss of the best field itself."""
+"""The irreducible loss against closed forms: Gaussian data, two points, and the loss of the best field itself."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from flowimg.build.flow import build_objective
 from flowimg.flow import irreducible
+from flowimg.flow.condition import NO_CLASS, Condition
 from flowimg.flow.irreducible import irreducible_loss, means_by_time
-from flowimg.flow.condition import NO_CLASS
-from flowimg.flow.objectives import Draw, flow_matching_loss
+from flowimg.flow.objectives import Draw
 from flowimg.flow.paths import Cosine, Linear
+from flowimg.settings.run import Config
 
 PATHS = [Linear(), Cosine()]
+
+
+def flow_matching_loss(velocity, path, draw):
+    return replace(build_objective(Config()), path=path).loss(velocity, draw)
 
 
 def spread(count, *shape):
@@ -26,7 +33,7 @@ def times(count):
 def test_gaussian_data_have_the_floor_of_the_closed_form(path):
     std, count = 0.7, 2000
     t = times(count) * 0.9
-    draw = Draw(spread(count, 2), std * spread(count + 1, 2)[:count], t, None)
+    draw = Draw(spread(count, 2), std * spread(count + 1, 2)[:count], t, Condition())
     got = irreducible_loss(path, draw, std * spread(20_000, 2), fresh=True)
     alpha, sigma = path.alpha(t), path.sigma(t)
     # a Gaussian seen through Gaussian noise: precisions add
@@ -40,7 +47,7 @@ def test_two_pictures_have_the_floor_of_a_coin(path):
     a, b = torch.tensor([[[0.5, -0.25]], [[-0.5, 0.75]]], dtype=torch.float64)
     t = torch.tensor([0.1, 0.3, 0.5, 0.7])
     x_0, x_1 = spread(4, 1, 2), torch.stack([a, b, a, b])
-    got = irreducible_loss(path, Draw(x_0, x_1, t, None), torch.stack([a, b]))
+    got = irreducible_loss(path, Draw(x_0, x_1, t, Condition()), torch.stack([a, b]))
     for row in range(4):
         at = t[row : row + 1].double()
         alpha, sigma = float(path.alpha(at)), float(path.sigma(at))
@@ -56,7 +63,7 @@ def test_the_best_field_has_this_loss_and_another_a_higher_one():
     data = spread(30, 3)
     count = 40_000
     x_1 = data[torch.arange(count) % 30]
-    draw = Draw(spread(count, 3), x_1, times(count), None)
+    draw = Draw(spread(count, 3), x_1, times(count), Condition())
 
     def best(x, t, cond=None):
         """E[u_t | x_t], written out for the linear path."""
@@ -75,25 +82,25 @@ def test_a_class_leaves_its_own_data_alone():
     data, labels = spread(12, 2), torch.arange(12) % 3
     t = torch.full((12,), 0.5)
     x_0 = spread(13, 2)[:12]
-    got = irreducible_loss(Linear(), Draw(x_0, data, t, labels), data, labels)
+    got = irreducible_loss(Linear(), Draw(x_0, data, t, Condition(labels)), data, labels)
     for label in range(3):
         own = labels == label
-        alone = irreducible_loss(Linear(), Draw(x_0[own], data[own], t[own], None), data[own])
+        alone = irreducible_loss(Linear(), Draw(x_0[own], data[own], t[own], Condition()), data[own])
         assert torch.allclose(got[own], alone)
-    free = irreducible_loss(Linear(), Draw(x_0, data, t, torch.full((12,), NO_CLASS)), data, labels)
-    assert torch.allclose(free, irreducible_loss(Linear(), Draw(x_0, data, t, None), data))
+    free = irreducible_loss(Linear(), Draw(x_0, data, t, Condition(torch.full((12,), NO_CLASS))), data, labels)
+    assert torch.allclose(free, irreducible_loss(Linear(), Draw(x_0, data, t, Condition()), data))
     assert not torch.allclose(free, got)
 
 
 def test_a_single_picture_leaves_nothing_to_guess():
     data = spread(1, 1, 4, 4).repeat(5, 1, 1, 1)
-    draw = Draw(spread(5, 1, 4, 4), data, torch.tensor([0.0, 0.3, 0.6, 0.9, 0.999]), None)
+    draw = Draw(spread(5, 1, 4, 4), data, torch.tensor([0.0, 0.3, 0.6, 0.9, 0.999]), Condition())
     assert irreducible_loss(Linear(), draw, data[:1]).max() < 1e-9
 
 
 def test_how_the_work_is_cut_does_not_matter(monkeypatch):
     data = spread(50, 2)
-    draw = Draw(spread(9, 2), data[:9], times(9), None)
+    draw = Draw(spread(9, 2), data[:9], times(9), Condition())
     whole = irreducible_loss(Linear(), draw, data)
     monkeypatch.setattr(irreducible, "PAIRS", 100)
     monkeypatch.setattr(irreducible, "CHUNK", 7)
@@ -105,17 +112,17 @@ def test_a_few_fresh_data_are_right_in_the_mean():
     t, found = torch.tensor([0.02]), []
     for _ in range(1500):  # at the start x_t says next to nothing: Var[x_1 | x_t] is that of the data, 1
         x_0, x_1, data = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (1, 1, 25))
-        found.append(irreducible_loss(Linear(), Draw(x_0, x_1, t, None), data, fresh=True) * (1 - t) ** 2)
+        found.append(irreducible_loss(Linear(), Draw(x_0, x_1, t, Condition()), data, fresh=True) * (1 - t) ** 2)
     # a plain weighted variance would be 4 % too small
     assert float(torch.cat(found).mean()) == pytest.approx(1, rel=0.015)
 
 
 def test_too_few_data_near_x_t_are_no_answer():
-    draw = Draw(spread(3, 2), spread(4, 2)[:3], torch.tensor([0.1, 0.5, 0.999]), None)
+    draw = Draw(spread(3, 2), spread(4, 2)[:3], torch.tensor([0.1, 0.5, 0.999]), Condition())
     assert irreducible_loss(Linear(), draw, spread(200, 2), fresh=True).isnan().tolist() == [False, False, True]
     # three at one place and the others out of reach: too few to tell a spread
     x_1 = torch.zeros(1, 2)
-    draw = Draw(torch.zeros(1, 2), x_1, torch.tensor([0.9]), None)
+    draw = Draw(torch.zeros(1, 2), x_1, torch.tensor([0.9]), Condition())
     three = torch.cat([1e-3 * spread(3, 2), 50 + spread(9, 2)])
     assert irreducible_loss(Linear(), draw, three, fresh=True).isnan().all()
     assert not irreducible_loss(Linear(), draw, torch.cat([three, 1e-3 * spread(20, 2)]), fresh=True).isnan().any()

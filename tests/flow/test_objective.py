@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -7,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jvp
 
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
+from flowimg.build.flow import COUPLINGS, PATHS, TIMES, build_objective
 from flowimg.flow import objectives as flow_objective
 from flowimg.flow import randomness
-from flowimg.flow.condition import Condition, NO_CLASS
-from flowimg.flow.objectives import Draw, flow_matching_loss
+from flowimg.flow.condition import NO_CLASS, Condition
+from flowimg.flow.objectives import Draw
 from flowimg.flow.paths import Linear, expand_like
 from flowimg.flow.times import shift_times, stratify
-from flowimg.build.flow import COUPLINGS, PATHS, TIMES, build_objective
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
 
@@ -28,11 +29,12 @@ def objective(batch_size=300, label_drop=0.1, **groups):
 def numbered(step, places):
     # every row says where it comes from: x_1 = (place, step, 0), label = place
     place = torch.arange(places.start, places.stop)
-    return torch.stack([place.float(), torch.full_like(place, step).float(), torch.zeros(len(place))], 1), place
+    x_1 = torch.stack([place.float(), torch.full_like(place, step).float(), torch.zeros(len(place))], 1)
+    return x_1, Condition(place)
 
 
 def unlabelled(step, places):
-    return numbered(step, places)[0], None
+    return numbered(step, places)[0], Condition()
 
 
 @pytest.mark.parametrize(("coupling", "times", "stratified"), list(product(COUPLINGS, TIMES, [True, False])))
@@ -43,14 +45,15 @@ def test_draw_is_the_same_bit_for_bit_however_the_batch_is_cut(coupling, times, 
     ours = objective(300, 0.3, **groups)
     whole = ours.draw(numbered, step, range(300))
     parts = [ours.draw(numbered, step, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
-    for name in Draw._fields:
+    for name in ("x_0", "x_1", "t"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(torch.cat([part.cond.label for part in parts]), whole.cond.label)
 
 
 def test_data_without_labels_draw_the_same_without_labels():
     ours = objective(label_drop=0.3)
     with_labels, without = ours.draw(numbered, 2, range(300)), ours.draw(unlabelled, 2, range(300))
-    assert without.cond is None
+    assert without.cond == Condition()
     assert all(torch.equal(a, b) for a, b in zip(with_labels[:3], without[:3], strict=True))
 
 
@@ -58,7 +61,7 @@ def test_data_without_labels_draw_the_same_without_labels():
 def test_data_and_labels_stay_at_their_place(coupling):
     ours = objective(label_drop=0.0, coupling={"kind": coupling})
     draw = ours.draw(numbered, 3, range(40, 290))
-    assert draw.x_1[:, 0].tolist() == list(range(40, 290)) == draw.cond.tolist()
+    assert draw.x_1[:, 0].tolist() == list(range(40, 290)) == draw.cond.label.tolist()
     assert set(draw.x_1[:, 1].tolist()) == {3.0}
     assert len(draw.x_0) == len(draw.t) == 250
 
@@ -74,7 +77,7 @@ def test_noise_of_the_batch_is_standard_normal(coupling):
 def test_optimal_transport_reaches_the_draw():
     def line(step, places):
         g = torch.Generator().manual_seed(0)
-        return torch.randn(64, 1, generator=g)[places.start : places.stop], None
+        return torch.randn(64, 1, generator=g)[places.start : places.stop], Condition()
 
     # in one dimension the least cost pairs in order
     draw = objective(64, coupling={"kind": "ot", "block": 64}).draw(line, 0, range(64))
@@ -82,8 +85,8 @@ def test_optimal_transport_reaches_the_draw():
 
 
 def numbered_and_told(step, places):
-    x_1, place = numbered(step, places)
-    return x_1, (place, place[:, None] + torch.arange(9) / 16)
+    x_1, (place, _) = numbered(step, places)
+    return x_1, Condition(place, place[:, None] + torch.arange(9) / 16)
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -94,15 +97,16 @@ def test_numbers_of_an_augmentation_stay_at_their_place_however_the_batch_is_cut
     plain = ours.draw(numbered, 4, range(300))
     parts = [ours.draw(numbered_and_told, 4, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
     assert all(isinstance(part.cond, Condition) for part in parts)
-    assert torch.equal(torch.cat([part.cond.labels for part in parts]), plain.cond)  # dropped as ever
-    numbers = torch.cat([part.cond.augment for part in parts])
+    assert torch.equal(torch.cat([part.cond.label for part in parts]), plain.cond.label)  # dropped as ever
+    numbers = torch.cat([part.cond.augmentation for part in parts])
     assert torch.equal(numbers, torch.arange(300)[:, None] + torch.arange(9) / 16)
     assert torch.equal(torch.cat([part.x_0 for part in parts]), plain.x_0)
 
 
 def test_numbers_come_without_labels_too():
-    draw = objective().draw(lambda step, places: (numbered(step, places)[0], (None, torch.ones(64, 9))), 0, range(64))
-    assert draw.cond.labels is None and torch.equal(draw.cond.augment, torch.ones(64, 9))
+    told = Condition(None, torch.ones(64, 9))
+    draw = objective().draw(lambda step, places: (numbered(step, places)[0], told), 0, range(64))
+    assert draw.cond.label is None and torch.equal(draw.cond.augmentation, torch.ones(64, 9))
 
 
 def test_every_step_and_seed_draws_afresh():
@@ -130,9 +134,9 @@ def test_times_not_stratified_are_independent():
 
 def test_share_of_dropped_labels_is_as_asked():
     draw = objective(20_000, label_drop=0.1).draw(numbered, 0, range(20_000))
-    dropped = draw.cond == NO_CLASS
+    dropped = draw.cond.label == NO_CLASS
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=4 * (0.09 / 20_000) ** 0.5)
-    assert torch.equal(draw.cond[~dropped], torch.arange(20_000)[~dropped])
+    assert torch.equal(draw.cond.label[~dropped], torch.arange(20_000)[~dropped])
     # dropped at all times alike, and whatever the noise
     assert draw.t[dropped].mean().item() == pytest.approx(0.5, abs=0.03)
     assert draw.x_0[dropped].mean().abs() < 0.06
@@ -140,7 +144,7 @@ def test_share_of_dropped_labels_is_as_asked():
 
 @pytest.mark.parametrize(("label_drop", "left"), [(0.0, 300), (1.0, 0)])
 def test_no_label_or_every_label_is_dropped(label_drop, left):
-    assert (objective(label_drop=label_drop).draw(numbered, 0, range(300)).cond != NO_CLASS).sum() == left
+    assert (objective(label_drop=label_drop).draw(numbered, 0, range(300)).cond.label != NO_CLASS).sum() == left
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
@@ -182,22 +186,26 @@ def test_noise_and_times_of_a_step_are_of_its_own_random_numbers_alone(times, st
 def test_noise_times_and_drops_do_not_know_each_other():
     ours = objective(20_000, label_drop=0.5, times={"kind": "uniform", "stratified": False})
     draw = ours.draw(numbered, 0, range(20_000))
-    columns = np.stack([draw.x_0[:, 0], draw.x_0[:, 1], draw.t, draw.cond == NO_CLASS])
+    columns = np.stack([draw.x_0[:, 0], draw.x_0[:, 1], draw.t, draw.cond.label == NO_CLASS])
     off_diagonal = np.corrcoef(columns) - np.eye(4)
     assert np.abs(off_diagonal).max() < 5 / 20_000**0.5
 
 
+def flow_matching_loss(velocity, path, draw):
+    return replace(objective(), path=path).loss(velocity, draw)
+
+
 def test_loss_in_numbers():
     # u_t = x_1 - x_0 = (3, -4) and (0, 2); the velocity is x_t = (1.5, -2) and (1, 2)
-    draw = Draw(
-        torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, -4.0], [1.0, 3.0]]), torch.full((2,), 0.5), None
-    )
+    x_0, x_1 = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, -4.0], [1.0, 3.0]])
+    draw = Draw(x_0, x_1, torch.full((2,), 0.5), Condition())
     loss = flow_matching_loss(lambda x, t, cond: x, Linear(), draw)
     assert loss.tolist() == [(1.5**2 + 2**2) / 2, (1 + 0) / 2]
 
 
 def test_loss_hands_the_velocity_point_time_and_labels():
-    draw = Draw(torch.zeros(3, 2), torch.ones(3, 2), torch.tensor([0.0, 0.5, 1.0]), torch.tensor([4, 5, NO_CLASS]))
+    labels = Condition(torch.tensor([4, 5, NO_CLASS]))
+    draw = Draw(torch.zeros(3, 2), torch.ones(3, 2), torch.tensor([0.0, 0.5, 1.0]), labels)
 
     def velocity(x, t, cond):
         assert torch.equal(x, draw.t[:, None].expand(3, 2)) and t is draw.t and cond is draw.cond
@@ -208,7 +216,7 @@ def test_loss_hands_the_velocity_point_time_and_labels():
 
 @pytest.mark.parametrize("shape", [(6, 2), (6, 3, 8, 8)])
 def test_loss_is_a_mean_over_the_dimensions_of_each_example(shape):
-    draw = Draw(torch.zeros(shape), torch.zeros(shape), torch.rand(6), None)
+    draw = Draw(torch.zeros(shape), torch.zeros(shape), torch.rand(6), Condition())
     row = torch.arange(6.0)
     loss = flow_matching_loss(lambda x, t, cond: expand_like(row, x).expand_as(x), Linear(), draw)
     assert loss.shape == (6,)
@@ -230,25 +238,25 @@ def test_loss_of_the_true_velocity_of_a_single_point_is_zero(kind):
         sigma, sigma_prime = jvp(path.sigma, (t,), (torch.ones_like(t),))
         return alpha_prime * point + sigma_prime * (x - alpha * point) / sigma
 
-    loss = flow_matching_loss(velocity, path, Draw(x_0, point.expand(50, 2), t, None))
+    loss = flow_matching_loss(velocity, path, Draw(x_0, point.expand(50, 2), t, Condition()))
     assert loss.max() < 1e-24
 
 
 def test_linear_velocity_of_a_single_point_points_at_it():
     point = torch.tensor([2.0, -3.0], dtype=torch.float64)
     x_0, t = torch.randn(50, 2, dtype=torch.float64), torch.linspace(0, 0.9, 50, dtype=torch.float64)
-    draw = Draw(x_0, point.expand(50, 2), t, None)
+    draw = Draw(x_0, point.expand(50, 2), t, Condition())
     assert flow_matching_loss(lambda x, t, cond: (point - x) / (1 - t[:, None]), Linear(), draw).max() < 1e-24
 
 
 @pytest.mark.parametrize("kind", PATHS)
 def test_gradient_is_finite_at_all_times(kind):
     weight = torch.ones(2, requires_grad=True)
-    draw = Draw(torch.randn(3, 2), torch.randn(3, 2), torch.tensor([0.0, 0.5, 1.0]), None)
+    draw = Draw(torch.randn(3, 2), torch.randn(3, 2), torch.tensor([0.0, 0.5, 1.0]), Condition())
     flow_matching_loss(lambda x, t, cond: weight * x, PATHS[kind](None), draw).mean().backward()
     assert weight.grad.isfinite().all() and (weight.grad != 0).all()
 
 
 def test_loss_of_a_half_precision_velocity_is_float32():
-    draw = Draw(torch.zeros(2, 2), torch.ones(2, 2), torch.rand(2), None)
+    draw = Draw(torch.zeros(2, 2), torch.ones(2, 2), torch.rand(2), Condition())
     assert flow_matching_loss(lambda x, t, cond: x.bfloat16(), Linear(), draw).dtype == torch.float32

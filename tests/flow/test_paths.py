@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.func import jvp
 
-from flowimg.flow.paths import Cosine, Linear, expand_like
 from flowimg.build.flow import PATHS
+from flowimg.flow.paths import Cosine, Linear, expand_like
 
 SHAPES = [(5, 2), (5, 3, 8, 8)]
 

@@ -4,12 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowimg.settings.verbs import Sample
-from flowimg.fields.guidance import Guided
-from flowimg.flow.solvers import AB2, EULER, dopri5, integrate
-from flowimg.flow.times import uniform_grid
 from flowimg.build.flow import PATHS
 from flowimg.build.sampler import SOLVERS, build_solver, build_times
+from flowimg.fields.guidance import Guided
+from flowimg.flow.condition import Condition
+from flowimg.flow.solvers import AB2, EULER, dopri5, integrate
+from flowimg.flow.times import uniform_grid
+from flowimg.settings.verbs import Sample
 
 A = torch.tensor([[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.3], [0.1, 0.0, 0.8]], dtype=torch.float64)
 X = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]], dtype=torch.float64)
@@ -250,7 +251,7 @@ def test_guidance_doubles_the_evaluations(solver):
         seen += len(x)
         return x
 
-    labels = torch.zeros(2, dtype=torch.long)
+    labels = Condition(torch.zeros(2, dtype=torch.long))
     nfe = integrate(Guided(field, 2.0), X, uniform_grid(5), solver, labels).nfe
     assert solver.adaptive or nfe == 2 * integrate(turning, X, uniform_grid(5), solver).nfe
     assert nfe % 2 == 0

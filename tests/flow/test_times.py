@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit, logit
 
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
+from flowimg.build.flow import TIMES
+from flowimg.build.sampler import TIME_GRIDS
 from flowimg.flow.times import (
     LogitNormal,
     Uniform,
@@ -22,8 +22,8 @@ from flowimg.flow.times import (
     stratify,
     uniform_grid,
 )
-from flowimg.build.flow import TIMES
-from flowimg.build.sampler import TIME_GRIDS
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 ROUNDING = 2**-24  # half the distance of neighbouring float32 numbers just below 1

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,11 +8,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
+from flowimg.build.flow import WEIGHTINGS, build_objective
+from flowimg.flow.condition import Condition
+from flowimg.flow.objectives import Draw
+from flowimg.flow.paths import Linear
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.flow.objectives import Draw, flow_matching_loss
-from flowimg.flow.paths import Linear
-from flowimg.build.flow import WEIGHTINGS, build_objective
 
 KINDS = [{"kind": kind} for kind in WEIGHTINGS] + [
     {"kind": "power", "a": 2.0, "b": 0.0},
@@ -22,8 +25,12 @@ def objective(**weighting):
     return build_objective(validate(Config, {"weighting": weighting}, "test"))
 
 
+def at(t):
+    return Draw(t, t, t, Condition())
+
+
 def weights(t, **weighting):
-    return objective(**weighting).weighted(torch.ones_like(t), t)
+    return objective(**weighting).weighted(torch.ones_like(t), at(t))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -61,12 +68,12 @@ def test_power_makes_of_the_velocitys_error_that_of_a_guess(weighting, guess):
     v = torch.randn(5, 3).double()
     x_t, s = Linear().sample(x_0, x_1, t).x_t, t[:, None]
     apart = (x_t + (1 - s) * v - x_1) if guess == "data" else (x_t - s * v - x_0)
-    losses = flow_matching_loss(lambda x, t, cond: v, Linear(), Draw(x_0, x_1, t, None))
-    ours = objective(kind="power", **weighting).weighted(losses, t)
+    losses = replace(objective(kind="none"), path=Linear()).loss(lambda x, t, cond: v, Draw(x_0, x_1, t, Condition()))
+    ours = objective(kind="power", **weighting).weighted(losses, at(t))
     torch.testing.assert_close(ours, 3 * apart.square().mean(1))
 
 
 def test_without_a_weighting_the_losses_are_passed_on_untouched():
     losses, t = torch.randn(4), torch.rand(4)
     for ours in (objective(kind="none"), build_objective(Config())):
-        assert ours.weighted(losses, t) is losses and ours.weighting is None
+        assert ours.weighted(losses, at(t)) is losses and ours.weighting is None

@@ -1,22 +1,22 @@
-"""`flowimg experiment frequency`: equal compute means equal, and what it tells is what was measured."""
+"""`python examples/frequency/run.py`: equal compute means equal, and what it tells is what was measured."""
 
 import json
 
 import pytest
 import torch
+from frequency import run as experiment
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowimg.cli import main
-from flowimg.config import Experiment
-from flowimg.settings.reading import load
-from flowimg.evaluation.points import score_points
-from flowimg.jobs import experiment
 from flowimg.build.data import DataFacts, build_toy
 from flowimg.build.field import build_field
-from flowimg.jobs.draw import draw
-from flowimg.jobs.experiment import RECIPES, flops, plan
+from flowimg.build.sampler import build_sampler
+from flowimg.cli import main
+from flowimg.evaluation.points import score_points
 from flowimg.runs.opening import open_run
+from flowimg.settings.reading import load
+
+RECIPES, Experiment, flops, plan = experiment.RECIPES, experiment.Experiment, experiment.flops, experiment.plan
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def few(monkeypatch):
 
 def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
     run = tmp_path / "frequency"
-    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "2", "--json"])
+    experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "2", "--json"])
     out, err = capsys.readouterr()
     assert "4 runs into" in err and "run  4 of 4" in err and "training  steps" not in err
     rows = json.loads((run / "frequency.json").read_text())
@@ -39,7 +39,7 @@ def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
         trained = open_run(row["run"], "ema", None, torch.device("cpu"))
         toy = build_toy(trained.config)
         how = trained.config.grid.model_copy(update={"num_steps": 100})
-        samples = draw(trained.field, trained.config, trained.facts, how, range(20_000)).x_1
+        samples = build_sampler(trained.field, trained.config, trained.space, how).draw(range(20_000)).x_1
         scores = score_points(samples, samples, toy.part(samples), toy.parts)
         assert row["off"] == pytest.approx(scores.off, abs=1e-3) and row["nfe"] == 100
         assert toy.cells == row["cells"]
@@ -50,7 +50,7 @@ def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("flowimg.jobs.train.run.run_loop", None)  # what is trained is not trained again
     monkeypatch.setattr(experiment, "evaluate", None)
-    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "2"])
+    experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "2"])
     assert json.loads((run / "frequency.json").read_text()) == rows
 
 
@@ -77,7 +77,7 @@ def test_flops_are_those_that_torch_counts(recipe):
 
 def test_the_runs_are_runs_like_others(few, tmp_path):
     run = tmp_path / "f"
-    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "--steps", "1"])
+    experiment.main(["--run", str(run), "--cells", "2", "--steps", "1"])
     (plain,) = run.glob("plain_2_seed0")
     assert load(str(plain / "config.yaml")).data.cells == 2
     main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
@@ -85,7 +85,7 @@ def test_the_runs_are_runs_like_others(few, tmp_path):
 
 def test_the_plain_network_alone(tmp_path):
     run = tmp_path / "f"
-    main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
+    experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
     rows = json.loads((run / "frequency.json").read_text())
     assert [(row["recipe"], row["cells"]) for row in rows] == [("plain", 2), ("plain", 4)]
     assert Image.open(run / "boards.png").height < 900  # data, plain

@@ -9,9 +9,11 @@ from torch import nn
 
 from flowimg.fields.guidance import guided
 from flowimg.fields.mlp import MLPField
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER, HEUN, MIDPOINT, RK4
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling.sampler import between, generate, noise, to_uint8
+from flowimg.sampling.sampler import Sampler, arc, noise
+from flowimg.spaces.pixels import Pixels
 
 SEEDS = [0, 1, 7, 3, 2**31, 2**32 + 1, 2**40, 2**63 - 1]
 
@@ -32,7 +34,8 @@ def test_the_noise_of_a_seed_is_alone_with_it():
 
 
 def drawn(velocity, seeds, batch_size, labels=None, solver=EULER, steps=5):
-    return list(generate(velocity, seeds, (2,), uniform_grid(steps), solver, labels, batch_size))
+    sampler = Sampler(velocity, (2,), solver, uniform_grid(steps), batch_size=batch_size)
+    return list(sampler.samples(seeds, Condition(labels)))
 
 
 @pytest.fixture
@@ -124,24 +127,24 @@ def test_grey_levels_are_those_of_a_diffusers_pipeline():
     # the last lines of DDPMPipeline.__call__
     image = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     (wanted,) = DDPMPipeline.numpy_to_pil(image)
-    assert (to_uint8(x)[0].permute(1, 2, 0).numpy() == np.array(wanted)).all()
+    assert (Pixels((1, 1, 1)).decode(x)[0].permute(1, 2, 0).numpy() == np.array(wanted)).all()
 
 
 def test_grey_levels_go_from_black_to_white_and_no_further():
     x = torch.tensor([-1.0, 1.0, -5.0, 5.0, 0.0, float("inf"), -float("inf")])
-    assert to_uint8(x).tolist() == [0, 255, 0, 255, 128, 255, 0]
-    assert to_uint8(x).dtype == torch.uint8
+    assert Pixels((1, 1, 1)).decode(x).tolist() == [0, 255, 0, 255, 128, 255, 0]
+    assert Pixels((1, 1, 1)).decode(x).dtype == torch.uint8
 
 
 def test_a_picture_of_grey_levels_comes_back_as_it_was():
     pixels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(pixels.float() / 127.5 - 1), pixels)
+    assert torch.equal(Pixels((1, 1, 1)).decode(pixels.float() / 127.5 - 1), pixels)
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_between_two_noises_lie_noises_as_long_as_they_are(count):
     a, b = noise([0, 1], (3, 16, 16))
-    frames = between(a, b, count)
+    frames = arc(a, b, count)
     assert frames.shape == (count, 3, 16, 16) and frames.dtype == torch.float32
     torch.testing.assert_close(frames[0], a, atol=1e-6, rtol=0)
     torch.testing.assert_close(frames[-1], b, atol=1e-6, rtol=0)
@@ -158,6 +161,6 @@ def test_half_way_between_orthogonal_noises_is_their_sum_over_the_root_of_two():
     a, b = noise([0, 1], (1, 8, 8))
     b = b - (a * b).sum() / (a * a).sum() * a
     b = b * a.norm() / b.norm()
-    torch.testing.assert_close(between(a, b, 3)[1], (a + b) / 2**0.5, atol=1e-6, rtol=0)
+    torch.testing.assert_close(arc(a, b, 3)[1], (a + b) / 2**0.5, atol=1e-6, rtol=0)
     # a third of the right angle: 30 degrees
-    torch.testing.assert_close(between(a, b, 4)[1], 0.75**0.5 * a + 0.5 * b, atol=1e-6, rtol=0)
+    torch.testing.assert_close(arc(a, b, 4)[1], 0.75**0.5 * a + 0.5 * b, atol=1e-6, rtol=0)

@@ -9,9 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from flowimg.training import checkpoint
 from flowimg.errors import CheckpointError
-from flowimg.training.checkpoint import Checkpoint, Keep, leave_behind, newest_whole, problem, read_checkpoint, step_folder, step_folders, write_checkpoint
+from flowimg.training import checkpoint
+from flowimg.training.checkpoint import (
+    Checkpoint,
+    Keep,
+    leave_behind,
+    newest_whole,
+    problem,
+    read_checkpoint,
+    step_folder,
+    step_folders,
+    write_checkpoint,
+)
 
 
 def some(value=1.0):

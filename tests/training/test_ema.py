@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import nn
 
-from flowimg.training.averages import LENGTHS, Profile, combine, gamma_of, inner, length_of, make_ema, power_decay, snapshot_steps, update_ema
+from flowimg.training.averages import (
+    LENGTHS,
+    Profile,
+    combine,
+    gamma_of,
+    inner,
+    length_of,
+    make_ema,
+    power_decay,
+    snapshot_steps,
+    update_ema,
+)
 
 
 @pytest.mark.parametrize("known", [float, torch.tensor], ids=["host", "device"])

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowimg.training.schedules import ema_decay, learning_rate
+from flowimg.training.schedules import constant, cosine, ema_decay, learning_rate, linear
 
-SHAPES = ["constant", "cosine", "linear"]
+SHAPES = [constant, cosine, linear]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -21,16 +21,16 @@ def test_rate_rises_to_the_peak_then_never_rises_and_stays_positive(shape, steps
 
 
 def test_warmup_is_a_straight_line_that_starts_above_zero():
-    assert [learning_rate(step, 1.0, 100, 4, "cosine") for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [learning_rate(step, 1.0, 100, 4, cosine) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_known_values_half_way():
     half = 50 + (1000 - 50) / 2
-    assert learning_rate(int(half), 2.0, 1000, 50, "constant") == 2.0
-    assert learning_rate(int(half), 2.0, 1000, 50, "linear") == pytest.approx(1.0, abs=2e-3)
+    assert learning_rate(int(half), 2.0, 1000, 50, constant) == 2.0
+    assert learning_rate(int(half), 2.0, 1000, 50, linear) == pytest.approx(1.0, abs=2e-3)
     quarter = 50 + (1000 - 50) // 4
     progress = (quarter - 50) / 950
-    assert learning_rate(quarter, 2.0, 1000, 50, "cosine") == pytest.approx(2 * math.cos(math.pi * progress / 2) ** 2)
+    assert learning_rate(quarter, 2.0, 1000, 50, cosine) == pytest.approx(2 * math.cos(math.pi * progress / 2) ** 2)
 
 
 def test_ema_decay_rises_to_its_limit():

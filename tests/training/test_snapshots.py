@@ -5,8 +5,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowimg.training import checkpoint
 from flowimg.errors import CheckpointError
+from flowimg.training import checkpoint
 from flowimg.training.snapshots import drop_later, kept_steps, snapshot_file, weigh, write_snapshot
 
 SHAPES = {"a.weight": torch.Size([3, 2]), "a.bias": torch.Size([3])}

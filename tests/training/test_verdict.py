@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flowimg.training.loop import clip
 from flowimg.training.flags import Reading, StepFlags
+from flowimg.training.loop import clip
+from flowimg.training.strategies import Single
 
 NUMBERS = st.sampled_from([0.0, -3.5, 1e38, float("inf"), float("nan")])
-HOST = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+HOST = Single(SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, is_main_process=True))
 
 
 def verdict(late):
@@ -64,7 +65,7 @@ def test_gradients_are_clipped_as_torch_does_to_the_bit(limit):
     for seed, (p, q) in enumerate(zip(ours[:-1], theirs[:-1], strict=True)):  # the last has none
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
         q.grad = p.grad.clone()
-    norm = clip(ours, limit)
+    norm = clip(ours, limit, HOST)
     told = nn.utils.clip_grad_norm_(theirs, float("inf") if limit is None else limit, foreach=True)
     assert torch.equal(norm, told) and 3.0 < norm < 1000
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours[:-1], theirs[:-1], strict=True))

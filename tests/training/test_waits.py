@@ -10,20 +10,24 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
 from flowimg.data.batches import LastBatch, Prefetch
+from flowimg.errors import NotFiniteError
 from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet
+from flowimg.flow.condition import Condition
 from flowimg.flow.couplings import Independent
 from flowimg.flow.objectives import FlowMatching
 from flowimg.flow.paths import Linear
 from flowimg.flow.times import LogitNormal
-from flowimg.build.data import build_source
-from flowimg.build.field import build_field
-from flowimg.build.flow import build_objective
-from flowimg.errors import NotFiniteError
-from flowimg.training.loop import Recipe, Training, start, train, train_step
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.training.loop import train, train_step
+from flowimg.training.schedules import cosine
+from flowimg.training.state import Recipe, Training, start
+from flowimg.training.strategies import strategy_of
 
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
 """What a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""
@@ -52,18 +56,18 @@ def _mask(arg):
 
 def training(field, shape, device="cpu", **more):
     x_1 = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    labels = (torch.arange(8) % 3).to(device)
-    data = lambda step, places: (x_1[places.start : places.stop], labels[places.start : places.stop])  # noqa: E731
+    labels = Condition(torch.arange(8) % 3).to(device)
+    data = lambda step, places: (x_1[places.start : places.stop], labels.rows(slice(places.start, places.stop)))  # noqa: E731
     objective = FlowMatching(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, 0.2, 8, 0)
     AcceleratorState._reset_state(reset_partial_state=True)  # another device than that of a test before
-    recipe = Recipe(steps=10, accumulation=2, warmup=2, schedule="cosine", lengths=(0.05, 0.1), **more)
-    return start(Accelerator(cpu=device == "cpu"), field, objective, data, recipe)
+    recipe = Recipe(steps=10, accumulation=2, warmup=2, schedule=cosine, lengths=(0.05, 0.1), **more)
+    return start(strategy_of(Accelerator(cpu=device == "cpu")), field, objective, data, recipe)
 
 
 def as_with_cuda(state, late):
     """Flags that stay on the device, and are read a step later."""
-    state.verdict.late = late
-    state.verdict.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
+    state.flags.late = late
+    state.flags.events = [SimpleNamespace(record=lambda: None, synchronize=lambda: None)] * 2
 
 
 FIELDS = {
@@ -153,7 +157,7 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, options):
     source, objective = build_source(config), build_objective(config)
     batches = source.load(accelerator.device)
     recipe = Recipe(steps=20, momentum=0.95)
-    state = start(accelerator, build_field(config, source.facts), objective, batches, recipe, options)
+    state = start(strategy_of(accelerator), build_field(config, source.facts), objective, batches, recipe, options)
     ahead = Prefetch(partial(objective.draw, LastBatch(batches)), state.micro_batches())
     if device == "cuda":  # what is dispatched in a thread is not heard
         state.draw = ahead

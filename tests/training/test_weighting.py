@@ -6,13 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
-from flowimg.flow.objectives import flow_matching_loss
 from flowimg.build.data import DataFacts, build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
-from flowimg.training.loop import Recipe, start, train_step
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.training.loop import train_step
+from flowimg.training.state import Recipe, start
+from flowimg.training.strategies import strategy_of
 
 WEIGHTINGS = [{"kind": "none"}, {"kind": "cosmap"}, {"kind": "power", "a": 0.5, "b": 2.0}]
 
@@ -25,7 +26,7 @@ def one_step(weighting, accumulation=1):
     before = copy.deepcopy(field)
     data = build_source(config).load(torch.device("cpu"))
     recipe = Recipe(steps=10, accumulation=accumulation, clip=None)
-    state = start(Accelerator(cpu=True), field, build_objective(config), data, recipe)
+    state = start(strategy_of(Accelerator(cpu=True)), field, build_objective(config), data, recipe)
     train_step(state)
     return state, before
 
@@ -43,7 +44,7 @@ def weights(t, kind, a=0.0, b=0.0):
 def test_the_gradient_is_that_of_the_weighted_loss_and_the_loss_told_is_plain(weighting, accumulation):
     state, before = one_step(weighting, accumulation)
     draw = state.draw(0, range(64))
-    losses = flow_matching_loss(before, state.objective.path, draw)
+    losses = state.objective.loss(before, draw)
     (weights(draw.t, **weighting) * losses).mean().backward()
     torch.testing.assert_close(torch.cat(state.window.losses), losses.detach())
     for ours, theirs in zip(state.parameters, before.parameters(), strict=True):

@@ -1,0 +1,134 @@
+"""What the Python API does: build settings, train, load a run, sample, evaluate. `flowimg.api` exports it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowimg.build.sampler import build_sampler, settle
+from flowimg.conditions.labels import labelled, parse_label, turns
+from flowimg.figures.samples import draw_samples
+from flowimg.flow.condition import Condition
+from flowimg.jobs.evaluate.run import evaluate
+from flowimg.jobs.train.run import train as train_run
+from flowimg.machine.device import pick_device
+from flowimg.machine.precision import autocast
+from flowimg.runs import opening
+from flowimg.runs.opening import check_guidance
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import changed, load, validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Drawing, Sample
+from flowimg.spaces.space import Space
+
+
+def configure(file: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a YAML file with changes by dotted keys, such as {"train.steps": 300}; all checked.
+
+    Raises:
+        SettingsError: With one line for each wrong key or value.
+    """
+    return changed(load(str(file)), dict(changes or {}), "configure")
+
+
+def train(config: Config) -> dict[str, Any] | None:
+    """Train, or continue, the run of these settings, as `flowimg train` does.
+
+    Returns:
+        Results by name: step, loss, checkpoint, grid, ...; None on a process that is not the first.
+    """
+    return train_run(config)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples: `x`, shape (N, *D), in the space of the run ([-1, 1] for pictures); evaluations of the network each."""
+
+    x: Tensor
+    nfe: int
+    cond: Condition
+    space: Space
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pictures as (N, H, W, C) uint8; points as (N, 2)."""
+        return self.space.rows(self.x).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write the grid of all pictures, or the plot of all points, as a PNG."""
+        draw_samples(self.space, self.x, self.cond, Path(path), "samples")
+
+
+class Run:
+    """A trained run: its settings, its field on a device, and what can be done with them.
+
+    `velocity` is the field, an nn.Module (x, t, cond=None) -> v; `classes` are the names of the classes, in order.
+    """
+
+    def __init__(self, run: opening.Run, weights: str | float) -> None:
+        self._run, self._weights = run, weights
+        self.config, self.step, self.space = run.config, run.step, run.space
+        self.classes = run.facts.classes
+        self.velocity: nn.Module = run.field
+
+    def sample(self, count: int = 64, seed: int = 0, label: int | str | None = None, **how: Any) -> Drawn:
+        """Draw samples; sample k has the seed `seed + k`.
+
+        Args:
+            count: Number of samples.
+            seed: Seed of the first.
+            label: A class by number or name; by default the classes take turns.
+            how: As the options of `flowimg sample`: num_steps, solver, times, shift, guidance, precision, ...
+
+        Raises:
+            SettingsError: If an option is unknown or out of range, or does not fit the run.
+        """
+        run = self._run
+        asked = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
+        settings = settle(validate(Sample, asked, "sample"), run.config)
+        number = parse_label(label, self.classes, settings.run)
+        check_guidance(settings.guidance, run.facts, run.config)
+        seeds = range(seed, seed + count)
+        cond = turns(seeds, self.classes) if number is None else labelled(number, count, self.classes)
+        x, nfe = self._sampler(settings, settings.batch_size).draw(seeds, cond)
+        return Drawn(x, nfe, cond, self.space)
+
+    def _sampler(self, settings: Drawing, batch_size: int | None) -> Any:
+        precision = partial(autocast, next(self.velocity.parameters()).device, settings.precision)
+        return build_sampler(self.velocity, self.config, self.space, settings, precision, batch_size)
+
+    def evaluate(self, **options: Any) -> dict[str, Any]:
+        """Score samples against the run's data, print the scores and keep them, as `flowimg evaluate` does.
+
+        Args:
+            options: As the options of `flowimg evaluate`: count, seed, num_steps, features, ...
+
+        Raises:
+            SettingsError: If an option is unknown or out of range, or does not fit the run.
+        """
+        asked = {"run": str(self._run.folder.path), "weights": self._weights, "step": self.step, **options}
+        return evaluate(validate(Evaluate, asked, "evaluate")) or {}
+
+
+def load_run(
+    run: str | Path, weights: str | float = "ema", step: int | None = None, device: torch.device | str | None = None
+) -> Run:
+    """Load a run from its folder.
+
+    Args:
+        run: The folder.
+        weights: "ema", "raw", or the length of a post-hoc average.
+        step: The checkpoint of this step; None for the newest.
+        device: Where the field goes; None for the GPU if there is one.
+
+    Raises:
+        SettingsError: If the folder holds no run, or not these weights.
+        CheckpointError: If there is no whole checkpoint.
+    """
+    where = torch.device(device) if device is not None else pick_device()
+    return Run(opening.open_run(str(run), weights, step, where), weights)
