@@ -30,7 +30,7 @@ SHORT = {
     "likelihood": ["--count", "8", "--solver", "euler", "--num-steps", "1"],
     "interpolate": ["--num-steps", "1"],
     "figures": ["--num-steps", "1"],
-    "experiment": ["--cells", "2", "--steps", "1"],
+    "experiment": ["--cells", "2", "--steps", "1", "--plain-only", "true"],
     "invert": ["--solver", "euler", "--num-steps", "1"],
 }
 SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")
@@ -146,7 +146,7 @@ def run_commands(lines, monkeypatch):
             continue
         small = SMALL if verb == "train" and "FOLDER" in args and "--field.pretrained" not in args else []
         sized = ["--data.size", "64"] if "256" in args else []
-        short = SWEEP if any(arg.startswith("--sweep") for arg in args) else SHORT.get(verb, [])
+        short = SWEEP if "--sweep-nfe" in args else SHORT.get(verb, [])
         main([verb, *args, *short, *small, *sized])
 
 
