@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowimg.cli import VERBS, main
+from flowimg.cli import VERBS, Config, main
 from flowimg.fields.unet import new_unet
 
 ROOT = Path(__file__).parents[1]
@@ -315,15 +315,32 @@ def test_the_readme_is_short_and_links_to_every_page():
     assert [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in text] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("configs/*.yaml"))], ids=lambda page: page.name)
+def test_every_setting_that_a_page_names_exists(page):
+    schema = Config.model_json_schema()
+    keys = {
+        f"{group}.{key}"
+        for group, kinds in schema["properties"].items()
+        for kind in re.findall(r"#/\$defs/(\w+)", str(kinds))
+        for key in schema["$defs"][kind]["properties"]
+    }
+    groups = "|".join(sorted({key.split(".")[0] for key in keys}))
+    named = re.findall(rf"(?:`|--)((?:{groups})\.[a-z][\w-]*)", page.read_text())
+    files = re.compile(r"\.(py|yaml|json|npz|png)$")
+    assert [name for name in named if name.replace("-", "_") not in keys and not files.search(name)] == []
+
+
 @pytest.mark.skipif(not (ROOT / "flowimg" / "build.py").exists(), reason="the files have not moved yet")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page):
     text = page.read_text()
-    named = re.findall(r"`((?:flowimg|tests|configs|scripts|benchmarks|examples)/[\w./]*)`", text)
+    named = re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", text)
     if page == README:  # its table and tree leave out the package's name
-        named += [f"flowimg/{name}" for name in re.findall(r"`([a-z]+/[\w./]*|\w+\.py)`", text)]
-        named = [name for name in named if "NAME" not in name and not name.startswith("flowimg/configs")]
-        named = [name for name in named if name != "flowimg/examples/"]
+        named = [name if (ROOT / name).exists() else f"flowimg/{name}" for name in named]
         tree = re.search(r"```\nflowimg/\n(.*?)```", text, re.DOTALL).group(1)
         named += [f"flowimg/{line.split()[0]}" for line in tree.splitlines() if line.startswith("  ")]
+    else:
+        named = [
+            name for name in named if name.split("/")[0] in ("flowimg", "tests", "configs", "scripts", "benchmarks")
+        ]
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
