@@ -101,10 +101,10 @@ def test_the_header_counts_operations_as_they_are(name):
         with FlopCounterMode(display=False) as counter:
             field(torch.randn(1, 3, 32, 32), torch.rand(1))
     each = counter.get_total_flops()
-    told = float(re.search(r"([\d.]+) GFLOP a picture forward", text)[1])
+    told = float(re.search(r"([\d.]+) GFLOP per image, forward", text)[1])
     assert f"{told:.1f}" in (f"{each / 1e9:.1f}", f"{3 * each / 1e9:.1f}")
     whole = 3 * each * config.train.steps * config.train.batch_size
-    assert float(re.search(r"([\d.]+e\d+) in all", text)[1]) == float(f"{whole:.1e}")
+    assert float(re.search(r"([\d.]+e\d+) in total", text)[1]) == float(f"{whole:.1e}")
     assert int(re.search(r"(\d+) hours", text)[1]) == round(whole / 100e12 / 3600)
 
 

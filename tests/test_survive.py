@@ -1,4 +1,4 @@
-"""The script of docs/survive.md, run as it stands: told to end, it requeues itself, and goes on."""
+"""The script of docs/survive.md, run as it stands: on a signal it saves, requeues itself, and resumes the run."""
 
 import os
 import re

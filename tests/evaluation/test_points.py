@@ -15,7 +15,7 @@ from flowimg.fields.mlp import MLPField
 from flowimg.flow.randomness import generator
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling.sampler import generate
+from flowimg.sampling.sampler import Sampler
 
 
 def normal(*shape, seed=0):
@@ -193,7 +193,7 @@ NAMES = {"off": "share off the support", "sw2": "sliced Wasserstein-2", "mass": 
 
 def broken_limits(velocity, count):
     """The limits that the samples of a velocity break."""
-    samples = torch.cat([b.x_1 for b in generate(velocity, range(count), (2,), uniform_grid(100), EULER, None, 2500)])
+    samples = Sampler(velocity, (2,), EULER, uniform_grid(100), batch_size=2500).draw(range(count)).x_1
     toy = Checkerboard(4)
     fresh = toy.sample(torch.rand(count, 3, generator=generator("evaluation")))
     scores = score_points(samples, fresh, toy.part(samples), toy.parts)

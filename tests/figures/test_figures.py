@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowimg.figures.images import TILE, image_grid
 from flowimg.figures.points import DATA, FLOW, points_figure
+from flowimg.spaces.pixels import TILE, tiled
 
 GAP = 4
 
@@ -22,7 +22,7 @@ def known(count, channels, side):
 )
 def test_a_grid_holds_every_picture_row_by_row_pixel_by_pixel(channels, side, count, columns, shape, tmp_path):
     pixels = known(count, channels, side)
-    image_grid(pixels, tmp_path / "grid.png", columns)
+    Image.fromarray(tiled(pixels, columns).numpy()).save(tmp_path / "grid.png")
     factor = -(-TILE // side)
     tile = side * factor
     assert tile >= TILE
@@ -39,7 +39,7 @@ def test_a_grid_holds_every_picture_row_by_row_pixel_by_pixel(channels, side, co
 
 def test_one_picture_is_a_grid_too(tmp_path):
     pixels = known(1, 1, 8)
-    image_grid(pixels, tmp_path / "grid.png")
+    Image.fromarray(tiled(pixels).numpy()).save(tmp_path / "grid.png")
     drawn = np.array(Image.open(tmp_path / "grid.png"))
     large = np.kron(pixels[0, 0].numpy(), np.ones((6, 6), np.uint8))
     edge = (drawn.shape[0] - 48) // 2  # alone it needs no gap around it

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowimg.figures.images import TILE
 from flowimg.figures.pictures import EDGE, GAP, growth_animation, letters, picture_table
+from flowimg.spaces.pixels import TILE
 
 
 @pytest.mark.parametrize("channels", [1, 3])

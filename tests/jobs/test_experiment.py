@@ -83,6 +83,38 @@ def test_the_runs_are_runs_like_others(few, tmp_path):
     main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
 
 
+def test_settings_reach_the_experiment(monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "experiment", seen.append)
+    experiment.main(["--cells", "2", "4", "--steps=3", "--plain-only", "true"])
+    assert seen == [Experiment(cells=(2, 4), steps=3, plain_only=True)]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--cells", "1"], "command line: cells[0] is 1, but should be greater than or equal to 2"),
+        (["--steps", "0"], "command line: steps is 0, but should be greater than or equal to 1"),
+        (["--steps"], "--steps needs a value"),
+        (["--cels", "2"], "unknown setting --cels: did you mean cells?"),
+        (["frequency"], "frequency is not a setting: settings are given as --key value"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(args, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment.main(args)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"frequency: {said}\n"
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment.main(["--help"])
+    assert stop.value.code == 0
+    words = capsys.readouterr().out.replace("│", " ").split()
+    assert {"--run", "--cells", "--steps", "--plain-only", "--seed"} <= set(words)
+
+
 def test_the_plain_network_alone(tmp_path):
     run = tmp_path / "f"
     experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
