@@ -4,7 +4,7 @@
     python benchmarks/start.py CONFIG --flowimg CHECKOUT     this checkout beside another one of flowimg
 
 The floor of a run on points is `import torch`; of one on pictures, torch, accelerate and diffusers imported and the
-same UNet2DModel constructed. Each is a process that exits at that point, in turn (A B, B A, ...), --pairs times (5)
+same UNet2DModel constructed. Each is a process that exits at that point, in turn (A B, B A, ...), --pairs times (6)
 after one round that does not count. Reported: wall-clock and CPU seconds of the process, median, minimum and maximum.
 
 With other checkouts (--flowimg, one or more), which are run by their command line only, a run of --steps (20) steps is
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("config", help="a settings file")
     told = "other checkouts of flowimg, started in turn with this one on the same settings"
     parser.add_argument("--flowimg", nargs="+", default=[], metavar="CHECKOUT", help=told)
-    parser.add_argument("--pairs", type=int, default=5, help="of each (default: 5)")
+    parser.add_argument("--pairs", type=int, default=6, help="processes of each (default: 6)")
     parser.add_argument("--steps", type=int, default=20, help="of the short run (default: 20)")
     given, more = parser.parse_known_args()
     timed = commands(given, more)

@@ -197,7 +197,7 @@ def compared(own: Sequence[float], others: Sequence[float]) -> str:
     k = max([k for k, share in enumerate(inside, 1) if share >= 0.95], default=1)
     low, high = ratios[k - 1], ratios[-k]
     verdict = "too few pairs to judge"
-    if n >= 5:  # of fewer, all lie on one side by chance in one of eight cases or more
+    if inside[k - 1] >= 0.95:  # six pairs or more: of five, all lie on one side by chance in one case of 16
         verdict = "slower" if low > 1 else "faster" if high < 1 else "no difference"
         verdict += " beyond the noise"
     return (
