@@ -5,7 +5,8 @@
 # make slow     the tests that take minutes
 # make wheel   build the wheel, and train the digits for a few steps from it
 # make soak     a run killed at 30 random times, about 4 minutes
-# make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout
+# make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout;
+#               or only beside another checkout of flowimg: FLOWIMG=checkout
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
@@ -44,6 +45,7 @@ wheel: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py train $(CONFIG) --figures false --train.steps 1000000 --train.sample-every 1000000 \
+		$(if $(FLOWIMG),--flowimg $(FLOWIMG)) \
 		$(if $(TORCHCFM),--torchcfm $(TORCHCFM)) $(if $(META),--meta $(META)) $(if $(DIFFUSERS),--diffusers $(DIFFUSERS))
 
 .venv/installed: pyproject.toml

@@ -16,12 +16,12 @@ import psutil
 import torch
 from PIL import Image
 
+from flowimg.build.data import build_source
+from flowimg.data.batches import Prefetch
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
 from flowimg.settings.train import Train
-from flowimg.data.batches import Prefetch
-from flowimg.build.data import build_source
 
 
 def write_shard(path, start, count):

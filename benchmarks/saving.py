@@ -13,16 +13,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flowimg.settings.reading import load, validate
+from flowimg.jobs.train.run.run import cut, open_accelerator, recipe_of
+from flowimg.jobs.train.run.saving import keep_checkpoints
+from flowimg.jobs.train.run.span import Span
+
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.runs.folder import RunFolder
-from flowimg.jobs.train.saving import keep_checkpoints
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
-from flowimg.jobs.train.span import Span
-from flowimg.jobs.train.run import cut, open_accelerator, recipe_of
+from flowimg.settings.reading import load, validate
 from flowimg.training.loop import rehearse, start, train_step
 
 BLOCK = 4

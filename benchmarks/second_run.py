@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from flowimg.settings.reading import load
 from flowimg.build.data import build_source
+from flowimg.settings.reading import load
 
 config, source, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 9
 taken = []

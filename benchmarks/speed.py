@@ -1,31 +1,40 @@
-"""Training steps and samples beside the floor: what the network alone costs, on data that is there.
+"""Time of training steps and of samples: flowimg beside the bare network, other trainers, other checkouts of flowimg.
 
-    python benchmarks/speed.py train CONFIG [--KEY VALUE ...]    a step of `flowimg train`, everything on
-    python benchmarks/speed.py sample CONFIG [--KEY VALUE ...]   50 Euler steps of 64 samples, untrained
-    python benchmarks/speed.py sample RUN                        the same of a run, and how bf16 changes the pictures
+    python benchmarks/speed.py train CONFIG [--KEY VALUE ...]    a step of `flowimg train`, complete
+    python benchmarks/speed.py train CONFIG --flowimg CHECKOUT   a step of this checkout beside a step of that one
+    python benchmarks/speed.py sample CONFIG [--KEY VALUE ...]   64 samples by 50 Euler steps, untrained
+    python benchmarks/speed.py sample RUN                        64 samples of a run; how bf16 changes them
 
-A training step is measured in a run as users start it, from the end of one to the end of the next, with its data,
-clipping, averages, metrics and lines of progress; with --compile in others too, compiled in those ways. Its floors are
-forward, backward and torch's fused AdamW of the same network as diffusers has it (for points, of ours), on one batch
-that stays: in the run's precision, and in fp32, which is what diffusers', torchcfm's and Meta's trainers do unless they
-are told otherwise (on a GPU their convolutions are in TF32, and Meta's trainer is in fp16). Of points there are loops
-too, as one writes them down: they draw points, noise and times afresh. With checkouts of trainers (--torchcfm, --meta,
---diffusers PATH) their own loops are steps beside ours, on the same network and the same PNGs. In turn, --pairs times
-(6) after one that is not counted, as many steps of each as take the floor about --seconds (6); medians, with the least
-and the most. Lines of metrics are within what is measured as often as --train.log-every says.
-Sampling is beside 50 forward passes. Needs a machine with nothing else to do.
+A training step is measured in a normal run, from the end of one optimiser step to the next: data, clipping, averages,
+metrics and progress lines included; with --compile also compiled in those ways. It is compared with the floor: forward,
+backward and torch's fused AdamW of the same network as diffusers has it (for points: flowimg's network), on one fixed
+batch, in the run's precision and in fp32, the default of diffusers', torchcfm's and Meta's trainers (on a GPU their
+convolutions are in TF32, and Meta's trainer is in fp16). For points there are also loops as one writes them in torch,
+which draw points, noise and times at every step. With a checkout of a trainer (--torchcfm, --meta, --diffusers PATH)
+its own loop is measured on the same network and the same PNGs. All of them are processes that take turns, forwards and
+backwards (A B, B A, ...), --pairs times (6) after one round that does not count; a turn has as many steps as take
+flowimg about --seconds (6). Reported: median, minimum and maximum.
+
+Another checkout of flowimg (--flowimg, one or more) is run by its command line only, so its files may lie elsewhere;
+floors and loops on points are left out then. Reported besides: the ratio of the times of a step, the median over pairs
+with its 95 % interval, and whether the difference is beyond the noise. Two processes of the same code can differ by 1 %
+or more for as long as they live: give this checkout too (--flowimg OLD .), as a control, and repeat the comparison.
+
+The run must outlast the benchmark, and should not draw or save meanwhile: --figures false --train.steps 1000000
+--train.sample-every 1000000 --train.checkpoint-every 1000000.
+
+A sample is compared with 50 forward passes. Run this on a machine that does nothing else.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,64 +42,31 @@ import torch
 from PIL import Image
 from steps import LEVERS, Stock, stock
 from torch import Tensor
+from turns import CHECKOUT, Trainer, checkout_of, compared, environment_of, flowimg_command
 
-from flowimg.cli import run_settings
-from flowimg.settings.run import Config
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
 from flowimg.data.batches import ImageBatches
 from flowimg.fields.unet import UNetField
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
-from flowimg.build.data import build_source
-from flowimg.build.field import build_field
-from flowimg.runs.opening import open_run
 from flowimg.machine.device import keep_memory, pick_device
 from flowimg.machine.precision import autocast, settle_precision
 from flowimg.machine.throughput import pass_flops, product_flops
+from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import generate, to_uint8
+from flowimg.settings.command import run_settings
+from flowimg.settings.run import Config
 
 STEPS, SAMPLES = 50, 64
 WRITTEN = 10_000
 """Pictures that are written for the others, who go on drawing samples after an epoch, which would be timed."""
+OTHER = "checkout "
+"""Rows of other checkouts of flowimg start with this."""
 MOST = 40_000 if torch.cuda.is_available() else WRITTEN
 """Files of them that there are."""
 BUDGET = 51_200_000
 """Pictures that torchcfm's recipe for CIFAR-10 sees: 400,000 steps of 128."""
-
-
-class Trainer:
-    """A process of steps.py that waits for its turns."""
-
-    def __init__(self, told: dict[str, Any], log: Path) -> None:
-        asked, heard = os.pipe(), os.pipe()
-        self.log = log
-        self.asked = os.fdopen(asked[1], "w", buffering=1)
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(told)],
-            env={**os.environ, "TURNS": f"{asked[0]} {heard[1]}"},
-            pass_fds=(asked[0], heard[1]), stdout=log.open("w"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        os.close(asked[0])
-        os.close(heard[1])
-        self.heard = os.fdopen(heard[0])
-        self.ask(1)  # it gets ready beside the others, and takes its first step
-
-    def ask(self, steps: int) -> None:
-        """Let it go on for so many steps."""
-        with suppress(BrokenPipeError):  # it ended, which is seen where it is heard
-            print(steps, file=self.asked)
-
-    def seconds(self) -> float:
-        """Of the steps that were asked for last; waits for them.
-
-        Raises:
-            ChildProcessError: If it ended; with the last lines that it wrote.
-        """
-        line = self.heard.readline()
-        if not line:
-            raise ChildProcessError("it ended:\n" + "".join(self.log.read_text().splitlines(keepends=True)[-25:]))
-        seconds, mib = line.split()
-        self.mib = int(mib)  # in use at most so far
-        return float(seconds)
 
 
 def timed(work: Callable[[], Any], times: int = 1) -> float:
@@ -105,78 +81,105 @@ def timed(work: Callable[[], Any], times: int = 1) -> float:
 
 def training(args: list[str], config: Config, given: argparse.Namespace, scratch: Path) -> dict[str, list[float]]:
     """Seconds a step, by what was stepped."""
-    checkouts = {"torchcfm": given.torchcfm, "Meta": given.meta, "diffusers": given.diffusers}
-    checkouts = {name: os.path.abspath(path) for name, path in checkouts.items() if path}
-    if checkouts:
+    peers = {"torchcfm": given.torchcfm, "Meta": given.meta, "diffusers": given.diffusers}
+    peers = {name: os.path.abspath(path) for name, path in peers.items() if path}
+    if peers:
         args = [*args, "--data.labels", "false", "--grid.guidance", "1", "--data.source", str(scratch / "pictures")]
         write_pictures(config, scratch / "pictures")
     precision = settle_precision(config.train.precision, config)
-    told: dict[str, dict[str, Any]] = {f"flowimg, {precision}": {"name": "flowimg"}}
-    for way in given.compile:
-        told[f"flowimg, {precision}, compile {way}"] = {"name": "flowimg", "args": [*args, "--train.compile", way]}
-    for form in dict.fromkeys((precision, "fp32")):
-        told[f"floor, {form}"] = {"name": "floor", "precision": form}
-    for levers in given.levers:
-        told[f"{precision}, {levers}"] = {"name": "floor", "precision": precision, "levers": levers.split("+")}
-    if config.data.kind == "points":
-        told["bare loop, fused AdamW"] = {"name": "bare loop", "fused": True}
-        told["bare loop, AdamW"] = {"name": "bare loop", "fused": False}
-    for name, checkout in checkouts.items():
-        told[name] = {"name": name, "checkout": checkout, "pictures": str(scratch / "pictures")}
-    trainers: dict[str, Trainer] = {}
-    for number, (name, how) in enumerate(told.items()):
-        own = scratch / str(number)
-        own.mkdir()
-        asked = [*how.get("args", args), "--run", str(own / "run")]
-        trainers[name] = Trainer({**how, "args": asked, "scratch": str(own)}, scratch / f"{number}.txt")
-    for name, trainer in list(trainers.items()):  # once all are ready, nothing else runs
-        try:
-            trainer.seconds()
-            turn(trainer, 3)  # of graphs, the second step is recorded
-        except ChildProcessError as error:  # the others are worth something without it
-            if name == f"floor, {precision}":  # which says how many steps a turn has
-                raise SystemExit(f"{name}: {error}") from None
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
-            del trainers[name]
-    steps = max(2, round(given.seconds / turn(trainers[f"floor, {precision}"], 2)))
-    if checkouts:
+    trainers = {
+        **flowimg_trainers(args, given, precision, scratch),
+        **other_trainers(args, config, given, precision, peers, scratch),
+    }
+    names = list(trainers)
+    for warm_up in (Trainer.seconds, lambda trainer: trainer.turn(3)):  # of graphs, the second step is recorded
+        for name in list(trainers):
+            attempt(trainers, name, warm_up)
+    if names[0] not in trainers:
+        raise SystemExit(f"{names[0]} ended, whose steps say how many a turn has")
+    steps = max(2, round(given.seconds / trainers[names[0]].turn(2)))
+    if peers:
         steps = min(steps, MOST // config.train.batch_size // (given.pairs + 2) - 1)
         if steps < 1:
             raise SystemExit(f"{MOST:,} pictures are too few for {given.pairs} pairs of batches of so many: lower one")
-    found: dict[str, list[float]] = {name: [] for name in trainers}
+    rounds: list[dict[str, float]] = []
     for pair in range(given.pairs + 1):
-        now = {}
-        for name, trainer in list(trainers.items()):
-            try:
-                now[name] = turn(trainer, steps)
-            except ChildProcessError as error:
-                print(f"{name}: {error}", file=sys.stderr, flush=True)
-                del trainers[name], found[name]
-        for name, seconds in now.items() if pair else ():
-            found[name].append(seconds)
-        milliseconds = ", ".join(f"{1000 * seconds:.1f}" for seconds in now.values())
+        order = list(trainers) if pair % 2 else list(reversed(trainers))
+        now = {name: attempt(trainers, name, lambda trainer: trainer.turn(steps)) for name in order}
+        rounds.append(now)
+        milliseconds = ", ".join(f"{1000 * now[name]:.1f}" for name in names if name in now)
         print(f"{pair} of {given.pairs} pairs, {steps} steps each, ms: {milliseconds}", file=sys.stderr, flush=True)
-    if lost := [name for name in told if name not in trainers]:
-        print(f"without {'; '.join(lost)}, which ended, as told among the errors")
+    if lost := [name for name in names if name not in trainers]:
+        print(f"without {'; '.join(lost)}, which ended: see the errors")
     for trainer in trainers.values():
-        trainer.process.kill()
-        trainer.process.wait()
+        trainer.end()
+    found = {name: [now[name] for now in rounds[1:]] for name in trainers}
+    print_throughput(config, precision, trainers, found)
+    return found
+
+
+def attempt(trainers: dict[str, Trainer], name: str, what: Callable[[Trainer], float]) -> float:
+    """What this trainer answers; NaN where its process ended, which is reported, and the others continue without it."""
+    try:
+        return what(trainers[name])
+    except ChildProcessError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        trainers.pop(name).end()
+        return math.nan
+
+
+def print_throughput(
+    config: Config, precision: str, trainers: dict[str, Trainer], found: dict[str, list[float]]
+) -> None:
+    """Memory, threads and samples a second of each, and what these are of the speed of matrix products."""
     needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
     form, dtype = ("bf16", torch.bfloat16) if precision == "bf16" else ("fp32", torch.float32)
     most = product_flops(pick_device(), dtype) / needed
     for name, trainer in trainers.items():
         speed = config.train.batch_size / statistics.median(found[name])
         print(
-            f"{name:<28} {trainer.mib:>7,} MiB at most, {speed:8,.1f} samples/s, {100 * speed / most:3.0f} % of "
-            f"the speed of matrix products in {form}, {BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
+            f"{name:<28} {trainer.mib:>7,} MiB at most, {trainer.threads} threads, {speed:8,.1f} samples/s, "
+            f"{100 * speed / most:3.0f} % of the speed of matrix products in {form}, "
+            f"{BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
         )
-    return found
 
 
-def turn(trainer: Trainer, steps: int) -> float:
-    """Seconds a step, of so many."""
-    trainer.ask(steps)
-    return trainer.seconds() / steps
+def flowimg_trainers(args: list[str], given: argparse.Namespace, precision: str, scratch: Path) -> dict[str, Trainer]:
+    """Processes of `flowimg train`: this checkout, compiled in other ways, and other checkouts."""
+    told = {f"flowimg, {precision}": (CHECKOUT, args)}
+    for way in given.compile:
+        told[f"flowimg, {precision}, compile {way}"] = (CHECKOUT, [*args, "--train.compile", way])
+    for path in given.flowimg:
+        told[f"{OTHER}{path}"] = (checkout_of(path), args)
+    trainers = {}
+    for number, (name, (checkout, asked)) in enumerate(told.items()):
+        command = flowimg_command("steps", [*asked, "--run", str(scratch / f"run_{number}")])
+        trainers[name] = Trainer(command, environment_of(checkout), scratch / f"run_{number}.txt")
+    return trainers
+
+
+def other_trainers(
+    args: list[str], config: Config, given: argparse.Namespace, precision: str, peers: dict[str, str], scratch: Path
+) -> dict[str, Trainer]:
+    """Processes of steps.py: floors, loops on points, and the loops of other projects, from their checkouts."""
+    told: dict[str, dict[str, Any]] = {}
+    for form in () if given.flowimg else dict.fromkeys((precision, "fp32")):
+        told[f"floor, {form}"] = {"name": "floor", "precision": form}
+    for levers in given.levers:
+        told[f"{precision}, {levers}"] = {"name": "floor", "precision": precision, "levers": levers.split("+")}
+    if config.data.kind == "points" and not given.flowimg:
+        told["bare loop, fused AdamW"] = {"name": "bare loop", "fused": True}
+        told["bare loop, AdamW"] = {"name": "bare loop", "fused": False}
+    for name, checkout in peers.items():
+        told[name] = {"name": name, "checkout": checkout, "pictures": str(scratch / "pictures")}
+    trainers = {}
+    for number, (name, how) in enumerate(told.items()):
+        own = scratch / f"other_{number}"
+        own.mkdir()
+        how |= {"args": [*args, "--run", str(own / "run")], "scratch": str(own)}
+        command = [str(Path(__file__).with_name("steps.py")), json.dumps(how)]
+        trainers[name] = Trainer(command, environment_of(CHECKOUT, safe=False), own.with_suffix(".txt"))
+    return trainers
 
 
 def write_pictures(config: Config, folder: Path) -> None:
@@ -243,18 +246,24 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("what", choices=["train", "sample"])
     parser.add_argument("config", help="a settings file, or a run's folder to sample")
+    told = "other checkouts of flowimg, whose steps take turns with this one's on the same settings"
+    parser.add_argument("--flowimg", nargs="+", default=[], metavar="CHECKOUT", help=told)
     for name in ("torchcfm", "meta", "diffusers"):
-        parser.add_argument(f"--{name}", metavar="PATH", help="a checkout, whose trainer is to be measured too")
-    told = f"floors with, as compiled+graphs, any of: {', '.join(LEVERS)}"
+        parser.add_argument(f"--{name}", metavar="PATH", help="a checkout whose trainer is measured too")
+    told = f"also measure floors with these, joined as in compiled+graphs: {', '.join(LEVERS)}"
     parser.add_argument("--levers", nargs="+", default=[], metavar="LEVERS", help=told)
-    told = "flowimg once more, with each of these for train.compile: false true graphs"
+    told = "also measure flowimg with each of these as train.compile: false true graphs"
     parser.add_argument("--compile", nargs="+", default=[], metavar="WAY", help=told)
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of the floor's steps, at a time")
+    parser.add_argument("--pairs", type=int, default=6, help="turns of each (default: 6)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of flowimg's steps, per turn (default: 6)")
     given, more = parser.parse_known_args()
+    if given.flowimg and given.what == "sample":
+        parser.error("--flowimg compares training steps: use it with train")
     for asked in (set(levers.split("+")) for levers in given.levers):
         if not asked <= {*LEVERS} or (asked & {"layout", "graphs"} and "compiled" not in asked):
             parser.error(f"--levers are of {', '.join(LEVERS)}; layout and graphs are of what is compiled")
@@ -264,8 +273,13 @@ def main() -> None:
             args += ["--run", f"{scratch}/run"]
         config = run_settings("train", args)
         found = training(args, config, given, Path(scratch)) if given.what == "train" else sampling(config, given.pairs)
+    print_times(found)
+
+
+def print_times(found: dict[str, list[float]]) -> None:
+    """A table of milliseconds with their ratios, pair by pair, and how other checkouts of flowimg compare."""
     ours = [name for name in found if name.startswith("flowimg")] or list(found)[:1]
-    print(f"\n{'':<28} {'ms':>9} {'least':>9} {'most':>9}   {'; '.join(ours)}: so many times as fast")
+    print(f"\n{'':<28} {'ms':>9} {'min':>9} {'max':>9}   {'; '.join(ours)}: this many times as fast")
     for name, seconds in found.items():
         told = []
         for base in ours:
@@ -273,6 +287,9 @@ def main() -> None:
             told.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
         values = [1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
         print(f"{name:<28} {values[0]:9.1f} {values[1]:9.1f} {values[2]:9.1f}   {'; '.join(told)}")
+    for name in found:
+        if name.startswith(OTHER) and ours[0].startswith("flowimg"):
+            print(f"\na step of {ours[0]}, beside {name}: {compared(found[ours[0]], found[name])}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Trainers of the same network whose steps take turns: ours, the floor, and the loops of others as they are.
+"""Trainers of flowimg's network whose steps take turns with flowimg's: the floor, and the loops of other projects.
 
-Each is a process that stops before a step until it is asked for the next ones (`Turns`), so at any time one computes.
-Of others it is their own code, from a checkout whose path is given; replaced are the network and the pictures, so that
-they are the same for all, and what only draws samples. Not a script: speed.py starts these processes.
+Each is a process that waits before a step until it is asked for the next ones (`Turns`): only one computes at a time.
+The loops of others are their own code, from a checkout at a given path; network and pictures are replaced, to be the
+same for all, and so is what only draws samples. Not for users: speed.py starts these processes.
 """
 
 import json
-import os
 import runpy
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,17 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from turns import Turns
 
-from flowimg.cli import main, run_settings
-from flowimg.settings.run import Config
+from flowimg.build.data import build_source
+from flowimg.build.field import build_field
 from flowimg.data.batches import PointBatches
 from flowimg.data.toys import Toy
 from flowimg.fields.unet import UNetField, empty_unet
-from flowimg.build.data import build_source
-from flowimg.build.field import build_field
 from flowimg.machine.device import keep_memory, pick_device
 from flowimg.machine.precision import autocast, settle_precision
-from flowimg.machine.throughput import peak_memory
+from flowimg.settings.command import run_settings
+from flowimg.settings.run import Config
 
 Step = Callable[[], None]
 WORKERS = 8 if torch.cuda.is_available() else 2
@@ -35,27 +33,6 @@ WORKERS = 8 if torch.cuda.is_available() else 2
 LEVERS = ("channels last", "benchmark", "compiled", "layout", "graphs")
 """What a floor may be given: weights and pictures in that layout, kernels that cuDNN chooses by trial, torch.compile;
 of what is compiled that layout wherever there are convolutions, which torch may leave, and CUDA graphs."""
-
-
-class Turns:
-    """Called before every step: waits for its turn, does the steps asked for, tells their seconds and MiB in use."""
-
-    def __init__(self) -> None:
-        asked, told = (int(number) for number in os.environ["TURNS"].split())
-        self.asked, self.told = os.fdopen(asked), os.fdopen(told, "w", buffering=1)
-        self.left, self.began = 0, 0.0
-
-    def __call__(self) -> None:
-        if not self.left:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if self.began:
-                print(time.perf_counter() - self.began, peak_memory(pick_device()) or 0, file=self.told)
-            line = self.asked.readline()
-            if not line:
-                os._exit(0)
-            self.left, self.began = int(line), time.perf_counter()
-        self.left -= 1
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
@@ -150,20 +127,6 @@ def repeated(step: Step) -> None:
 # --- trainers --------------------------------------------------------------------------------------------------------
 
 
-def flowimg(args: list[str]) -> None:
-    """`flowimg train`, everything on."""
-    import flowimg.training.loop as loop
-
-    turns, step = Turns(), loop.train_step
-
-    def timed(state: Any, wanted: int = 0) -> None:
-        turns()
-        step(state, wanted)
-
-    loop.train_step = timed
-    main(["train", *args])
-
-
 def hooked(network: nn.Module) -> nn.Module:
     """A network that waits for its turn before it goes forward to learn."""
     turns = Turns()
@@ -245,9 +208,7 @@ PEERS = {"torchcfm": torchcfm, "Meta": meta, "diffusers": diffusers}
 def work(told: dict[str, Any]) -> None:
     """Be one of them."""
     config = run_settings("train", told["args"])
-    if told["name"] == "flowimg":
-        flowimg(told["args"])
-    elif told["name"] == "floor":
+    if told["name"] == "floor":
         repeated(floor(config, settle_precision(told["precision"], config), told.get("levers", ())))
     elif told["name"] == "bare loop":
         repeated(bare_loop(config, told["fused"]))

@@ -4,15 +4,16 @@ import json
 import time
 from pathlib import Path
 
+from flowimg.jobs.evaluate.run.run import evaluate
+from flowimg.jobs.train.run.run import settled, train
+
+from flowimg.build.sampler import settle
+from flowimg.evaluation.record import made_how
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import weights_name
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
-from flowimg.jobs.evaluate.run import evaluate
-from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import weights_name
-from flowimg.build.sampler import settle
-from flowimg.evaluation.record import made_how
-from flowimg.jobs.train.run import settled, train
 
 
 def cpu_seconds(config: Config) -> float:
