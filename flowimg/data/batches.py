@@ -4,12 +4,13 @@ All kinds answer `(step, positions) -> (x_1, cond)` and are functions of (seed, 
 asks whether they hold points or images.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,70 +28,48 @@ Batch = tuple[Tensor, Condition]
 """x_1 and what the field is given with it, on the device they will be used on."""
 
 
-class Batches(Protocol):
-    """What every kind of batches answers.
+class Batches(ABC):
+    """What every kind of batches answers; the defaults are those of fresh data.
 
-    `fingerprint` is the name of all data, None for fresh points; `size` the number of samples to learn from, None where
-    they never repeat; `ready` says that nothing has to be made ahead of the steps.
+    `fingerprint` is the name of all data, None for fresh ones; `size` the number of samples to learn from, 0 where they
+    never repeat; `ready` says that nothing has to be made ahead of the steps; `left_out` are the names of bad
+    samples, with the reasons.
     """
 
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def fingerprint(self) -> str | None: ...
-    @property
-    def size(self) -> int | None: ...
-    @property
-    def ready(self) -> bool: ...
+    device: torch.device
+    fingerprint: str | None = None
+    size: int = 0
+    ready: bool = True
+    left_out: tuple[tuple[str, str], ...] = ()
 
+    @abstractmethod
     def __call__(self, step: int, positions: range) -> Batch:
         """x_1, shape (len(positions), *D), and its condition."""
-        ...
 
+    @abstractmethod
     def held_out(self, count: int) -> Batch:
         """Data that no step sees: the first `count` of those held out, or all of them."""
-        ...
 
     def rows(self, step: int, positions: range) -> list[int] | None:
         """Which rows of the data set a step sees at these positions; None where there is no data set."""
-        ...
+        return None
 
     def seen_from(self, offset: int) -> Self:
         """The same data of a run that saw `offset` samples more than its step times its batch size."""
-        ...
+        return self
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most have nothing to release
         """Release what reads them."""
-        ...
-
-
-class Pictures(Batches, Protocol):
-    """What every kind of batches of pictures answers as well, decoded beforehand or streamed; see `ImageBatches`."""
-
-    @property
-    def flip(self) -> bool: ...
-    @property
-    def augment(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def space(self) -> Pixels: ...
-    @property
-    def left_out(self) -> tuple[tuple[str, str], ...]: ...
-    def some(self, count: int) -> Images: ...
 
 
 @dataclass(frozen=True)
-class PointBatches:
+class PointBatches(Batches):
     """Fresh points of a toy at every step; labels are their parts."""
 
     toy: Toy
     labels: bool
     seed: int
     device: torch.device
-    fingerprint: str | None = None
-    size: int | None = None
-    ready: bool = True
 
     def __call__(self, step: int, positions: range) -> Batch:
         """x_1, shape (len(positions), 2), and its condition."""
@@ -103,16 +82,6 @@ class PointBatches:
     def held_out(self, count: int) -> Batch:
         """Points that no step sees, the same whatever the seed of the run."""
         return self.made_of(randomness.uniform(0, "held out", 0, range(count), (3,)))
-
-    def rows(self, step: int, positions: range) -> None:
-        """Points are no rows of anything."""
-
-    def seen_from(self, offset: int) -> Self:
-        """Points never repeat, so they are the same."""
-        return self
-
-    def close(self) -> None:
-        """Nothing reads them."""
 
     def made_of(self, u: Tensor) -> Batch:
         """Points and their condition from uniform numbers, shape (N, 3)."""
@@ -130,7 +99,7 @@ def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class ImageBatches:
+class ImageBatches(Batches):
     """Images in the keyed order of each epoch, scaled to [-1, 1], flipped and augmented at random where asked.
 
     `images` are all that there are, on `device` or in this machine's memory; `apart` (H,) are the rows kept apart.
@@ -155,27 +124,14 @@ class ImageBatches:
     def __post_init__(self) -> None:
         # picture i of those learned is row i + (how many kept apart come before it): nothing of size N is stored
         object.__setattr__(self, "_gaps", self.apart - torch.arange(len(self.apart)))
-
-    @property
-    def size(self) -> int:
-        """Pictures to learn from."""
-        return len(self.images.pixels) - len(self.apart)
-
-    @property
-    def ready(self) -> bool:
-        """Whether they lie in the memory of their device, and looking them up takes it no time beside the steps.
-
-        With CUDA nothing is: noise is drawn on the host, which is busy enough with sending the GPU its operations.
-        Metal may crash where two threads use it: there pictures in its memory are looked up between the steps.
-        """
-        return self.images.pixels.device.type == self.device.type != "cuda"
+        object.__setattr__(self, "size", len(self.images.pixels) - len(self.apart))
+        # With CUDA nothing is ready: noise is drawn on the host, which is busy enough with sending the GPU its
+        # operations. Metal may crash where two threads use it: there pictures in its memory are looked up by the loop.
+        object.__setattr__(self, "ready", self.images.pixels.device.type == self.device.type != "cuda")
 
     def seen_from(self, offset: int) -> Self:
         """See `Batches`."""
         return replace(self, offset=offset)
-
-    def close(self) -> None:
-        """Nothing reads them."""
 
     def __call__(self, step: int, positions: range) -> Batch:
         """x_1, shape (len(positions), C, H, W), and its condition; on `device`."""

@@ -18,7 +18,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowimg.data.batches import Batch, batch_of, middle, shake, to_device
+from flowimg.data.batches import Batch, Batches, batch_of, middle, shake, to_device
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
 from flowimg.data.listing import Opened, Stream, plain
@@ -95,7 +95,7 @@ def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 @dataclass
-class StreamBatches:
+class StreamBatches(Batches):
     """Streamed pictures, scaled to [-1, 1], flipped, cut and augmented at random where asked.
 
     `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode. See
@@ -123,26 +123,13 @@ class StreamBatches:
         counts = self.stream.counts - self.held
         self.shards = np.flatnonzero(counts)
         self.order = ShardOrder(counts[self.shards], self.open_shards, self.seed, self.batch_size)
-        self.fingerprint = self.stream.fingerprint[:16]
+        self.fingerprint: str = self.stream.fingerprint[:16]
+        self.size: int = self.order.total
+        self.ready = False  # they are decoded as they come
         self._lock = threading.Lock()
         self._lanes: set[int] = set()
         self._opened: OrderedDict[int, Opened] = OrderedDict()
         self._pool: Pool | None = None
-
-    @property
-    def size(self) -> int:
-        """Pictures to learn from."""
-        return self.order.total
-
-    @property
-    def ready(self) -> bool:
-        """They are decoded as they come, so they are made ahead of the steps."""
-        return False
-
-    @property
-    def left_out(self) -> tuple[tuple[str, str], ...]:
-        """Bad pictures are replaced and named as they come: none is left out beforehand."""
-        return ()
 
     def seen_from(self, offset: int) -> Self:
         """See `Batches`."""

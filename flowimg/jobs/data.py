@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from flowimg.build.data import build_source, find_images, store_images
-from flowimg.data.batches import Pictures
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, recognise_asked, select
 from flowimg.data.listing import Listing, Source, plain
@@ -208,7 +207,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     return {"out": settings.out, "count": settings.count, "shape": source.facts.shape, "story": source.story}
 
 
-def draw_preview(batches: Pictures, count: int, batch_size: int, path: Path) -> None:
+def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     """A grid of what the first steps of a run see."""
     fresh = batches.seen_from(0)  # a run that continues has counted otherwise
     steps = range(0, count, batch_size)

@@ -107,7 +107,8 @@ def changed(settings: Model, changes: Mapping[str, Any], where: str) -> Model:
     Raises:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
-    values = settings.model_dump(mode="json")
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    place: Any
     for key, value in changes.items():
         *groups, last = key.split(".")
         place = values

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flowimg.spaces.space import Space
+
 TILE = 48
 """Small pictures are enlarged by a whole factor until a tile of a grid is at least this wide."""
 GAP = 4
@@ -21,8 +23,8 @@ GAP = 4
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Pictures of one shape, stored as uint8; see `Space`.
+class Pixels(Space):
+    """Pictures of one shape, stored as uint8.
 
     Args:
         shape: Channels (1 or 3), height and width.
@@ -30,7 +32,6 @@ class Pixels:
 
     shape: tuple[int, ...]
     levels: ClassVar[int] = 256
-    noise_shape: ClassVar[tuple[int, ...] | None] = None
     at_once: ClassVar[int] = 250
     in_a_figure: ClassVar[int] = 400
     formats: ClassVar[tuple[str, ...]] = ("png", "npz", "npy", "parquet")

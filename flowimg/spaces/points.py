@@ -6,10 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flowimg.spaces.space import Space
+
 
 @dataclass(frozen=True)
-class Points:
-    """Points of a known distribution; see `Space`.
+class Points(Space):
+    """Points of a known distribution, shape (2,).
 
     Args:
         extent: Half the side of a square around the origin that holds the data.
@@ -18,9 +20,7 @@ class Points:
 
     extent: float
     examples: Callable[[int], Tensor]
-    shape: ClassVar[tuple[int, ...]] = (2,)
-    levels: ClassVar[int | None] = None
-    noise_shape: ClassVar[tuple[int, ...] | None] = None
+    shape: tuple[int, ...] = (2,)
     at_once: ClassVar[int] = 25_000
     in_a_figure: ClassVar[int] = 2**62
     formats: ClassVar[tuple[str, ...]] = ("npz", "npy")
@@ -32,15 +32,3 @@ class Points:
     def decode(self, x: Tensor) -> Tensor:
         """Points as they are, float32."""
         return x.float()
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Points, shape (B, 2)."""
-        return x.float()
-
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """Points, shape (B, 2)."""
-        return rows
-
-    def grid(self, x: Tensor, columns: int | None = None) -> Tensor | None:
-        """Points are not pictures: `figures.samples` plots them."""
-        return None

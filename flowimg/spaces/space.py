@@ -5,60 +5,43 @@
 A field learns and draws x; files, data sets and people have what is stored.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
 
-class Space(Protocol):
-    """A space of samples x of one shape."""
+class Space(ABC):
+    """A space of samples x of one shape.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a sample, *D."""
-        ...
+    `levels` are the levels of a stored number, for dequantisation (None: continuous); `noise_shape` is the shape of
+    the noise that `encode` needs for a sample (None: none); `at_once` is the usual number of samples to draw at once,
+    `in_a_figure` the most to show in one figure; `formats` are the file formats of samples, the usual one first.
+    """
 
-    @property
-    def levels(self) -> int | None:
-        """Levels of a stored number, for dequantisation; None where stored numbers are continuous."""
-        ...
+    shape: tuple[int, ...]
+    levels: ClassVar[int | None] = None
+    noise_shape: ClassVar[tuple[int, ...] | None] = None
+    at_once: ClassVar[int]
+    in_a_figure: ClassVar[int]
+    formats: ClassVar[tuple[str, ...]]
 
-    @property
-    def noise_shape(self) -> tuple[int, ...] | None:
-        """Shape of the noise that `encode` needs for a sample; None where it needs none."""
-        ...
-
-    @property
-    def at_once(self) -> int:
-        """Samples to draw at once, if nothing is said."""
-        ...
-
-    @property
-    def in_a_figure(self) -> int:
-        """Samples in one figure at most; files hold all."""
-        ...
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """File formats of samples, the usual one first."""
-        ...
-
+    @abstractmethod
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """Stored samples, shape (B, *stored), as x, shape (B, *D), float32."""
-        ...
 
+    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Samples x, shape (B, *D), as they are stored."""
-        ...
 
     def rows(self, x: Tensor) -> Tensor:
-        """Samples as an array of files and people: pictures as (B, H, W, C), points as (B, 2)."""
-        ...
+        """Samples as files and people have them: pictures as (B, H, W, C), points as (B, 2)."""
+        return self.decode(x)
 
     def of_rows(self, rows: Tensor) -> Tensor:
-        """What `rows` gave, as x again."""
-        ...
+        """The inverse of `rows`."""
+        return self.encode(rows)
 
     def grid(self, x: Tensor, columns: int | None = None) -> Tensor | None:
-        """One picture of all samples, (H, W, C) uint8; None where there is none."""
-        ...
+        """One picture of all samples, (H, W, C) uint8; None where samples are no pictures."""
+        return None

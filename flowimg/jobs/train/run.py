@@ -224,7 +224,7 @@ class _Start:
             folder.cut_metrics(-1 if span.began is None else span.began)
             drop_later(folder.snapshots, state.step)
             append(folder, json.dumps(start_event(config, state, machine, self.changes, found.passed)) + "\n")
-        if batches.size is not None:
+        if batches.size:
             if strategy.is_first:
                 _show_data(batches, config, folder)
             if batches.size < FEW:
