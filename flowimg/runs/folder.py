@@ -1,0 +1,164 @@
+"""What lies where in a run's folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowimg.errors import SettingsError
+from flowimg.files import write_text
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; half a line, from a run that was killed, is passed over."""
+    kept: list[dict[str, Any]] = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(record)
+    return kept
+
+
+def _while_training(evaluation: dict[str, Any]) -> bool:
+    return bool(evaluation.get("during"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings of the run, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine of the last start."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, every `train.log_every` steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """How the run is: running, done, preempted or failed, and why."""
+        return self.path / "status.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON object a line, an evaluation each: its scores and how it was made."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each checkpoint kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """Averages of the weights kept aside, of which others are made."""
+        return self.path / "snapshots"
+
+    @property
+    def samples(self) -> Path:
+        """Grids drawn during training."""
+        return self.path / "samples"
+
+    @property
+    def preview(self) -> Path:
+        """What the field sees at the first step, for runs on pictures."""
+        return self.path / "data.png"
+
+    @property
+    def left_out(self) -> Path:
+        """Pictures that could not be used, a line each, with the reason."""
+        return self.path / "left_out.txt"
+
+    @property
+    def figures(self) -> Path:
+        """What the run looks like."""
+        return self.path / "figures"
+
+    @property
+    def profile(self) -> Path:
+        """Where the time of a step went, where it was asked for."""
+        return self.path / "profile"
+
+    @property
+    def report(self) -> Path:
+        """One page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def generated(self) -> Path:
+        """What the verbs drew that name no other folder."""
+        return self.path / "generated"
+
+    @property
+    def model(self) -> Path:
+        """The averaged field as a folder that diffusers reads."""
+        return self.path / "model"
+
+    def grid(self, step: int, weights: str = "ema") -> Path:
+        """The grid of a step: of the average, or of the raw weights."""
+        return self.samples / f"step_{step:08d}{'' if weights == 'ema' else '_raw'}.png"
+
+    def grids(self) -> list[tuple[int, Path]]:
+        """The grids of the average that are there, with their steps, in order."""
+        return [(int(path.stem[5:]), path) for path in sorted(self.samples.glob("step_*[0-9].png"))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics that are whole, in order; no events."""
+        return [line for line in _lines(self.metrics) if "event" not in line]
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the run, in order: each start of it."""
+        return [line for line in _lines(self.metrics) if "event" in line]
+
+    def evaluated(self) -> list[dict[str, Any]]:
+        """All evaluations, in order."""
+        return _lines(self.evaluations)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metrics past a step, which a continued run will write again; what happened, and was asked for, stays."""
+        for path, again in ((self.metrics, lambda line: "event" not in line), (self.evaluations, _while_training)):
+            if path.exists():
+                lines = [line for line in _lines(path) if line["step"] <= step or not again(line)]
+                write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def check_links(folder: RunFolder) -> None:
+    """Refuse a run folder with links that lead out of it: what is written through them would be written elsewhere.
+
+    Raises:
+        SettingsError: With the first of them.
+    """
+    inside = folder.path.resolve()
+    for path in [*folder.path.glob("*"), *folder.path.glob("*/*")]:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise SettingsError(
+                f"{path} is a link out of the run's folder, and nothing is written through it: to keep a run on "
+                f"another disk, make {folder.path} itself the link"
+            )
+
+
+def find_run(run: str) -> RunFolder:
+    """The folder of a run.
+
+    Raises:
+        SettingsError: If the folder holds no run.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.config.exists():
+        runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
+        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/digits.yaml"
+        raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
+    return folder

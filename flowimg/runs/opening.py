@@ -1,0 +1,164 @@
+"""Reading a run back from nothing but its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowimg.build.data import DataFacts, build_space
+from flowimg.build.field import build_field
+from flowimg.errors import CheckpointError, SettingsError
+from flowimg.machine.processes import is_first
+from flowimg.runs.folder import RunFolder, find_run
+from flowimg.settings.reading import load
+from flowimg.settings.run import Config
+from flowimg.spaces.space import Space
+from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder
+from flowimg.training.snapshots import find_kept, make_average, percent
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder.
+
+    `facts` and `space` are what its data looked like; `field` lies on a device; `sha256` is that of its weights; `data`
+    is the fingerprint of what it learned from, where it is known.
+    """
+
+    folder: RunFolder
+    config: Config
+    facts: DataFacts
+    space: Space
+    field: nn.Module
+    step: int
+    sha256: str
+    data: str | None = None
+
+
+def weights_name(weights: str | float) -> str:
+    """What the weights that were asked for are called: ema, raw, length0.1."""
+    return weights if isinstance(weights, str) else f"length{weights}"
+
+
+def made_by(run: Run, weights: str | float, precision: str) -> dict[str, Any]:
+    """What samples were made by, for the record of an evaluation: the weights, and the precision."""
+    return {
+        "step": run.step,
+        "weights": weights_name(weights),
+        "arithmetic": precision,
+        "weights_sha256": run.sha256[:16],
+    }
+
+
+def open_run(run: str, weights: str | float, step: int | None, device: torch.device) -> Run:
+    """Read a run back from its folder.
+
+    Args:
+        run: The folder.
+        weights: "ema", "raw", or the length of an average that is made of those kept aside.
+        step: The checkpoint of this step, or averages at it; None for the newest.
+        device: Where the field goes.
+    Raises:
+        SettingsError: If the folder holds no run, or no averages to make this one of.
+        CheckpointError: If there is no whole checkpoint, or not the one asked for.
+    """
+    folder = find_run(run)
+    config = load(str(folder.config))
+    if isinstance(weights, str):
+        path = find_checkpoint(folder, step)
+        name = "ema" if weights == "ema" else "weights"
+        checkpoint = read_checkpoint(path, (name,))
+        tensors, at = checkpoint.tensors[name], checkpoint.state["step"]
+        about = checkpoint.state
+        facts = facts_of(about, path)
+        check_network(config, facts, tensors, path)
+        sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
+    else:
+        kept = find_kept(folder.snapshots, step)
+        path = find_checkpoint(folder, None)  # any of them says what the data looked like
+        about = read_state(path)
+        facts = facts_of(about, path)
+        tensors, at, error, sha256 = make_average(kept, weights, shapes_of(config, facts))
+        if is_first():
+            print(
+                f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}"
+            )
+    field = build_field(config, facts)
+    field.load_state_dict(tensors)
+    field = field.to(device).eval().requires_grad_(False)
+    return Run(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
+
+
+def find_checkpoint(folder: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step; None for the newest whole one.
+
+    Raises:
+        SettingsError: If there is none of this step.
+        CheckpointError: If none is whole.
+    """
+    run = folder.path
+    if step is None:
+        path, passed = newest_whole(folder.checkpoints)
+        if path is None:
+            raise CheckpointError(f"{run} has no whole checkpoint{''.join('; ' + line for line in passed)}")
+        for line in passed:
+            print(line)
+    else:
+        path = step_folder(folder.checkpoints, step)
+        if not path.exists():
+            there = ", ".join(str(int(p.name[5:])) for p in sorted(folder.checkpoints.glob("step_*"))) or "none"
+            raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
+    return path
+
+
+def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
+    """What the data of a checkpoint looked like; the state may come from a stranger.
+
+    Raises:
+        CheckpointError: If no data look like that.
+    """
+    shape, classes = state.get("shape"), state.get("classes")
+    right = isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= 4096 for n in shape)
+    right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not right:
+        raise CheckpointError(f"{path} was trained on data that cannot be: shape {str(shape)[:60]}")
+    return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
+
+
+def shapes_of(config: Config, facts: DataFacts) -> dict[str, torch.Size]:
+    """Shape of each weight of the network of the settings, by name; no memory is taken for it."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in build_field(config, facts).state_dict().items()}
+
+
+def check_network(config: Config, facts: DataFacts, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a network of the settings that is not the one of the weights, before memory is taken for it.
+
+    Raises:
+        CheckpointError: If so.
+    """
+    described = shapes_of(config, facts)
+    wrong = [
+        name
+        for name in sorted({*described, *tensors})
+        if name not in described or name not in tensors or described[name] != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} does not hold the network of its settings: {len(wrong)} weights, as {wrong[0]}")
+
+
+def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:
+    """Refuse guidance that the field was not trained for.
+
+    Raises:
+        SettingsError: If the field has no classes, or never saw a picture without one.
+    """
+    if guidance == 1:
+        return
+    if not facts.classes:
+        raise SettingsError(f"guidance {guidance:g} needs a conditional run, and {config.run} is not one")
+    if config.train.label_drop == 0:
+        raise SettingsError(f"guidance {guidance:g} needs a run with train.label_drop above 0, and {config.run} has 0")
