@@ -1,0 +1,84 @@
+"""Settings to a sampler: solvers, time grids, guidance, precision."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from flowimg.build.flow import build_path
+from flowimg.fields.guidance import guided
+from flowimg.flow.solvers import AB2, DOPRI5, EULER, HEUN, MIDPOINT, RK4, Solver, dopri5
+from flowimg.flow.times import diffusers_grid, edm_grid, shift_times, uniform_grid
+from flowimg.machine.precision import settle_precision
+from flowimg.sampling.sampler import Sampler
+from flowimg.settings.run import Config
+from flowimg.settings.sampling import Solving
+from flowimg.settings.verbs import Drawing
+from flowimg.spaces.space import Space
+
+DrawingT = TypeVar("DrawingT", bound=Drawing)
+
+SOLVERS: dict[str, Solver] = {
+    "euler": EULER,
+    "midpoint": MIDPOINT,
+    "heun": HEUN,
+    "rk4": RK4,
+    "ab2": AB2,
+    "dopri5": DOPRI5,
+}
+
+TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
+    "uniform": uniform_grid,
+    "edm": edm_grid,
+    "diffusers": diffusers_grid,
+}
+
+
+def build_solver(how: Solving) -> Solver:
+    """The solver of these settings, at their tolerance."""
+    solver = SOLVERS[how.solver]
+    return dopri5(how.tolerance) if solver.adaptive else solver
+
+
+def build_times(how: Solving) -> Tensor:
+    """The times the solver visits, from 0 (noise) to 1 (data)."""
+    if SOLVERS[how.solver].adaptive:
+        return uniform_grid(1)
+    return shift_times(TIME_GRIDS[how.times](how.num_steps), how.shift)
+
+
+def build_sampler(
+    field: nn.Module,
+    config: Config,
+    space: Space,
+    how: Solving,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    batch_size: int | None = None,
+) -> Sampler:
+    """A field with the solver, times and guidance of `how`.
+
+    Args:
+        field: On its device.
+        config: The run.
+        space: What x is.
+        how: How the flow is followed.
+        precision: Gives a context to evaluate the field in.
+        batch_size: Samples at once; by default what suits the space.
+    """
+    return Sampler(
+        velocity=guided(field, how.guidance, how.guidance_interval),
+        shape=space.shape,
+        solver=build_solver(how),
+        times=build_times(how),
+        device=next(field.parameters()).device,
+        batch_size=batch_size or space.at_once,
+        precision=precision,
+        path=build_path(config),
+    )
+
+
+def settle(settings: DrawingT, config: Config) -> DrawingT:
+    """The same settings of a verb that draws, with the precision that they mean on this device."""
+    precision = settle_precision(settings.precision, config.field.fast_in_bf16)
+    return settings.model_copy(update={"precision": precision})
