@@ -48,6 +48,7 @@ class FoundData(NamedTuple):
     story: str
     load: Callable[[torch.device], Batches]
 
+
 TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
     "checkerboard": lambda s: toys.Checkerboard(s.cells),
     "moons": lambda s: toys.Moons(),
@@ -83,7 +84,9 @@ def _points(config: Config) -> FoundData:
     toy = build_toy(config)
     classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
     story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
-    return FoundData(DataFacts((2,), classes), story, lambda device: PointBatches(toy, data.labels, config.seed, device))
+    return FoundData(
+        DataFacts((2,), classes), story, lambda device: PointBatches(toy, data.labels, config.seed, device)
+    )
 
 
 def _images(config: Config) -> FoundData:

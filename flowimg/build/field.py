@@ -52,6 +52,7 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
         ) from None
     return UNetField(unet, classes, settings.gradient_checkpointing, facts.numbers)
 
+
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
 
 

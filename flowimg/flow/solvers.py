@@ -176,7 +176,7 @@ def integrate(
     """
     steps = times.flatten().diff()
     one_way = bool((steps > 0).all()) or bool((steps < 0).all())
-    may_turn = turns and not solver.multistep and bool((steps != 0).all())
+    may_turn = turns and not solver.multistep and bool((steps.abs() > 0).all())
     if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
         raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
     slope = _Counted(velocity, cond, path, noise)

@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 from tiny import write_settings
 
+from flowimg.build.data import build_source
+from flowimg.build.flow import build_objective
 from flowimg.cli import main
-from flowimg.settings.reading import load
-from flowimg.settings.verbs import Figures
 from flowimg.data.batches import ImageBatches
+from flowimg.evaluation.record import describe
 from flowimg.flow.objectives import flow_matching_loss
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.jobs import figures
-from flowimg.jobs.train.run import callbacks, run
-from flowimg.build.data import build_source
-from flowimg.build.flow import build_objective
 from flowimg.jobs.figures import carry, estimate_floor, find_floor, follow, kept_figures
+from flowimg.jobs.train.run import callbacks, run
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
-from flowimg.evaluation.record import describe
 from flowimg.sampling.sampler import noise
+from flowimg.settings.reading import load
+from flowimg.settings.verbs import Figures
 
 CPU = torch.device("cpu")
 FIGURES = {

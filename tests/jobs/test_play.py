@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from flowimg.cli import main
 from flowimg.app import page
-from flowimg.runs.opening import open_run
 from flowimg.app.page import travel
+from flowimg.cli import main
 from flowimg.errors import PageError
+from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise
 
 pytest.importorskip("gradio")

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 from shards_made import numbered, parquet, write_tar, write_tars
 
-from flowimg.errors import DataError
 from flowimg.data.sources.streams import open_stream
+from flowimg.errors import DataError
 
 
 def opened(source, cache, **asked):
