@@ -89,7 +89,7 @@ class RunFolder:
 
     @property
     def profile(self) -> Path:
-        """Where the time of a step went, where it was asked for."""
+        """Where the time of a step went, for runs with --profile."""
         return self.path / "profile"
 
     @property
@@ -128,7 +128,7 @@ class RunFolder:
         return _lines(self.evaluations)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop metrics past a step, which a continued run will write again; what happened, and was asked for, stays."""
+        """Drop metrics past a step, which a continued run writes again; events and evaluations by the verb stay."""
         for path, again in ((self.metrics, lambda line: "event" not in line), (self.evaluations, _while_training)):
             if path.exists():
                 lines = [line for line in _lines(path) if line["step"] <= step or not again(line)]
