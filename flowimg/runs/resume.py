@@ -142,7 +142,7 @@ def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None
     if config.train.snapshots and "averages" not in checkpoint.tensors:
         raise SettingsError(
             f"train.snapshots {config.train.snapshots} needs averages from the first step on, and {folder} has none "
-            f"up to step {checkpoint.state['step']}: continue with --train.snapshots 0, or name another folder with --run"
+            f"up to step {checkpoint.state['step']}: continue with --train.snapshots 0, or name another folder by --run"
         )
 
 

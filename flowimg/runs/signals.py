@@ -67,7 +67,7 @@ class StopRequests:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Handle the signals that request an end; does nothing outside the main thread, where Python allows no handler."""
+        """Handle the signals that request an end; outside the main thread Python allows no handler."""
         before = {}
         try:
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
