@@ -283,7 +283,7 @@ def test_ctrl_c_says_how_to_go_on(complaint, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(VERBS, "train", stopped)
-    assert complaint("train") == (130, "stopped; the same command goes on from the last checkpoint")
+    assert complaint("train") == (130, "stopped; the same command continues from the last checkpoint")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -185,7 +185,7 @@ def test_on_another_number_of_processes_it_is_the_run_but_for_rounding(before, a
     start_on(before, config, tmp_path / "straight")
     start_on(before, config, tmp_path / "cut", "--train.stop-at", "4")
     said = start_on(after, config, tmp_path / "cut")
-    assert re.search(rf"processes\s+{before}\s+{after}\s+same samples, rounded otherwise", said)
+    assert re.search(rf"processes\s+{before}\s+{after}\s+same samples, different rounding", said)
     one, two = ([r["loss"] for r in RunFolder(tmp_path / name).records()] for name in ("straight", "cut"))
     assert one[:4] == two[:4] and one == pytest.approx(two, rel=1e-4)
     weights = [tensors(tmp_path / name, 8) for name in ("straight", "cut")]
