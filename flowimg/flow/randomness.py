@@ -48,7 +48,7 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def lot_of(step: int, rows: int) -> range:
-    """The steps whose numbers are made together with this one's, of `rows` rows each; only itself where rows are many."""
+    """The steps whose numbers are made together with this one's, of `rows` rows each; just itself for many rows."""
     many = max(1, min(STEPS, ROWS // max(1, rows)))
     return range(step // many * many, (step // many + 1) * many)
 

@@ -72,7 +72,7 @@ class StepFlags:
         return self.bad if self.late else float(self.bad.numpy())
 
     def read(self) -> Reading:
-        """After every `share`: what the host can read without waiting for the newest step; the same on all processes."""
+        """After every `share`: what the host can read without waiting for the newest step; the same everywhere."""
         upto = max(0, self.steps - self.late)
         self.reading, self.heard = self._after(upto), upto
         return self.reading
