@@ -10,9 +10,9 @@ of the profile
 
     p(tau; t, gamma) = (gamma + 1) tau^gamma / t^(gamma + 1)    on [0, t], of integral 1.
 
-It looks back over a share of the run, however long the run is. The length of an average is the standard deviation of its
-profile over t. Averages of other lengths are linear in theta as well, so a sum of snapshots whose profiles add up nearly
-to another profile is nearly that average: any length, after the run, from snapshots of two lengths.
+It looks back over a share of the run, however long the run is. The length of an average is the standard deviation of
+its profile over t. Averages of other lengths are linear in theta as well, so a sum of snapshots whose profiles add up
+nearly to another profile is nearly that average: any length, after the run, from snapshots of two lengths.
 
 Source: Karras et al. 2024, arXiv:2312.02696, section 3; worked out from the definitions above.
 """
