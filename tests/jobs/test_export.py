@@ -114,7 +114,7 @@ def test_a_pipeline_knows_its_classes(tiny):
     pipeline = LabelPipeline.from_pretrained(tiny.classes / "model")
     assert list(pipeline.config["classes"]) == [str(digit) for digit in range(10)]
     for wrong in ("cat", 10, -1):
-        with pytest.raises(ValueError, match="is no class: there are 0, 1, 2"):
+        with pytest.raises(ValueError, match="is not a class: there are 0, 1, 2"):
             pipeline([wrong])
 
 

@@ -74,7 +74,7 @@ def test_a_broken_checkpoint_that_was_named_is_an_error(run, fails):
 def test_broken_ones_passed_over_are_named_in_the_event(run, capsys):
     damage(run / "checkpoints" / "step_00000004")
     train(run)
-    assert "step_00000004 is broken and was passed over: ema.safetensors" in capsys.readouterr().out
+    assert "step_00000004 is broken and was skipped: ema.safetensors" in capsys.readouterr().out
     assert "step_00000004 is broken" in RunFolder(run).events()[-1]["passed_over"][0]
 
 
@@ -85,7 +85,7 @@ def test_a_swapped_file_is_seen(run, capsys):
     weights.write_bytes(other)
     ema.write_bytes(one)
     train(run)
-    assert "step_00000004 is broken and was passed over: weights.safetensors was altered" in capsys.readouterr().out
+    assert "step_00000004 is broken and was skipped: weights.safetensors was altered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caps
     (run / "checkpoints" / "step_00000004" / "ema.safetensors").write_bytes(b"")
     train(run)
     said = capsys.readouterr().out
-    assert "step_00000004 is broken and was passed over: ema.safetensors" in said
+    assert "step_00000004 is broken and was skipped: ema.safetensors" in said
     assert "continued from step 2" in said
 
 
