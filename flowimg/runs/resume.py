@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowimg.errors import SettingsError
+from flowimg.errors import CheckpointError, MachineError, SettingsError
+from flowimg.runs.folder import RunFolder, check_links
 from flowimg.settings.reading import flatten, load, nearest
 from flowimg.settings.run import Config, Start
-from flowimg.runs.folder import RunFolder, check_links
-from flowimg.errors import MachineError
-from flowimg.errors import CheckpointError
 from flowimg.training.checkpoint import Checkpoint, leave_behind, newest_whole, problem, read_checkpoint, step_folder
 
 FREE = (

@@ -12,7 +12,8 @@ from scipy import stats
 from flowimg.settings.data import PointData
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.data.batches import ImageBatches, LastBatch, PointBatches, Prefetch
+from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.prefetch import LastBatch, Prefetch
 from flowimg.data.store import Images, hold_out, to_unit
 from flowimg.flow.randomness import uniform
 from flowimg.build.data import SOURCES, TOYS

@@ -5,7 +5,7 @@ import torch
 
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.data.batches import Prefetch
+from flowimg.data.prefetch import Prefetch
 from flowimg.build.data import build_source
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -20,7 +20,7 @@ from shards_made import SIDE, numbers, parquet, write_tars
 from survival import launch
 
 from flowimg.data.augment import augmented
-from flowimg.data.batches import Prefetch
+from flowimg.data.prefetch import Prefetch
 from flowimg.data.decode import Decoding
 from flowimg.errors import DataError
 from flowimg.data.sources.streams import open_stream

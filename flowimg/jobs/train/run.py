@@ -12,8 +12,9 @@ import torch
 from flowimg.build.data import DataFacts, FoundData, build_source, build_space
 from flowimg.build.field import blocks_of, build_field
 from flowimg.build.flow import build_objective
-from flowimg.data.batches import Batches, LastBatch, Prefetch, beside
+from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
+from flowimg.data.prefetch import LastBatch, Prefetch, beside
 from flowimg.errors import CheckpointError, MachineError, NotFiniteError, SettingsError, Stopped
 from flowimg.files import write_text
 from flowimg.jobs.data import draw_preview, few
