@@ -5,7 +5,6 @@ asks whether they hold points or images.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -154,7 +153,9 @@ class ImageBatches(Batches):
         return index + torch.searchsorted(self._gaps, index, right=True)  # type: ignore[attr-defined]
 
     def some(self, count: int) -> Images:
-    X
+        """At most `count` of the pictures to learn from, without random changes.
+
+        Evenly spread over the source: in a folder a class, the first ones might be of one class.
         """
         return self._middle(self._learned(evenly(self.size, count)))
 

@@ -123,7 +123,7 @@ def store(
         kept = _read(folder)
         if kept is None:
             raise DataError(
-                f"the decoded pictures in {folder} disappeared right after they were written: is something else clearing it?"
+                f"the decoded pictures in {folder} vanished right after they were written: is something clearing it?"
             )
     refuse_many(found.where, (*found.bad, *kept.bad), len(found.rows) + len(found.bad), max_bad)
     return kept
