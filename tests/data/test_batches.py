@@ -11,7 +11,8 @@ from scipy import stats
 
 from flowimg.build.data import SOURCES, TOYS
 from flowimg.build.flow import COUPLINGS, build_objective
-from flowimg.data.batches import ImageBatches, LastBatch, PointBatches, Prefetch
+from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.prefetch import LastBatch, Prefetch
 from flowimg.data.store import Images, hold_out
 from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import uniform

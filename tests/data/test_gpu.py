@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowimg.build.data import build_source
-from flowimg.data.batches import Prefetch
+from flowimg.data.prefetch import Prefetch
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
 

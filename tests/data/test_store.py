@@ -250,7 +250,7 @@ def test_a_refused_store_leaves_nothing(tmp_path, cache):
 def test_a_picture_that_changes_between_looking_and_decoding_is_said(tmp_path, cache):
     found = find(fill(tmp_path / "a"))
     save(tmp_path / "a/b/002.png", picture(77))
-    with pytest.raises(DataError, match=r"b/002\.png is not what it was when it was looked at: start again"):
+    with pytest.raises(DataError, match=r"b/002\.png changed since it was scanned: start again"):
         stored(found)
     assert builds(cache) == []
     assert numbers(decode(find(tmp_path / "a"))) == [0, 1, 77, 3, 4]

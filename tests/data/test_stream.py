@@ -20,8 +20,8 @@ from shards_made import SIDE, numbers, parquet, write_tars
 from survival import launch
 
 from flowimg.data.augment import augmented
-from flowimg.data.batches import Prefetch
 from flowimg.data.decode import Decoding
+from flowimg.data.prefetch import Prefetch
 from flowimg.data.sources.streams import open_stream
 from flowimg.data.stream import StreamBatches, keep_apart, look_into
 from flowimg.errors import DataError, WorkerError

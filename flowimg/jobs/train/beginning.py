@@ -11,7 +11,8 @@ import torch
 from flowimg.build.data import DataFacts, FoundData, build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
-from flowimg.data.batches import Batches, LastBatch, Prefetch
+from flowimg.data.batches import Batches
+from flowimg.data.prefetch import LastBatch, Prefetch
 from flowimg.errors import CheckpointError, MachineError
 from flowimg.jobs.train.launch import cut, recipe_of
 from flowimg.jobs.train.profile import check_steps

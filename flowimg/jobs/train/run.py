@@ -8,8 +8,9 @@ from typing import Any
 
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import blocks_of
-from flowimg.data.batches import Batches, beside
+from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
+from flowimg.data.prefetch import beside
 from flowimg.errors import MachineError, NotFiniteError, SettingsError, Stopped
 from flowimg.files import write_text
 from flowimg.jobs.data import draw_preview, few
