@@ -23,7 +23,6 @@ SAME_PRESS = 1.0
 """Seconds within which two SIGINT are one Ctrl-C."""
 
 
-
 class StopRequests:
     """What this process was asked for, and by what; `newest` is the strongest request, 0 for none."""
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import psutil
 
+from flowimg.errors import MachineError
 from flowimg.files import lock, write_text
 from flowimg.runs.folder import RunFolder
-from flowimg.errors import MachineError
 from flowimg.runs.signals import PREEMPTED, StopRequests
 
 BEAT = 1.0
