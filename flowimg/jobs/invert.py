@@ -21,7 +21,7 @@ from flowimg.settings.verbs import Invert
 
 
 def invert(settings: Invert) -> dict[str, Any]:
-    """Follow pictures to their noise and back; write the noise, and a grid of pictures, noise and the pictures again."""
+    """Follow pictures to their noise and back; write the noise, and a grid of all three."""
     alone("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
