@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowimg.data import cache, listing, scan, store
+from flowimg import files
+from flowimg.data import listing, scan, store
 from flowimg.data.find import find
 
 POINTS = [
@@ -89,7 +90,8 @@ def arm(point):
         case "the story":
             after(Path, "write_text", times(1))
         case "synced":
-            after(cache, "_sync", times(4))  # three files and their folder
+            nth = times(4)  # three files and their folder; the scan was synced before
+            after(files, "sync", lambda path: "stores" in path.parts and nth())
         case "renamed":
             Path.rename = renamed
 

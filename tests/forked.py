@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 PRELOADED = (
-    "flowimg.cli", "flowimg.jobs.train", "flowimg.jobs.watch", "flowimg.jobs.figures", "flowimg.jobs.sample",
-    "flowimg.jobs.evaluate", "torch.optim", "torch._dynamo", "scipy.special", "PIL.Image", "matplotlib.pyplot",
+    "flowimg.cli", "flowimg.jobs.train.run", "flowimg.jobs.figures.run", "flowimg.jobs.sample",
+    "flowimg.jobs.evaluate.run", "torch.optim", "torch._dynamo", "scipy.special", "PIL.Image", "matplotlib.pyplot",
     "diffusers.models.unets.unet_2d", "sklearn.datasets", "accelerate.commands.launch", "torch.distributed.run",
 )  # fmt: skip
 

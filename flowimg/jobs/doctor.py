@@ -16,6 +16,7 @@ import torch
 
 from flowimg.errors import MachineError
 from flowimg.fields.cpu.norm import library
+from flowimg.files import existing
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import fast_in_bf16
 from flowimg.machine.throughput import product_flops
@@ -130,7 +131,7 @@ def _processes() -> Finding:
 
 def _folder(run: Path) -> Finding:
     """Write, sync, rename, lock, as a run does."""
-    standing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    standing = existing(run)
     free = shutil.disk_usage(standing).free / 2**30
     try:
         with tempfile.TemporaryDirectory(dir=standing, prefix=".flowimg-doctor-") as folder:

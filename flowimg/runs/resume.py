@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowimg.errors import CheckpointError, MachineError, SettingsError
+from flowimg.files import existing
 from flowimg.runs.folder import RunFolder, check_links
 from flowimg.settings.reading import flatten, load, nearest
 from flowimg.settings.run import Config, Start
@@ -44,13 +45,13 @@ def check_folder(folder: RunFolder, config: Config, start: Start) -> list[Change
     known = [*flatten(config), "data"]
     if unknown := [key for key in start.allow if key not in known]:
         raise SettingsError(f"--allow {unknown[0]}: there is no such setting, {nearest(unknown[0], known)}")
-    standing = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
-    if not os.access(standing, os.W_OK):
-        raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
+    there = existing(folder.path)
+    if not os.access(there, os.W_OK):
+        raise MachineError(f"--run {folder.path} cannot be written: {there} is read-only for you")
     if folder.path.exists() and not folder.path.is_dir():
         raise SettingsError(f"--run {folder.path} is a file: name a new folder")
-    there = folder.path.iterdir() if folder.path.exists() else ()
-    if all(OURS.fullmatch(path.name) for path in there):
+    inside = folder.path.iterdir() if folder.path.exists() else ()
+    if all(OURS.fullmatch(path.name) for path in inside):
         if start.resume is not False:
             raise SettingsError(f"--resume: {folder.path} holds nothing to resume; without it a run begins")
         return []

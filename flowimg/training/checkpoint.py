@@ -84,6 +84,8 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step_*"):  # of a process that died while it wrote
         shutil.rmtree(leftover)
+    for leftover in folder.glob(".latest*"):
+        leftover.unlink()
     with filled(final) as aside:  # replaces a broken one that a continued run reaches again
         manifest = {}
         for name, tensors in checkpoint.tensors.items():

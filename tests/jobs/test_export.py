@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
-from flowimg.settings.verbs import Sample
 from flowimg.fields.guidance import guided
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
 from flowimg.runs.opening import open_run
-from flowimg.sampling.sampler import generate
 from flowimg.sampling.pipeline import LabelPipeline
+from flowimg.sampling.sampler import Sampler
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Sample
 
 SEEDS = [3, 4, 5, 6]
 CPU = torch.device("cpu")
@@ -63,9 +64,9 @@ def stranger(tiny, tmp_path_factory):
 def ours(run, labels=None, scale=1.0, steps=50):
     """flowimg's samples as diffusers returns pictures: (B, H, W, C) in [0, 1]."""
     trained = open_run(str(run), "ema", None, CPU)
-    labels = None if labels is None else torch.tensor(labels)
+    cond = Condition(None if labels is None else torch.tensor(labels))
     velocity = guided(trained.field, scale)
-    (batch,) = generate(velocity, SEEDS, trained.facts.shape, uniform_grid(steps), EULER, labels)
+    (batch,) = Sampler(velocity, trained.facts.shape, EULER, uniform_grid(steps)).samples(SEEDS, cond)
     return (batch.x_1 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
@@ -85,7 +86,7 @@ def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path)
 def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stranger):
     field = open_run(str(tiny.classes), "ema", None, CPU).field
     noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    v = field(noise, torch.tensor([0.6]), torch.tensor([7]))
+    v = field(noise, torch.tensor([0.6]), Condition(torch.tensor([7])))
     np.testing.assert_allclose(-stranger["output"], v.numpy(), atol=1e-5)
 
 
@@ -227,7 +228,7 @@ def test_wrong_requests_are_one_sentence(tiny, tmp_path, refused):
         status, said = refused("export", tiny.plain, tmp_path / "new", "--push-to-hub", name)
         assert status == 2 and f"--push-to-hub {name} is no repository" in said
     status, said = refused("export", tiny.points, tmp_path / "new")
-    assert status == 2 and "diffusers has the U-Net alone" in said
+    assert status == 2 and "diffusers knows only the U-Net" in said
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 

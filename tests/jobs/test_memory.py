@@ -1,6 +1,7 @@
 """Micro-batches that fit, running out of memory, and what estimate, dry run and doctor say."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from accelerate import Accelerator
 from survival import words
 
-from flowimg.cli import main
-from flowimg.settings.reading import load
-from flowimg.fields.mlp import MLPField
-from flowimg.jobs import doctor as doctor_module
-from flowimg.machine import memory
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
+from flowimg.cli import main
 from flowimg.errors import MachineError
+from flowimg.fields.mlp import MLPField
+from flowimg.jobs import doctor as doctor_module
+from flowimg.jobs.train.launch import forward
+from flowimg.machine import memory
+from flowimg.settings.reading import load
+from flowimg.training.strategies import strategy_of
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,8 @@ def test_what_a_pass_keeps_is_counted_each_memory_once():
     config = load("configs/checkerboard.yaml")
     objective, data = build_objective(config), build_source(config).load(torch.device("cpu"))
     field = MLPField(2, 0, width=64, depth=3)
-    at = [memory.kept_bytes(field, objective, data, size, Accelerator(cpu=True)) for size in (64, 128, 256)]
+    loss = forward(strategy_of(Accelerator(cpu=True)), field, objective, data)
+    at = [memory.kept_bytes(field, partial(loss, size)) for size in (64, 128, 256)]
     assert at[2] - at[1] == 2 * (at[1] - at[0]) > 0  # a straight line in the batch
     # three hidden layers of 64: at least their 64 numbers a sample each, at most eight times that
     assert 3 * 64 * 4 <= (at[1] - at[0]) / 64 <= 8 * 3 * 64 * 4

@@ -17,10 +17,11 @@ from PIL import Image
 from survival import begin, finish
 
 from flowimg.cli import main
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling import writers
 from flowimg.runs.opening import open_run
+from flowimg.sampling import writers
 from flowimg.sampling.sampler import noise
 
 ROOT = Path(__file__).parents[2]
@@ -161,9 +162,9 @@ def times(folder):
 KILLED = """
 import os, signal, sys
 from flowimg.cli import main
-from flowimg.jobs import outputs
+from flowimg.sampling import writers
 
-pixels_to_png, made = outputs._png, []
+pixels_to_png, made = writers._png, []
 
 def dying(pixels):
     made.append(pixels)
@@ -171,7 +172,7 @@ def dying(pixels):
         os.kill(os.getpid(), signal.SIGKILL)
     return pixels_to_png(pixels)
 
-outputs._png = dying
+writers._png = dying
 main(sys.argv[1:])
 """
 
@@ -228,7 +229,7 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
 
 def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, monkeypatch):
-    output = writers.Output(tmp_path, "png", range(6), None, ())
+    output = writers.Output(tmp_path, "png", range(6), Condition(), ())
     (tmp_path / "images").mkdir()
     second = threading.Event()
     encode = writers._png

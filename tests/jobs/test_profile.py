@@ -11,9 +11,9 @@ from tiny import write_settings
 from torch.autograd import DeviceType
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import profile
-from flowimg.runs.folder import RunFolder
+from flowimg.jobs.train import profile
 from flowimg.jobs.train.profile import AFTER, STEPS, kind_of
+from flowimg.runs.folder import RunFolder
 
 POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5"]
 POINTS += ["--train.batch-size", "64", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
@@ -91,8 +91,8 @@ def test_of_a_gpu_every_kernel_is_told_once(monkeypatch):
         event("aten::_fused_adamw_", host, 1.0, 10.0), event("multi_tensor_adam", gpu, device_ms=10.0),
     ]  # fmt: skip
     monkeypatch.setattr(profile, "peak_memory", lambda device: 1000)
-    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
-    state = SimpleNamespace(accelerator=accelerator, objective=SimpleNamespace(batch_size=10), step=15)
+    strategy = SimpleNamespace(device=torch.device("cuda"), processes=1)
+    state = SimpleNamespace(strategy=strategy, objective=SimpleNamespace(batch_size=10), step=15)
     page = profile.summary(state, events, 5, 0.5)
     assert "a step           100 ms, 100 samples/s" in page and "80 ms of the device (80 %)" in page
     parts, kinds = shares(page, "parts of a step"), shares(page, "kinds of operations")

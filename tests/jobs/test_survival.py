@@ -226,7 +226,7 @@ def test_batches_that_are_never_finite_stop_the_run_with_all_that_helps_and_agai
 
 def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs.train.run import saving
+    from flowimg.jobs.train import saving
 
     write, run = saving.write_checkpoint, tmp_path / "run"
 
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, 
 
 def test_a_disk_that_stays_full_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs.train.run import saving
+    from flowimg.jobs.train import saving
 
     write, run = saving.write_checkpoint, tmp_path / "run"
 
