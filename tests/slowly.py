@@ -10,13 +10,13 @@ from flowimg.cli import main
 
 stage = sys.argv[1]
 if stage == "preparing data":
-    from flowimg.jobs.train import run
+    from flowimg.jobs.train import beginning
 
     def slow_source(config):
         while True:
             time.sleep(0.1)
 
-    run.build_source = slow_source
+    beginning.build_source = slow_source
 elif stage in ("saving", "saving without end"):
     from flowimg import files
 

@@ -39,6 +39,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     classes = run.facts.classes
     label = parse_label(settings.label, classes, settings.run)
     check_guidance(settings.guidance, run.facts, run.config)
+    sampler = _sampler(settings, run, state)  # which refuses before anything is written
     seeds = range(settings.seed, settings.seed + settings.count)
     cond = turns(seeds, classes) if label is None else labelled(label, len(seeds), classes)
 
@@ -51,7 +52,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     output = Output(folder, form, seeds, cond, classes)
     lacking = _lacking(output, about, kept, state)
     todo = share(lacking, state.process_index, state.num_processes)
-    nfe = _draw(_sampler(settings, run, state), run, output, todo, sum(map(len, lacking)), state)
+    nfe = _draw(sampler, run, output, todo, sum(map(len, lacking)), state)
     state.wait_for_everyone()
     nfe = max(gather_object([nfe]))  # few samples are not enough for every process
     left: list[Any] = [missing(output)]

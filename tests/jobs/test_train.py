@@ -12,11 +12,11 @@ import torch
 import yaml
 from tiny import write_settings
 
-import flowimg.jobs.train.run as jobs_train
+import flowimg.jobs.train.beginning as beginning
 import flowimg.jobs.train.saving as save
 import flowimg.training.loop as loop
 from flowimg.cli import main
-from flowimg.data import batches
+from flowimg.data import batches, prefetch
 from flowimg.data.store import Images
 from flowimg.flow.objectives import FlowMatching
 from flowimg.spaces.pixels import Pixels
@@ -119,7 +119,7 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
     try:
         torch.set_num_threads(2)
         # kept in memory, digits need nobody beside the loop; on another device they would
-        monkeypatch.setattr(jobs_train, "_feed", _ahead)
+        monkeypatch.setattr(beginning, "_feed", _ahead)
         main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
     finally:
         torch.set_num_threads(threads)
@@ -128,7 +128,7 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
 
 
 def _ahead(state, some, stack):
-    state.draw = batches.Prefetch(partial(state.objective.draw, some), state.micro_batches())
+    state.draw = prefetch.Prefetch(partial(state.objective.draw, some), state.micro_batches())
     stack.callback(state.draw.close)
 
 
@@ -142,9 +142,9 @@ def test_what_steps_see_is_made_ahead_where_that_helps(device, pixels, ahead):
     some = batches.ImageBatches(images, space, torch.arange(0), False, 0, 4, on)
     state = SimpleNamespace(draw="now", objective=SimpleNamespace(draw=print), micro_batches=lambda: [range(4)])
     with ExitStack() as stack:
-        jobs_train._feed(state, some, stack)
-        assert isinstance(state.draw, batches.Prefetch) == ahead
-        assert not ahead or isinstance(state.draw.make.args[0], batches.LastBatch)
+        beginning._feed(state, some, stack)
+        assert isinstance(state.draw, prefetch.Prefetch) == ahead
+        assert not ahead or isinstance(state.draw.make.args[0], prefetch.LastBatch)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
@@ -166,7 +166,7 @@ def test_the_same_command_again_continues_and_then_says_it_is_done(tmp_path, cap
     run = tmp_path / "run"
     train(run, "--train.stop-at", "3")
     assert steps(run) == [2, 3]
-    assert "goes on to step 6" in capsys.readouterr().out
+    assert "continues to step 6" in capsys.readouterr().out
     train(run)
     assert "continued from step 3" in capsys.readouterr().out
     assert steps(run) == [2, 3, 4, 6]
@@ -246,7 +246,7 @@ def test_a_longer_run_and_other_intervals_continue_it(tmp_path, capsys):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "holiday.jpg").write_bytes(b"precious")
-    assert "holds no run" in refused(capsys, 2, tmp_path)
+    assert "is not a run of flowimg" in refused(capsys, 2, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
