@@ -80,6 +80,7 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_flowimg_commands_run_in_order(desk, monkeypatch):
     for name, value in {"FLOOR_DRAWS": 128, "FLOOR_DATA": 32_768, "CROWD": 500, "FRAMES": 4, "PARTICLES": 50}.items():
         monkeypatch.setattr(f"flowimg.jobs.figures.{name}", value)
@@ -101,6 +102,7 @@ def test_flowimg_commands_run_in_order(desk, monkeypatch):
     assert list(Path("runs/tracked/tracking").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_diffusers_in_three_lines(desk):
     unconditional = ["--data.source", "FOLDER", "--data.size", "16", "--run", "runs/cifar10"]
     main(["train", "configs/cifar10.yaml", "--data.held-out", "4", *unconditional, *SHORT["train"], *SMALL])
@@ -112,6 +114,7 @@ def test_diffusers_in_three_lines(desk):
     assert Image.open("cifar.png").size == (16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in commands() if "accelerate launch" in line and "moons" in line])
 def test_two_processes_on_a_cpu_as_the_readme_says(tmp_path, line):
     words = shlex.split(line)

@@ -21,6 +21,7 @@ from flowimg.jobs.sweep import least
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
+pytestmark = pytest.mark.usefixtures("quick_judge")
 
 
 @pytest.fixture
@@ -210,6 +211,7 @@ def launch(folder, *options):
     return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(run):
     folder = run("classes")
     done = launch(folder, "--count", "41", "--num-steps", "2")
@@ -252,6 +254,7 @@ def test_other_pictures_than_the_run_learned_from_are_told(run, capsys):
     assert "warning   digits has changed: the run learned from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypatch):
     monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
     done = launch(run("classes"))

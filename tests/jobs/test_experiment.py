@@ -1,6 +1,7 @@
 """`flowimg experiment frequency`: equal compute means equal, and what it tells is what was measured."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowimg.cli import main
-from flowimg.config import Experiment, load
+from flowimg.config import Evaluate, Experiment, load
 from flowimg.evaluation.points import score_points
 from flowimg.jobs import experiment
 from flowimg.jobs.build import DataFacts, build_field, build_toy
@@ -16,11 +17,14 @@ from flowimg.jobs.draw import draw
 from flowimg.jobs.experiment import RECIPES, flops, plan
 from flowimg.jobs.folder import open_run
 
+COUNT = 1000
+
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two recipes are enough to see how it goes."""
+    """Two recipes and a few samples are enough to see how it goes."""
     monkeypatch.setattr(experiment, "RECIPES", (RECIPES[0], RECIPES[-1]))
+    monkeypatch.setattr(experiment, "Evaluate", partial(Evaluate, count=COUNT))
 
 
 def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
@@ -37,7 +41,7 @@ def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
         trained = open_run(row["run"], "ema", None, torch.device("cpu"))
         toy = build_toy(trained.config)
         how = trained.config.grid.model_copy(update={"num_steps": 100})
-        samples = draw(trained.field, trained.config, trained.facts, how, range(20_000)).x_1
+        samples = draw(trained.field, trained.config, trained.facts, how, range(COUNT)).x_1
         scores = score_points(samples, samples, toy.part(samples), toy.parts)
         assert row["off"] == pytest.approx(scores.off, abs=1e-3) and row["nfe"] == 100
         assert toy.cells == row["cells"]
@@ -81,7 +85,7 @@ def test_the_runs_are_runs_like_others(few, tmp_path):
     main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
 
 
-def test_the_plain_network_alone(tmp_path):
+def test_the_plain_network_alone(few, tmp_path):
     run = tmp_path / "f"
     main(["experiment", "frequency", "--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
     rows = json.loads((run / "frequency.json").read_text())

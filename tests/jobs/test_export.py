@@ -71,6 +71,7 @@ def levels(pixels):
     return np.round(np.asarray(pixels) * 255).astype(int)
 
 
+@pytest.mark.slow
 def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path):
     np.testing.assert_allclose(stranger["drawn"], ours(tiny.plain), atol=1e-5)
     assert ours(tiny.plain).std() > 0.1  # something was drawn
@@ -80,6 +81,7 @@ def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path)
     assert np.abs(levels(stranger["drawn"]) - drawn).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stranger):
     field = open_run(str(tiny.classes), "ema", None, CPU).field
     noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -118,6 +118,7 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out

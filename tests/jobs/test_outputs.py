@@ -94,6 +94,7 @@ def test_pictures_agree_whatever_the_batch(tiny, whole, tmp_path):
     assert pictures(whole).std() > 10
 
 
+@pytest.mark.slow
 def test_pictures_agree_whatever_the_number_of_processes(whole, shared_out):
     drawn = shared_out / "format-png"
     assert np.abs(pictures(drawn) - pictures(whole)).max() <= 1
@@ -101,6 +102,7 @@ def test_pictures_agree_whatever_the_number_of_processes(whole, shared_out):
     assert about(drawn)["nfe"] == about(whole)["nfe"] == 2
 
 
+@pytest.mark.slow
 def test_noise_is_equal_bit_for_bit_however_it_is_shared_out(tiny, shared_out, tmp_path):
     # at step 0 the velocity of points is zero: samples are the noise they began as
     wanted = noise(range(SEED, SEED + COUNT), (2,)).numpy()
@@ -110,11 +112,13 @@ def test_noise_is_equal_bit_for_bit_however_it_is_shared_out(tiny, shared_out, t
         assert (np.load(folder / "samples.npz")["samples"] == wanted).all()
 
 
+@pytest.mark.slow
 def test_a_process_without_samples_knows_what_the_others_cost(shared_out):
     drawn = shared_out / "format-npz---count-1"
     assert len(np.load(drawn / "samples.npz")["samples"]) == 1 and about(drawn)["nfe"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of threads")
 def test_no_thread_of_the_processes_group_meets_the_end_of_the_interpreter(shared_out):
     # it might be aborted, and the launch be called a failure
