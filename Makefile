@@ -25,7 +25,7 @@ article: .venv/installed
 	$(BIN)/flowimg experiment frequency --run runs/article --cells 4 8 --plain-only true
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu" -n 2
+	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 slow: .venv/installed
-	$(BIN)/pytest -m "slow and not gpu" --durations=0
+	$(BIN)/pytest -m "slow and not gpu" -n 2 --dist loadgroup --durations=20
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py

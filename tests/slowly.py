@@ -6,8 +6,11 @@
 import sys
 import time
 
+from sketch import sketched
+
 from flowimg.cli import main
 
+sketched()
 stage = sys.argv[1]
 if stage == "preparing data":
     from flowimg.jobs import train

@@ -187,9 +187,8 @@ def test_what_the_readme_adds_trains_and_passes_the_tests_of_its_room(tmp_path):
     told = run("flowimg", "train", "stripes.yaml", *SHORT["train"])
     assert "200 pictures of train, 16 x 16, L; 2 classes" in told
     room = ["tests/flow/test_paths.py", "tests/flow/test_solvers.py", "tests/fields/test_every_field.py"]
-    tested = run(
-        "pytest", "-vv", *room, "tests/test_architecture.py", "-k", "not import and not help", "-p", "no:xdist"
-    )
+    new = "quadratic or ralston or affine or settings and not help"  # the others are tested as they are here
+    tested = run("pytest", "-vv", *room, "tests/test_architecture.py", "-k", new, "-p", "no:xdist")
     for new in ("quadratic", "ralston", "affine"):
         assert f"[{new}" in tested or f"{new}]" in tested
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from sketch import sketch
 from tiny import write_settings
 
 from flowimg.cli import main
@@ -21,6 +22,18 @@ def tiny(once):
 
     folder = once("tiny", train)
     return SimpleNamespace(folder=folder, plain=folder / "plain", classes=folder / "classes", points=folder / "points")
+
+
+@pytest.fixture
+def sketches(monkeypatch):
+    """Nobody looks at the pictures of runs on points: see sketch.py."""
+    monkeypatch.setattr("flowimg.figures.points.points_figure", sketch)
+
+
+@pytest.fixture(autouse=True)
+def small_product(monkeypatch):
+    """What a machine can do at its best is measured by a small product: nobody asks how good it is."""
+    monkeypatch.setattr("flowimg.jobs.meter.SIZES", {"cpu": 64})
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from flowimg.jobs.build import build_field, build_objective, build_source
 from flowimg.jobs.folder import RunFolder, open_run
 from flowimg.training.loop import Recipe, start, train_step
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
 

@@ -15,6 +15,8 @@ from flowimg.jobs.folder import open_run
 from flowimg.training.ema import gamma_of
 from flowimg.training.snapshots import kept_steps
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 STEPS = 40
 ALL = ["--train.steps", STEPS, "--train.checkpoint-every", 1, "--train.keep", STEPS + 1, "--optim.lr", 0.03]
 

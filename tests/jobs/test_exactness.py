@@ -13,11 +13,11 @@ from flowimg.jobs.folder import RunFolder
 FLOWIMG = BIN / "flowimg"
 CUTS = ["accumulated", pytest.param("two", marks=pytest.mark.slow)]
 BASE = {
-    "data": {"kind": "images", "source": "digits", "flip": True, "held_out": 8},
-    "coupling": {"kind": "ot", "block": 32},
+    "data": {"kind": "images", "source": "digits", "flip": True, "first": 413, "held_out": 8},
+    "coupling": {"kind": "ot", "block": 8},
     "field": {"kind": "unet", "channels": [32, 64], "layers": 1, "attention": [4], "zero_output": False},
     "optim": {"lr": 1e-3, "warmup": 4, "ema": 0.99},
-    "train": {"steps": 20, "batch_size": 128, "label_drop": 0.2, "log_every": 1, "sample_every": 1000},
+    "train": {"steps": 20, "batch_size": 32, "label_drop": 0.2, "log_every": 1, "sample_every": 1000},
     "grid": {"count": 2, "num_steps": 1},
 }
 
@@ -39,7 +39,7 @@ def tensors(run_folder, step):
 
 
 def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
-    # 1,789 digits in batches of 128: an epoch ends inside step 13, between the stop and the end
+    # 405 digits in batches of 32: an epoch ends inside step 13, between the stop and the end
     config = settings(
         tmp_path / "c.yaml",
         field={"dropout": 0.2},
@@ -102,7 +102,7 @@ def test_however_cut_the_batch_is_the_same_bit_for_bit(cut_runs, name):
     whole, cut = seen(cut_runs("one")), seen(cut_runs(name))
     assert whole.keys() == cut.keys() and len({step for step, _ in whole}) == 20
     assert {column for _, column in whole} == {"x_0", "x_1", "t", "cond"}
-    assert all(len(rows) == 128 for rows in whole.values())
+    assert all(len(rows) == 32 for rows in whole.values())
     assert [key for key in whole if not torch.equal(whole[key], cut[key])] == []
 
 
@@ -137,7 +137,7 @@ def test_however_cut_the_losses_agree(cut_runs, name):
     assert float(((one - other) / one).abs().max()) < 1e-4
 
 
-LAYOUTS = [(processes, precision) for processes in (1, 2, 3) for precision in ("fp32", "bf16")]
+LAYOUTS = [(1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 
 
 def start_on(processes, config, folder, *more):

@@ -16,6 +16,8 @@ from flowimg.jobs import memory
 from flowimg.jobs.build import build_objective, build_source
 from flowimg.jobs.machine import MachineError
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 
 @pytest.mark.parametrize(
     ("share", "free", "expected"),

@@ -15,6 +15,8 @@ from flowimg.jobs import profile
 from flowimg.jobs.folder import RunFolder
 from flowimg.jobs.profile import AFTER, STEPS, kind_of
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5"]
 POINTS += ["--train.batch-size", "64", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
 

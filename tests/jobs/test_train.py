@@ -20,6 +20,8 @@ from flowimg.cli import main
 from flowimg.data import batches
 from flowimg.data.store import Images
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
 SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
 
