@@ -316,7 +316,8 @@ def test_a_sweep_over_guidance_draws_quality_against_diversity(run, capsys):
     assert "20 samples of seeds 0 to 19" in said and "features proxy-classifier" in said
 
 
-def test_a_sweep_over_evaluations_counts_those_of_guidance(run):
+def test_a_sweep_over_evaluations_counts_those_of_guidance(run, monkeypatch):
+    monkeypatch.setattr("flowimg.jobs.sweep.CONVERGED", {"solver": "heun", "num_steps": 5})
     folder = run("classes")
     main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "4", "--guidance", "2", "--sweep-times", "uniform"])
     rows = json.loads((folder / "figures/nfe.json").read_text())["rows"]

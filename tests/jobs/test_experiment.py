@@ -17,6 +17,8 @@ from flowimg.jobs.draw import draw
 from flowimg.jobs.experiment import RECIPES, flops, plan
 from flowimg.jobs.folder import open_run
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 COUNT = 1000
 
 
@@ -25,6 +27,7 @@ def few(monkeypatch):
     """Two recipes and a few samples are enough to see how it goes."""
     monkeypatch.setattr(experiment, "RECIPES", (RECIPES[0], RECIPES[-1]))
     monkeypatch.setattr(experiment, "Evaluate", partial(Evaluate, count=COUNT))
+    monkeypatch.setattr(experiment, "POINTS", 500)
 
 
 def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
