@@ -56,3 +56,8 @@ def tour(once):
         nbformat.write(notebook, folder / "tour.ipynb")
 
     return once("tour", run)
+
+
+def pytest_collection_modifyitems(items):
+    """The tour takes as long as all other slow tests of a worker: it begins at once."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

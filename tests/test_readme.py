@@ -85,6 +85,7 @@ def test_flowimg_commands_run_in_order(desk, monkeypatch):
     for name, value in {"FLOOR_DRAWS": 128, "FLOOR_DATA": 32_768, "CROWD": 500, "FRAMES": 4, "PARTICLES": 50}.items():
         monkeypatch.setattr(f"flowimg.jobs.figures.{name}", value)
     monkeypatch.setattr("flowimg.jobs.sweep.CONVERGED", {"solver": "heun", "num_steps": 2})
+    monkeypatch.setattr("flowimg.evaluation.classifier.LEAST", 30)
     monkeypatch.setattr("flowimg.jobs.play.threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=int)))
     ran = [line.removeprefix("flowimg ") for line in commands() if line.startswith("flowimg ")]
     assert {line.split()[0] for line in ran} == set(VERBS)

@@ -49,13 +49,15 @@ np.savez(out, drawn=drawn, output=output.detach().numpy())
 
 
 @pytest.fixture(scope="module")
-def stranger(tiny, tmp_path_factory):
+def stranger(tiny, once):
     """What a process without flowimg draws from RUN/model of a plain run, and computes with that of another."""
-    out = tmp_path_factory.mktemp("stranger") / "drawn.npz"
-    command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", out]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return np.load(out)
+
+    def draw(folder):
+        command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", folder / "drawn.npz"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return np.load(once("stranger", draw) / "drawn.npz")
 
 
 def ours(run, labels=None, scale=1.0, steps=50):

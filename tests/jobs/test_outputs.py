@@ -1,10 +1,8 @@
 """Samples on disk: the same however they are cut, killed or shared out, and in whatever format."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 import torch
 from pictures_made import decode, find
 from PIL import Image
-from survival import begin, finish
+from survival import begin, finish, go, launch
 
 from flowimg.cli import main
 from flowimg.flow.solvers import RK4, integrate
@@ -23,7 +21,6 @@ from flowimg.jobs import outputs
 from flowimg.jobs.folder import open_run
 from flowimg.sampling.generate import noise
 
-ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 5
 HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2", "--precision", "fp32"]
 
@@ -67,22 +64,14 @@ def whole(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared_out(tiny, tmp_path_factory):
+def shared_out(tiny, once):
     """Samples drawn by two processes."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "twice.py").write_text(TWICE)
-    launch = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, folder / "twice.py", tiny.classes, tiny.points, folder]
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+    def draw(folder):
+        (folder / "twice.py").write_text(TWICE)
+        go(*launch(2), folder / "twice.py", tiny.classes, tiny.points, folder)
+
+    return once("drawn-by-two", draw)
 
 
 # --- the same samples ------------------------------------------------------------------------------------------------
