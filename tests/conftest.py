@@ -52,7 +52,8 @@ def tour(once):
         with pytest.MonkeyPatch.context() as patch:
             if "PYTEST_XDIST_WORKER" not in os.environ:  # the only one at work
                 patch.setenv("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-            nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+            where = {"metadata": {"path": str(folder)}}
+            nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, resources=where).execute()
         nbformat.write(notebook, folder / "tour.ipynb")
 
     return once("tour", run)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from survival import words
+from survival import HANGING, words
 
 from flowimg.cli import main
 from flowimg.config import load
@@ -121,7 +121,8 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
+def test_the_doctor_finds_a_good_machine_good(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
     assert "two processes add by gloo" in said and "locks hold" in said and "bad" not in said
@@ -129,6 +130,7 @@ def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
 
 
 def test_the_doctor_names_what_is_bad(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     monkeypatch.setattr(doctor_module, "ALL_REDUCE", "raise ValueError('no network for {backend}')")
     monkeypatch.setattr(doctor_module.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pictures_made import decode, find
 from PIL import Image
-from survival import begin, finish, go, launch
+from survival import HANGING, begin, finish, go, launch
 
 from flowimg.cli import main
 from flowimg.flow.solvers import RK4, integrate
@@ -227,7 +227,7 @@ def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, mo
     encode = outputs._png
 
     def slow(pixels):
-        assert second.wait(20)  # not before the network is at the second batch
+        assert second.wait(HANGING)  # not before the network is at the second batch
         return encode(pixels)
 
     def batches():
