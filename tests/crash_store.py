@@ -6,11 +6,14 @@ how much it does at a time and, in twice, that they meet.
 """
 
 import os
+import select
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from survival import HANGING
 
 from flowimg.data import cache, listing, scan, store
 from flowimg.data.find import find
@@ -128,7 +131,7 @@ def twice(source, folder):
 
     def meet(*_):
         if not met:  # in the middle: the one that decodes goes on when the other waits for it
-            met.append(os.read(heard, 1))
+            met.append(select.select([heard], [], [], HANGING))
 
     cache.print = told
     after(store, "decode_into", meet)
