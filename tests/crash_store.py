@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 from survival import HANGING
 
 from flowimg.data import cache, listing, scan, store
