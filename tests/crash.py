@@ -1,6 +1,6 @@
 """`python crash.py POINT STEP flowimg-arguments`: flowimg, killed (SIGKILL) at a named point of the save of a step.
 
-With PROCESS:POINT only that process of a launch is killed. Patches nothing but where the process ends.
+With PROCESS:POINT only that process of a launch is killed. Patches nothing but where the process ends, and pictures.
 """
 
 import os
@@ -9,8 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
+from sketch import sketched
+
 from flowimg import files
-from flowimg.jobs.train import saving
+from flowimg.jobs.train.run import saving
 from flowimg.training import checkpoint
 
 POINTS = [
@@ -99,6 +101,7 @@ def arm(point, step):
 
 
 if __name__ == "__main__":
+    sketched()
     process, _, name = sys.argv[1].rpartition(":")
     last = int(sys.argv[2])
     if not process or process == os.environ.get("RANK", "0"):

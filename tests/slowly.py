@@ -6,11 +6,14 @@
 import sys
 import time
 
+from sketch import sketched
+
 from flowimg.cli import main
 
+sketched()
 stage = sys.argv[1]
 if stage == "preparing data":
-    from flowimg.jobs.train import beginning
+    from flowimg.jobs.train.run import beginning
 
     def slow_source(config):
         while True:

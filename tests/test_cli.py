@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from flowimg.config import Experiment
 
 from flowimg import __version__
 from flowimg.cli import VERBS, main
-from flowimg.config import Experiment
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import flatten, load
 from flowimg.settings.run import Config

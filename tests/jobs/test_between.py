@@ -68,7 +68,9 @@ def digits(tmp_path_factory):
     return [str(folder / f"{number}.png") for number in range(3)]
 
 
-@pytest.mark.parametrize(("name", "label"), [("plain", []), ("classes", ["--label", "2"])])
+@pytest.mark.parametrize(
+    ("name", "label"), [pytest.param("plain", [], marks=pytest.mark.slow), ("classes", ["--label", "2"])]
+)
 def test_a_picture_comes_back_from_its_noise(name, label, tiny, digits, tmp_path, capsys):
     run = getattr(tiny, name)
     main(["invert", str(run), *digits, *label, "--out", str(tmp_path / "out")])

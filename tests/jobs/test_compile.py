@@ -31,6 +31,8 @@ from flowimg.training.loop import train_step
 from flowimg.training.state import Recipe, start
 from flowimg.training.strategies import strategy_of
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
 

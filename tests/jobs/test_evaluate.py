@@ -21,6 +21,7 @@ from flowimg.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
+pytestmark = pytest.mark.usefixtures("quick_judge")
 
 
 @pytest.fixture
@@ -210,6 +211,7 @@ def launch(folder, *options):
     return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(run):
     folder = run("classes")
     done = launch(folder, "--count", "41", "--num-steps", "2")
@@ -252,6 +254,7 @@ def test_other_pictures_than_the_run_learned_from_are_told(run, capsys):
     assert "warning   digits has changed: the run learned from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypatch):
     monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
     done = launch(run("classes"))
@@ -313,7 +316,8 @@ def test_a_sweep_over_guidance_draws_quality_against_diversity(run, capsys):
     assert "20 samples of seeds 0 to 19" in said and "features proxy-classifier" in said
 
 
-def test_a_sweep_over_evaluations_counts_those_of_guidance(run):
+def test_a_sweep_over_evaluations_counts_those_of_guidance(run, monkeypatch):
+    monkeypatch.setattr("flowimg.jobs.evaluate.sweep.CONVERGED", {"solver": "heun", "num_steps": 5})
     folder = run("classes")
     main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "4", "--guidance", "2", "--sweep-times", "uniform"])
     rows = json.loads((folder / "figures/nfe.json").read_text())["rows"]
@@ -368,7 +372,7 @@ def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatc
 
 
 def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatch, capsys):
-    from flowimg.jobs.train import callbacks
+    from flowimg.jobs.train.run import callbacks
 
     def full(*args):
         raise OSError(28, "No space left on device")

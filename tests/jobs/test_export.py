@@ -52,13 +52,15 @@ np.savez(out, drawn=drawn, output=output.detach().numpy())
 
 
 @pytest.fixture(scope="module")
-def stranger(tiny, tmp_path_factory):
+def stranger(tiny, once):
     """What a process without flowimg draws from RUN/model of a plain run, and computes with that of another."""
-    out = tmp_path_factory.mktemp("stranger") / "drawn.npz"
-    command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", out]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return np.load(out)
+
+    def draw(folder):
+        command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", folder / "drawn.npz"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return np.load(once("stranger", draw) / "drawn.npz")
 
 
 def ours(run, labels=None, scale=1.0, steps=50):
@@ -74,6 +76,7 @@ def levels(pixels):
     return np.round(np.asarray(pixels) * 255).astype(int)
 
 
+@pytest.mark.slow
 def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path):
     np.testing.assert_allclose(stranger["drawn"], ours(tiny.plain), atol=1e-5)
     assert ours(tiny.plain).std() > 0.1  # something was drawn
@@ -83,6 +86,7 @@ def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path)
     assert np.abs(levels(stranger["drawn"]) - drawn).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stranger):
     field = open_run(str(tiny.classes), "ema", None, CPU).field
     noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -33,6 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
 def test_memory_that_is_freed_is_used_again():
     """Mapped anew, 8 times 16 MiB are 32,768 pages of 4 KiB to fault in (fewer where pages are larger)."""

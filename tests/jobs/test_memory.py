@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from survival import words
+from survival import HANGING, words
 
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
@@ -19,6 +19,8 @@ from flowimg.jobs.train.launch import forward
 from flowimg.machine import memory
 from flowimg.settings.reading import load
 from flowimg.training.strategies import strategy_of
+
+pytestmark = pytest.mark.usefixtures("sketches")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,9 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
+@pytest.mark.slow
+def test_the_doctor_finds_a_good_machine_good(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
     assert "two processes add by gloo" in said and "locks hold" in said and "bad" not in said
@@ -131,6 +135,7 @@ def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
 
 
 def test_the_doctor_names_what_is_bad(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     monkeypatch.setattr(doctor_module, "ALL_REDUCE", "raise ValueError('no network for {backend}')")
     monkeypatch.setattr(doctor_module.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(SystemExit) as stop:

@@ -15,6 +15,8 @@ from flowimg.runs.folder import RunFolder
 from flowimg.training import checkpoint
 from flowimg.training.checkpoint import problem
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 
 def train(run, *more, config="configs/checkerboard.yaml"):
     main([str(word) for word in words(run, *more, config=config)])

@@ -109,6 +109,7 @@ def test_evaluate_scores_points_and_gates_them(runs, capsys):
     assert stop.value.code == 1 and "share off the support" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_evaluate_scores_labelled_images(runs, capsys):
     main(["evaluate", str(runs / "digits"), "--count", "40", "--num-steps", "1"])
     scores = json.loads((runs / "digits" / "evaluations.jsonl").read_text().splitlines()[-1])

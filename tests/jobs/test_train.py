@@ -21,6 +21,8 @@ from flowimg.data.store import Images
 from flowimg.flow.objectives import FlowMatching
 from flowimg.spaces.pixels import Pixels
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
 SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
 
