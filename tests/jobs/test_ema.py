@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from survival import words
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import saving
+from flowimg.jobs.train import saving
 from flowimg.runs.opening import open_run
 from flowimg.training.averages import gamma_of
 from flowimg.training.snapshots import kept_steps

@@ -372,7 +372,7 @@ def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatc
 
 
 def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatch, capsys):
-    from flowimg.jobs.train.run import callbacks
+    from flowimg.jobs.train import callbacks
 
     def full(*args):
         raise OSError(28, "No space left on device")
