@@ -165,7 +165,7 @@ def test_averages_that_cannot_be_written_are_missed_and_the_run_goes_on(tmp_path
 
     monkeypatch.setattr(saving, "write_snapshot", full)
     train(tmp_path / "run", "--train.snapshots", 4)
-    assert "warning   the averages of step 20 were not kept ([Errno 28]" in capsys.readouterr().out
+    assert "warning   the averages of step 20 were not written ([Errno 28]" in capsys.readouterr().out
     assert kept_steps(tmp_path / "run" / "snapshots") == [10, 30, 40]
 
 
