@@ -40,8 +40,8 @@ class Scan(NamedTuple):
     """What is known of the pictures of a listing.
 
     `table` (N,) has the `COLUMNS` of each; `wrong` and `names` are the reasons and names of those that cannot be used.
-    Labels, classes, `origin` and `unused` are those of the listing. `fleeting` are rows for which the disk or the memory
-    failed, and which may be usable later.
+    Labels, classes, `origin` and `unused` are those of the listing. `fleeting` are rows for which the disk or the
+    memory failed, and which may be usable later.
     """
 
     table: NDArray[np.void]

@@ -73,8 +73,8 @@ def check(settings: Check) -> dict[str, Any]:
     share = len(bad) / max(len(rows), 1)
     if share > settings.max_bad or not len(good):
         raise DataError(
-            f"{settings.source}: {len(bad):,} of {len(rows):,} pictures ({share:.1%}) cannot be used, more than max_bad "
-            f"{settings.max_bad:g} allows: repair or remove them, or train with a higher --data.max-bad",
+            f"{settings.source}: {len(bad):,} of {len(rows):,} pictures ({share:.1%}) cannot be used, more than "
+            f"max_bad {settings.max_bad:g} allows: repair or remove them, or train with a higher --data.max-bad",
             result,
         )
     return result
@@ -162,7 +162,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     """
     alone("data preview")
     if Path(settings.out).exists():
-        raise SettingsError(f"--out {settings.out} exists and is never overwritten: name a new file")
+        raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
     if config is None and not data.stream and len(find_images(data).rows) <= data.held_out:
         print(f"held out  1 and not {data.held_out} as in a run: there are too few")

@@ -57,7 +57,7 @@ def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
 
 
 class Summary(NamedTuple):
-    """What is known of a shard: numbers of pictures and of labelled ones, distinct labels, and whether it is cut off."""
+    """A shard's number of pictures, its distinct labels, its number of labelled pictures, and whether it is cut off."""
 
     pictures: int
     labels: set[str]
