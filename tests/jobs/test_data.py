@@ -116,7 +116,7 @@ def test_what_is_prepared_is_not_decoded_again(photos, tmp_path, monkeypatch, ca
     left = (tmp_path / "run/left_out.txt").read_text().splitlines()
     assert [line.split(": ")[1] for line in left] == ["the file is empty", "a link to nothing"]
     said = capsys.readouterr().out
-    assert "2 bad pictures left out" in said and "37 pictures are few" in said
+    assert "2 unusable pictures skipped" in said and "37 pictures are few" in said
     assert Image.open(tmp_path / "run/data.png").size[0] > 100
 
 

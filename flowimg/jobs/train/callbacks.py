@@ -129,7 +129,7 @@ def _evaluations(session: Session) -> Callback:
             try:
                 keep(session.folder.evaluations, {**found, **how})
             except OSError as error:  # of a run that continues
-                print(f"warning   the evaluation of step {state.step} was not written ({error})", flush=True)
+                print(f"warning   the evaluation of step {state.step} is not kept ({error})", flush=True)
             figures = figures_of(found)
             name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
             print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)
