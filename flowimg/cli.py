@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,6 +19,7 @@ from flowimg.settings.base import Settings
 from flowimg.settings.command import parse, run_settings, source_settings, start_settings, verb_settings
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import dump, nearest
+from flowimg.version import __version__
 
 Result = dict[str, Any] | None
 """Plain values for a script that runs a verb; None on every process but the first."""
@@ -52,7 +53,7 @@ def on_run(job: str, model: type[Settings], more: str = "", second: str | None =
 
 
 def train(args: Sequence[str]) -> Result:
-    """Train a run, or only try it out."""
+    """Train, or try out, a run."""
     how, args = start_settings(args)
     config = run_settings("train", args)
     if how.dry_run and how.profile:
@@ -74,13 +75,14 @@ def config(args: Sequence[str]) -> Result:
 
 def data(args: Sequence[str]) -> Result:
     """Run one of the verbs on data."""
-    if args and args[0] in DATA:
-        return DATA[args[0]].run(args[1:])
-    if args and args[0] in ("-h", "--help"):
+    verb, *rest = args or [""]
+    if verb in DATA:
+        return DATA[verb].run(rest)
+    if verb in ("-h", "--help"):
         print(f"{usage(DATA, 'data ')}\n\nflowimg data VERB --help lists the settings of a verb")
         return None
-    if args:
-        raise SettingsError(f"there is no flowimg data {args[0]}: {nearest(args[0], list(DATA))}")
+    if verb:
+        raise SettingsError(f"there is no flowimg data {verb}: {nearest(verb, list(DATA))}")
     raise SettingsError(f"flowimg data needs one of {', '.join(DATA)}")
 
 
@@ -140,8 +142,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if verb in ("-h", "--help"):
             print(HELP.format(verbs=usage(VERBS)))
         elif verb == "--version":
-            from flowimg.version import __version__
-
             print(f"flowimg {__version__}")
         elif verb not in VERBS:
             raise SettingsError(f"flowimg has no verb {verb}: {nearest(verb, list(VERBS))}")
@@ -179,14 +179,11 @@ def main(args: Sequence[str] | None = None) -> None:
 @contextmanager
 def redirected(quiet: bool, as_json: bool) -> Iterator[None]:
     """Send what a verb prints to stderr with `--json`, so that stdout holds only the result; nowhere with `--quiet`."""
-    with ExitStack() as stack:
-        if quiet:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))  # progress bars; errors are printed after this context
-        elif as_json:
-            stack.enter_context(redirect_stdout(sys.stderr))
-        yield
+    with open(os.devnull, "w") as nowhere:
+        words = nowhere if quiet else sys.stderr if as_json else sys.stdout
+        bars = nowhere if quiet else sys.stderr  # errors are printed after this context
+        with redirect_stdout(words), redirect_stderr(bars):
+            yield
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -21,10 +21,8 @@ def run_settings(verb: str, args: Sequence[str]) -> Config:
     needs = f"a settings file first: {known}"
     source = _first_word(verb, "CONFIG", Config(), args, needs)
     in_folder = Path(source, "config.yaml")
-    if in_folder.is_file():
-        file = changed(load(str(in_folder)), {"run": source, "train.stop_at": None}, source)
-    else:
-        file = load(source)
+    here = {"run": source, "train.stop_at": None}
+    file = changed(load(str(in_folder)), here, source) if in_folder.is_file() else load(source)
     settings = parse(f"{verb} {source}", file, args[1:])
     return settings if settings.run else settings.model_copy(update={"run": file.run})
 
@@ -94,22 +92,23 @@ def parse(usage: str, defaults: Model, args: Sequence[str]) -> Model:
         SettingsError: If a setting is unknown, or its value is wrong.
     """
     keys = list(flatten(defaults))
-    for arg in args:
-        name = _key(arg.partition("=")[0])
-        if arg.startswith("--") and name not in [*keys, "help"]:
-            raise SettingsError(f"unknown setting {arg.partition('=')[0]}: {nearest(name, keys)}")
+    for option, *_ in _parts(args)[1:]:
+        option = option.partition("=")[0]
+        name = _key(option)
+        if name not in [*keys, "help"]:
+            raise SettingsError(f"unknown setting {option}: {nearest(name, keys)}")
         group = type(defaults).model_fields.get(name.removesuffix(".kind"))
         # a union has other settings for each kind; the settings of the optimiser are the same for both kinds
-        if name.endswith(".kind") and arg.startswith("--") and group and get_args(group.annotation):
+        if name.endswith(".kind") and group and get_args(group.annotation):
             raise SettingsError(f"--{name} cannot be given here: choose it in the YAML file, beside its own settings")
     if _asks_for_help(args):
-        _print_introduction(usage, defaults)
+        _print_introduction(usage)
         config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
         tyro.cli(type(defaults), prog=f"flowimg {usage}", default=defaults, args=["--help"], config=config)
     return override(defaults, args)
 
 
-def _print_introduction(usage: str, defaults: Settings) -> None:
+def _print_introduction(usage: str) -> None:
     """What the help says before the settings: the options of `train`, and that settings depend on the file."""
     if usage.startswith("train "):
         print("how a run is started:")

@@ -46,15 +46,8 @@ class Solving(Settings):
     @property
     def record(self) -> dict[str, Any]:
         """These settings as plain values, with None for those that the solver does not use."""
-        return {
-            "solver": self.solver,
-            "num_steps": None if self.adaptive else self.num_steps,
-            "times": self.times,
-            "shift": self.shift,
-            "tolerance": self.tolerance if self.adaptive else None,
-            "guidance": self.guidance,
-            "guidance_interval": list(self.guidance_interval),
-        }
+        unused = {"num_steps": None} if self.adaptive else {"tolerance": None}
+        return self.model_dump(mode="json", include=set(Solving.model_fields)) | unused
 
 
 class Grid(Solving):

@@ -86,8 +86,6 @@ class Train(Settings):
         if self.micro_batch is not None and self.accumulation != 1:
             raise ValueError(f"micro_batch {self.micro_batch} and accumulation {self.accumulation}: give one of them")
         if self.keep_best and self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"keep_best needs metrics at every checkpoint: make checkpoint_every {self.checkpoint_every} a "
-                f"multiple of log_every {self.log_every}"
-            )
+            at, of = self.checkpoint_every, self.log_every
+            raise ValueError(f"keep_best needs checkpoint_every {at} to be a multiple of log_every {of}")
         return self

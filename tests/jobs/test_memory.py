@@ -122,7 +122,7 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(tmp_path, capsys):
 def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "two processes add by gloo" in said and "locks hold" in said and "bad" not in said
+    assert "two-process gloo all-reduce works" in said and "locks hold" in said and "bad" not in said
     assert list(tmp_path.iterdir()) == []
 
 
