@@ -27,7 +27,7 @@ article: .venv/installed
 	$(BIN)/python examples/frequency/run.py --run runs/article --cells 4 8 --plain-only true
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu" -n 2
+	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 slow: .venv/installed
-	$(BIN)/pytest -m "slow and not gpu" --durations=0
+	$(BIN)/pytest -m "slow and not gpu" -n 2 --dist loadgroup --durations=20
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py

@@ -21,6 +21,7 @@ from flowimg.data.batches import ImageBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import find
 from flowimg.data.store import hold_out, store
+from flowimg.spaces.pixels import Pixels
 
 SECONDS_OF_WARMTH = 0.5
 
@@ -69,7 +70,8 @@ def ours(source, size, batch, how):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
         images = store(find(source, cache, size=size, channels="rgb", labels=False), cache).images
-    data = ImageBatches(images, hold_out(len(images.pixels), 1), True, 0, batch, torch.device("cpu"))
+    space, apart = Pixels(tuple(images.pixels.shape[1:])), hold_out(len(images.pixels), 1)
+    data = ImageBatches(images, space, apart, True, 0, batch, torch.device("cpu"))
     step = 0
     while True:
         yield data(step, range(batch))[0]

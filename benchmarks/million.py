@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from flowimg.build.data import build_source
-from flowimg.data.batches import Prefetch
+from flowimg.data.prefetch import Prefetch
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config

@@ -6,51 +6,57 @@ Prints the time of a block of steps after which a checkpoint begins, over that o
 at the cadence of the config.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flowimg.jobs.train.run.run import cut, open_accelerator, recipe_of
-from flowimg.jobs.train.run.saving import keep_checkpoints
-from flowimg.jobs.train.run.span import Span
-
-from flowimg.build.data import build_source
+from flowimg.build.data import build_source, build_space
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
+from flowimg.jobs.train.launch import cut, open_accelerator, recipe_of
+from flowimg.jobs.train.saving import keep_checkpoints
+from flowimg.jobs.train.session import Session, Span
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
 from flowimg.settings.reading import load, validate
-from flowimg.training.loop import rehearse, start, train_step
+from flowimg.training.loop import train_step, warm_up
+from flowimg.training.state import start
+from flowimg.training.strategies import strategy_of
 
 BLOCK = 4
 """Steps of a block: a save is over within them."""
 
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("source")
+parser.add_argument("pairs", type=int, nargs="?", default=7)
+given = parser.parse_args()
 config = load("configs/fashion_mnist.yaml")
 values = config.model_dump(mode="json")
-values["data"]["source"] = sys.argv[1]
+values["data"]["source"] = given.source
 with tempfile.TemporaryDirectory() as folder:
     config = validate(type(config), {**values, "run": folder}, "benchmark")
-    accelerator = open_accelerator(config)
+    strategy = strategy_of(open_accelerator(config))
     source = build_source(config)
-    data = source.load(accelerator.device)
+    data = source.load(strategy.device)
     objective, field = build_objective(config), build_field(config, source.facts)
-    _, accumulation = cut(config, accelerator, field, objective, data)
-    state = start(accelerator, field, objective, data, recipe_of(config, accumulation))
+    _, accumulation = cut(config, strategy, field.to(strategy.device), objective, data)
+    state = start(strategy, field, objective, data, recipe_of(config, accumulation))
     run = RunFolder(Path(folder))
-    wishes = StopRequests()
+    requests, space = StopRequests(), build_space(config, source.facts)
+    status = Status(run, 1, requests)
     every = config.train.checkpoint_every
     with ThreadPoolExecutor(1) as thread:
-        save = keep_checkpoints(
-            config, run, source.facts, data.fingerprint, Span(1, 10**9), {}, wishes, Status(run, 1, wishes), thread
-        )
+        span = Span(1, 10**9)
+        session = Session(config, run, source.facts, space, data, strategy, span, requests, status, thread)
+        save = keep_checkpoints(session)
         state.wrapped.train()
-        rehearse(state)
+        warm_up(state)
         taken = {True: [], False: []}
-        for _pair in range(int(sys.argv[2]) if len(sys.argv) > 2 else 7):
+        for _pair in range(given.pairs):
             for saving in (True, False):
                 began = time.perf_counter()
                 if saving:

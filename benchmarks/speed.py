@@ -48,15 +48,17 @@ from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.data.batches import ImageBatches
 from flowimg.fields.unet import UNetField
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
 from flowimg.machine.device import keep_memory, pick_device
 from flowimg.machine.precision import autocast, settle_precision
 from flowimg.machine.throughput import pass_flops, product_flops
 from flowimg.runs.opening import open_run
-from flowimg.sampling.sampler import generate, to_uint8
+from flowimg.sampling.sampler import Sampler
 from flowimg.settings.command import run_settings
 from flowimg.settings.run import Config
+from flowimg.spaces.pixels import Pixels
 
 STEPS, SAMPLES = 50, 64
 WRITTEN = 10_000
@@ -86,7 +88,7 @@ def training(args: list[str], config: Config, given: argparse.Namespace, scratch
     if peers:
         args = [*args, "--data.labels", "false", "--grid.guidance", "1", "--data.source", str(scratch / "pictures")]
         write_pictures(config, scratch / "pictures")
-    precision = settle_precision(config.train.precision, config)
+    precision = settle_precision(config.train.precision, config.field.fast_in_bf16)
     trainers = {
         **flowimg_trainers(args, given, precision, scratch),
         **other_trainers(args, config, given, precision, peers, scratch),
@@ -213,14 +215,14 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
         bare = Stock(field.architecture()).to(device).eval()
         bare.unet.load_state_dict(field.unet.state_dict())
     x, t = torch.randn(SAMPLES, *facts.shape, device=device), torch.rand(SAMPLES, device=device)
-    labels = torch.arange(SAMPLES) % len(facts.classes) if facts.classes else None
-    given = None if labels is None else labels.to(device)
+    cond = Condition(torch.arange(SAMPLES) % len(facts.classes) if facts.classes else None)
+    given = cond.to(device)
 
     def pictures(steps: int) -> Tensor:
-        drawn = generate(field, range(SAMPLES), facts.shape, uniform_grid(steps), EULER, labels, SAMPLES, device)
-        return torch.cat([part.x_1.float() for part in drawn])
+        sampler = Sampler(field, facts.shape, EULER, uniform_grid(steps), device, SAMPLES)
+        return sampler.draw(range(SAMPLES), cond).x_1
 
-    precision = settle_precision("auto", config)
+    precision = settle_precision("auto", config.field.fast_in_bf16)
     found: dict[str, list[float]] = {}
     seen: dict[str, Tensor] = {}
     for pair in range(pairs + 1):
@@ -229,7 +231,7 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
             steps = STEPS if (pair and form == precision) or (trained and not pair) else 5
             with autocast(device, form):
                 if not pair:
-                    seen[form] = to_uint8(pictures(steps)).float()
+                    seen[form] = Pixels(facts.shape).decode(pictures(steps)).float()
                     bare(x, t, given)
                     continue
                 now = {f"flowimg, {form}": timed(lambda steps=steps: pictures(steps)) * STEPS / steps}  # type: ignore[misc]

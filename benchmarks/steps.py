@@ -73,7 +73,7 @@ def floor(config: Config, precision: str, levers: Sequence[str] = ()) -> Step:
     def loss() -> Tensor:
         return (field(x, t, None).float() - target).square().mean()
 
-    if "compiled" in levers:  # as compiler_options of flowimg/jobs/machine.py says it
+    if "compiled" in levers:  # as compiler_options of flowimg/machine/compiling.py says it
         options = {"triton.cudagraphs": "graphs" in levers, "force_layout_optimization": "layout" in levers}
         loss = torch.compile(loss, dynamic=False, options={**options})
 
@@ -209,7 +209,7 @@ def work(told: dict[str, Any]) -> None:
     """Be one of them."""
     config = run_settings("train", told["args"])
     if told["name"] == "floor":
-        repeated(floor(config, settle_precision(told["precision"], config), told.get("levers", ())))
+        repeated(floor(config, settle_precision(told["precision"], config.field.fast_in_bf16), told.get("levers", ())))
     elif told["name"] == "bare loop":
         repeated(bare_loop(config, told["fused"]))
     else:

@@ -4,11 +4,11 @@ import json
 import time
 from pathlib import Path
 
-from flowimg.jobs.evaluate.run.run import evaluate
-from flowimg.jobs.train.run.run import settled, train
-
 from flowimg.build.sampler import settle
 from flowimg.evaluation.record import made_how
+from flowimg.jobs.evaluate.run import evaluate
+from flowimg.jobs.train.launch import settled
+from flowimg.jobs.train.run import train
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import weights_name
 from flowimg.settings.evaluate import Evaluate
@@ -42,7 +42,7 @@ def scores_of(how: Evaluate) -> dict[str, float]:
     for found in reversed(folder.evaluated()):
         seeds = range(how.seed, how.seed + (how.count or found["count"]))
         asked = {
-            **made_how(how, seeds, found["nfe"]),
+            **made_how(how.record, seeds, found["nfe"]),
             "weights": weights_name(how.weights),
             "arithmetic": how.precision,
             "step": load(str(folder.config)).train.steps,

@@ -80,6 +80,11 @@ def filled(target: Path, replace: bool = True) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

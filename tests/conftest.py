@@ -1,14 +1,64 @@
 """Two test workers on two cores: one thread each, here and in what the tests start, or they spin for each other."""
 
 import os
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# how long an example takes is no test's business: a busy machine takes its time
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)`: a folder that `make(folder)` fills, once for all test workers together; to be read alone."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def once(name, make):
+        folder, made = root / "shared" / name, root / "shared" / f"{name}.made"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not made.exists():
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Decoded pictures are kept for the length of the tests, each process of theirs by itself."""
-    os.environ["FLOWIMG_CACHE"] = str(tmp_path_factory.mktemp("flowimg-cache"))
+def own_cache(once):
+    """Decoded pictures and classifiers of the real ones are kept for the length of the tests."""
+    os.environ["FLOWIMG_CACHE"] = str(once("flowimg-cache", lambda folder: None))
+
+
+@pytest.fixture(scope="session")
+def tour(once):
+    """The folder in which docs/tour.ipynb was run from top to bottom, with the notebook as it was run."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    root = Path(__file__).parents[1]
+
+    def run(folder):
+        (folder / "configs").symlink_to(root / "configs")
+        notebook = nbformat.read(root / "docs" / "tour.ipynb", 4)
+        with pytest.MonkeyPatch.context() as patch:
+            if "PYTEST_XDIST_WORKER" not in os.environ:  # the only one at work
+                patch.setenv("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+            where = {"metadata": {"path": str(folder)}}
+            nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, resources=where).execute()
+        nbformat.write(notebook, folder / "tour.ipynb")
+
+    return once("tour", run)
+
+
+def pytest_collection_modifyitems(items):
+    """The tour takes as long as all other slow tests of a worker: it begins at once."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

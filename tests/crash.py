@@ -1,6 +1,6 @@
 """`python crash.py POINT STEP flowimg-arguments`: flowimg, killed (SIGKILL) at a named point of the save of a step.
 
-With PROCESS:POINT only that process of a launch is killed. Patches nothing but where the process ends.
+With PROCESS:POINT only that process of a launch is killed. Patches nothing but where the process ends, and pictures.
 """
 
 import os
@@ -9,7 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from flowimg.jobs.train.run import saving as saving
+from sketch import sketched
+
+from flowimg import files
+from flowimg.jobs.train import saving
 from flowimg.training import checkpoint
 
 POINTS = [
@@ -30,7 +33,7 @@ def arm(point, step):
         checkpoint._write_json,
         Path.rename,
     )
-    sync, latest, rmtree = checkpoint.sync, checkpoint._point, shutil.rmtree
+    sync, write_text, rmtree = files.sync, checkpoint.write_text, shutil.rmtree
     now = {"step": None}
 
     def at(name):
@@ -72,13 +75,13 @@ def arm(point, step):
 
     def _sync(path):
         sync(path)
-        if path.name == ".latest" and point == "half of latest" and now["step"] == step:
+        if path.name.startswith(".latest.") and point == "half of latest" and now["step"] == step:
             halved(path)
             die()
 
-    def _point(folder, name):
-        latest(folder, name)
-        at("latest")
+    def _write_text(path, text, **more):
+        write_text(path, text, **more)
+        at(path.name)
 
     def _rmtree(path, *args, **more):
         if point == "half of a rotation" and now["step"] == step and Path(path).name.startswith("step_"):
@@ -87,17 +90,18 @@ def arm(point, step):
         return rmtree(path, *args, **more)
 
     saving.write_checkpoint = write_checkpoint
-    checkpoint.save_file, checkpoint._write_json, checkpoint.sync, checkpoint._point = (
+    checkpoint.save_file, checkpoint._write_json, files.sync, checkpoint.write_text = (
         save_file,
         _write_json,
         _sync,
-        _point,
+        _write_text,
     )
     Path.rename = _rename
     checkpoint.shutil.rmtree = _rmtree
 
 
 if __name__ == "__main__":
+    sketched()
     process, _, name = sys.argv[1].rpartition(":")
     last = int(sys.argv[2])
     if not process or process == os.environ.get("RANK", "0"):

@@ -2,17 +2,19 @@
 
 MODE kill: for each of POINTS a child that is killed (SIGKILL) there, in a cache CACHE/POINT of its own; prints how many
 died so. MODE twice: two children at once in one cache; prints what each has. Patches nothing but where a process ends,
-how much it does at a time and, in twice, how fast.
+how much it does at a time and, in twice, that they meet.
 """
 
 import os
+import select
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from survival import HANGING
 
+from flowimg import files
 from flowimg.data import cache, listing, scan, store
 from flowimg.data.find import find
 
@@ -89,7 +91,8 @@ def arm(point):
         case "the story":
             after(Path, "write_text", times(1))
         case "synced":
-            after(cache, "_sync", times(4))  # three files and their folder
+            nth = times(4)  # three files and their folder; the scan was synced before
+            after(files, "sync", lambda path: "stores" in path.parts and nth())
         case "renamed":
             Path.rename = renamed
 
@@ -120,12 +123,21 @@ def kill(source, folder):
 
 def twice(source, folder):
     listing.CHUNK = 2
-    start = time.monotonic() + 0.2
-    after(store, "decode_into", lambda *_: time.sleep(0.02))  # so that the other comes in the middle
+    heard, say = os.pipe()
+    met = []
+
+    def told(*words, **more):
+        print(*words, **more)
+        os.write(say, b"w")
+
+    def meet(*_):
+        if not met:  # in the middle: the one that decodes goes on when the other waits for it
+            met.append(select.select([heard], [], [], HANGING))
+
+    cache.print = told
+    after(store, "decode_into", meet)
 
     def do():
-        while time.monotonic() < start:
-            pass
         made = build(source, folder)
         os.write(1, f"{made.fingerprint} {len(made.images.pixels)} {int(made.images.labels.sum())}\n".encode())
 

@@ -17,8 +17,8 @@ import flowimg.data.find
 import flowimg.data.store
 from flowimg.data.cache import cache_folder
 from flowimg.data.listing import Listing
-from flowimg.errors import DataError
 from flowimg.data.pictures import Encoded
+from flowimg.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 WHITE = (255, 255, 255)

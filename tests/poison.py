@@ -3,6 +3,8 @@
 import os
 import sys
 
+from sketch import sketched
+
 from flowimg.cli import main
 from flowimg.flow.objectives import FlowMatching
 
@@ -18,5 +20,6 @@ def poisoned(self, data, step, places):
 
 
 FlowMatching.draw = poisoned
+sketched()
 sys.argv = ["flowimg", *sys.argv[4:]]
 main()

@@ -6,21 +6,24 @@
 import sys
 import time
 
+from sketch import sketched
+
 from flowimg.cli import main
 
+sketched()
 stage = sys.argv[1]
 if stage == "preparing data":
-    from flowimg.jobs.train.run import run
+    from flowimg.jobs.train import beginning
 
     def slow_source(config):
         while True:
             time.sleep(0.1)
 
-    run.build_source = slow_source
+    beginning.build_source = slow_source
 elif stage in ("saving", "saving without end"):
-    from flowimg.training import checkpoint
+    from flowimg import files
 
-    sync = checkpoint.sync
+    sync = files.sync
 
     def slow_sync(path):
         sync(path)
@@ -28,7 +31,7 @@ elif stage in ("saving", "saving without end"):
         while stage == "saving without end" and path.name.startswith(".step_") and any(path.parent.glob("step_*")):
             time.sleep(0.1)  # there is a whole one
 
-    checkpoint.sync = slow_sync
+    files.sync = slow_sync
 elif stage == "training":
     from flowimg.training import loop
 

@@ -227,10 +227,10 @@ def test_the_solvers_that_the_settings_call_adaptive_are():
 # --- what is loaded --------------------------------------------------------------------------------------------------
 
 
-def loaded_by(args, cwd):
+def loaded_by(args, cwd, before=""):
     """The modules in memory, and the exit status, after `flowimg ARGS` in a fresh interpreter."""
     look = (
-        "import json, sys\nfrom flowimg.cli import main\nstatus = 0\n"
+        f"{before}\nimport json, sys\nfrom flowimg.cli import main\nstatus = 0\n"
         f"try:\n    main({[str(arg) for arg in args]!r})\n"
         "except SystemExit as stop:\n    status = stop.code\n"
         "print('\\n' + json.dumps([status, list(sys.modules)]))"
@@ -261,7 +261,10 @@ def test_help_settings_and_their_mistakes_do_not_wait_for_torch(args, status, tm
 
 def test_training_on_points_loads_nothing_that_only_pictures_need(tmp_path):
     args = ["train", ROOT / "configs/checkerboard.yaml", "--run", tmp_path / "run", "--train.steps", "2"]
-    _, packages = loaded_by([*args, "--train.batch-size", "8", "--grid.count", "4", "--grid.num-steps", "1"], tmp_path)
+    args += ["--train.batch-size", "8", "--grid.count", "4", "--grid.num-steps", "1"]
+    few = "from flowimg.jobs.figures import irreducible as i, points as p\n"
+    few += "p.CROWD, p.FRAMES, p.PARTICLES, i.DRAWS = 100, 3, 10, 16"
+    _, packages = loaded_by(args, tmp_path, few)
     assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
     assert {"torch", "matplotlib"} <= packages
     assert not packages & {"diffusers", "transformers", "torchvision", "datasets", "sklearn"}

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowimg.cli import main
-from flowimg.settings.reading import load
 from flowimg.build.data import DataFacts
 from flowimg.build.field import build_field
+from flowimg.cli import main
+from flowimg.settings.reading import load
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))

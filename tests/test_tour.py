@@ -1,6 +1,5 @@
 """docs/tour.ipynb: runs from top to bottom, and is kept small."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,13 @@ def test_the_tour_as_it_is_kept_is_whole_and_small():
 
 
 @pytest.mark.slow
-def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # this test runs by itself
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    notebook = nbformat.read(TOUR, 4)
-    client = nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+@pytest.mark.xdist_group("tour")
+def test_the_tour_runs_from_top_to_bottom(tour):
+    notebook = nbformat.read(tour / TOUR.name, 4)
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     off = [float(line.split("%")[0].split()[-1]) for line in said.splitlines() if "off the board" in line]
     assert off[0] < 12 and off[1] > off[4]  # fifty Euler steps are near the data, two are far
     agreement = next(float(line.split()[1]) for line in said.splitlines() if line.strip().startswith("agreement"))
     assert agreement > 95  # per cent
     for name in ("board/figures/flow.webp", "board/report.html", "digits/figures/classes.png", "digits/report.html"):
-        assert (tmp_path / "runs" / "tour" / name).exists()
+        assert (tour / "runs" / "tour" / name).exists()

@@ -1,4 +1,4 @@
-"""What a visitor of the page asked for, in bounds; and following the flow as asked."""
+"""Checking what a visitor of the page sent, and following the flow with it."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from flowimg.settings.sampling import Solver
 from flowimg.settings.verbs import Drawing
 
 STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
-"""The most that the page may ask for."""
+"""The largest values that the page may send."""
 
 
 def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
-    """The settings that a visitor chose, in bounds.
+    """The settings that a visitor chose.
 
     Raises:
-        PageError: If they are not.
+        PageError: If they are out of bounds.
     """
     solvers = get_args(Solver)
     if solver not in solvers:
@@ -35,15 +35,15 @@ def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= GUIDANCE:
         raise PageError(f"guidance is a number from 0 to {GUIDANCE:g}, not {_short(guidance)}")
     if scale != 1 and not guidable(run):
-        raise PageError("this run has no classes that it could be guided to: leave guidance at 1")
+        raise PageError("this run has no classes to guide towards: leave guidance at 1")
     return Drawing(run=str(run.folder.path), solver=solver, num_steps=number, guidance=float(scale), tolerance=1e-4)
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
-    """A whole number in bounds.
+    """A whole number within bounds.
 
     Raises:
-        PageError: If it is none.
+        PageError: If it is anything else.
     """
     fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     if not fits or value != int(value) or not low <= value <= high:
@@ -82,7 +82,7 @@ def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequen
         x_0, Condition() if label is None else labelled(label, len(x_0), run.facts.classes), times
     )
     if not bool(followed.states.isfinite().all()):
-        raise PageError("that leads to numbers that are not finite: more steps or less guidance helps")
+        raise PageError("the result is not finite: use more steps or less guidance")
     return followed
 
 

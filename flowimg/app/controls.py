@@ -1,4 +1,4 @@
-"""What the pages of `flowimg play` share: the controls, and a kind answer to what does not go."""
+"""What the pages of `flowimg play` share: the controls, and errors as sentences in the page."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from flowimg.runs.opening import Run
 
 
 def controls(run: Run, mark: str = "") -> tuple[Any, Any, Any, Any]:
-    """Class, steps, solver and guidance, those that this run has; `mark` ends their ids."""
+    """The controls for class, steps, solver and guidance that this run has; `mark` ends their ids."""
     classes = list(run.facts.classes)
     usual = run.config.grid
     label = gr.Dropdown(
@@ -27,8 +27,8 @@ def controls(run: Run, mark: str = "") -> tuple[Any, Any, Any, Any]:
 
 
 def kindly(answer: Any, *asked: Any) -> Any:
-    """An answer, or a sentence in the page."""
+    """The answer, or its error as a sentence in the page."""
     try:
         return answer(*asked)
     except PageError as error:
-        raise gr.Error(str(error), title="That does not go", print_exception=False) from None
+        raise gr.Error(str(error), title="Invalid input", print_exception=False) from None

@@ -1,4 +1,4 @@
-"""The page to play with a run on pictures: one picture and its way from noise, and what lies between two seeds."""
+"""The page about a run on pictures: one picture and its way from noise, and pictures between two seeds."""
 
 import time
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import arc, noise
 
 MOMENTS = [place / 20 for place in range(21)]
-"""Flow times at which a picture may be looked at."""
+"""Flow times at which a picture can be shown."""
 FRAMES = 15
 """Pictures between two seeds at most."""
 SIDE = 320
-"""Small pictures are enlarged by a whole factor to about so many pixels."""
+"""Small pictures are enlarged by a whole factor to about this many pixels."""
 
 
 class Answer(NamedTuple):
@@ -33,10 +33,10 @@ class Answer(NamedTuple):
 def one_picture(
     run: Run, seed: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
 ) -> Answer:
-    """The picture of a seed at every moment, from noise to data.
+    """The picture of a seed at every flow time, from noise to data.
 
     Raises:
-        PageError: If anything asked for is out of bounds.
+        PageError: If an input is out of bounds.
     """
     how, number = solving(run, steps, solver, guidance), whole(seed, "seed", 0, SEED)
     began = time.perf_counter()
@@ -52,12 +52,12 @@ def two_seeds(
     """The pictures between the noises of two seeds, both included.
 
     Raises:
-        PageError: If anything asked for is out of bounds.
+        PageError: If an input is out of bounds.
     """
     how, count = solving(run, steps, solver, guidance), whole(frames, "pictures", 2, FRAMES)
     seeds = [whole(first, "first seed", 0, SEED), whole(second, "second seed", 0, SEED)]
     if seeds[0] == seeds[1]:
-        raise PageError("between a seed and itself there is nothing: give two that differ")
+        raise PageError("the two seeds are the same: give two that differ")
     began = time.perf_counter()
     a, b = noise(seeds, run.space.shape)
     x_0 = arc(a, b, count)

@@ -1,6 +1,6 @@
-"""`flowimg play`: a page in the browser for a person with no Python; on this machine alone, and with no account.
+"""`flowimg play`: a web page for people who do not use Python; on this machine only, without an account.
 
-This file opens the page and keeps its bounds; what is drawn is in `play_images` and `play_points`.
+This file serves the page; `images` and `points` draw it, and `asked` checks what a visitor sends.
 """
 
 import os
@@ -20,12 +20,12 @@ from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
 
 WAITING = 40
-"""Visitors who may wait for their turn; one is served at a time."""
+"""Visitors who may wait; one is served at a time."""
 PORTS = range(7860, 7880)
 
 
 def play(settings: Play) -> dict[str, Any]:
-    """Open the page about a run and say where it is; ends by Ctrl-C."""
+    """Serve the page about a run and print its address; ends by Ctrl-C."""
     alone("play")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: nothing leaves this machine
     try:
@@ -36,7 +36,7 @@ def play(settings: Play) -> dict[str, Any]:
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     page = build_page(run, settle_precision(settings.precision, run.config.field.fast_in_bf16))
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
-    with redirect_stdout(StringIO()):  # its own words name other addresses
+    with redirect_stdout(StringIO()):  # Gradio would print other addresses
         page.launch(
             server_name=settings.host,
             server_port=port,
@@ -80,10 +80,10 @@ def build_page(run: Run, precision: str = "fp32") -> Any:
 
 
 def _free_port(host: str, asked: int | None) -> int:
-    """The port asked for, or the first free one of a few.
+    """The port of the settings, or the first free one of `PORTS`.
 
     Raises:
-        MachineError: If there is none.
+        MachineError: If none is free.
     """
     for port in [asked] if asked is not None else PORTS:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as door:

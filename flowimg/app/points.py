@@ -1,4 +1,4 @@
-"""The page to play with a run on points: drop particles on the plane, or draw noise, and watch them flow."""
+"""The page about a run on points: drop particles on the plane, or draw noise, and follow the flow."""
 
 import json
 import math
@@ -19,9 +19,9 @@ from flowimg.sampling.sampler import noise
 MOST = 2000
 """Particles at once."""
 MOMENTS = [place / 60 for place in range(61)]
-"""Flow times at which the page knows where the particles are."""
+"""Flow times at which the page gets the particles' positions."""
 FAR = 100.0
-"""How far from the middle a particle may be dropped."""
+"""Largest coordinate of a particle."""
 TEMPLATE = """<div class="plane"><canvas style="touch-action: none"></canvas>
 <div class="bar"><button type="button">pause</button><label>t <input type="range" min="0" max="1" step="0.01" value="0"
 aria-label="flow time: 0 is noise, 1 is data"></label></div></div>"""
@@ -41,7 +41,7 @@ def flow_particles(
     """The paths of the particles on the plane, and how they were made.
 
     Raises:
-        PageError: If anything asked for is out of bounds.
+        PageError: If an input is out of bounds.
     """
     how = solving(run, steps, solver, guidance)
     particles = check_particles(plane)
@@ -60,11 +60,11 @@ def check_particles(plane: Any) -> list[list[float]]:
     """The particles that a page sent.
 
     Raises:
-        PageError: If they are none, too many, or not points of the plane.
+        PageError: If there are none or too many, or they are not points of the plane.
     """
     particles = plane.get("particles") if isinstance(plane, dict) else None
     if not isinstance(particles, list) or not particles:
-        raise PageError("there are no particles: press on the plane, draw, or take Gaussian noise")
+        raise PageError("there are no particles: press on the plane, draw, or use Gaussian noise")
     if len(particles) > MOST:
         raise PageError(f"{len(particles):,} particles are too many: {MOST:,} at most")
     for point in particles:

@@ -41,4 +41,4 @@ def parse_label(label: int | str | None, classes: Sequence[str], run: str) -> in
     near = get_close_matches(str(label), classes, n=1, cutoff=0.5)
     known = ", ".join(classes[:16]) + (f" and {len(classes) - 16} more" if len(classes) > 16 else "")
     hint = f"did you mean {near[0]}?" if near else f"known are {known}"
-    raise SettingsError(f"--label {label} is not a class of {run}: {hint}")
+    raise SettingsError(f"--label {label} is no class of {run}: {hint}")

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: pictures are transformed, and the field is told how.
+"""Augmentation that does not leak: pictures are transformed, and the field is conditioned on how.
 
     x_1 <- x_1 o M^-1,    M = T A R S Y X
 
@@ -7,19 +7,19 @@
     A  stretched by 2^(0.2 n) in some direction, and by 2^(-0.2 n) across it
     T  moved by 0.125 n of the width and 0.125 n of the height
 
-with n a standard normal number each; Y, S, R, A and T are each tried with probability p alone. The field is told
+with n a standard normal number each; Y, S, R, A and T are each applied with probability p. The condition holds
 
     a = (mirrored, upside down, n of S, cos - 1 and sin of the angle of R,
          n of A times cos and sin of twice its direction, both n of T),
 
-from which M follows. a = 0 is the picture as it is: asked with it, a field draws what was not transformed, and has
-learned its shapes from many more pictures than there are. Twice the direction, as a stretch along a direction and
-along its opposite is one stretch.
+from which M follows. a = 0 is the picture as it is: with it, a field draws pictures that are not transformed, having
+learned from many more than there are. The direction is doubled, as a stretch along a direction and along its opposite
+are the same.
 
-A picture that is moved is resampled once, by torch's cubic convolution (a = -3/4), over its mirror images beyond the
-edge: it loses the finest detail (half a pixel off, what is two pixels long is gone), rings a little at edges, and
-aliases a little where it is made smaller. One that is mirrored alone, or left alone, keeps every bit, and the field
-is told which is which: what is asked for with a = 0 was learned from whole pictures.
+A picture that is moved is resampled once, by torch's cubic convolution (a = -3/4), with reflection beyond the edge: it
+loses the finest detail (shifted by half a pixel, waves of two pixels vanish), rings a little at edges, and aliases a
+little where it shrinks. One that is only mirrored, or not changed, keeps every bit; so samples drawn with a = 0 were
+learned from pictures that were not resampled.
 Source: Karras et al. 2022, arXiv:2206.00364, appendix F.2, after Karras et al. 2020, arXiv:2006.06676.
 """
 
@@ -37,16 +37,16 @@ SCALE, SHIFT = 0.2, 0.125
 
 
 def augmented(x: Tensor, seed: int, step: int, positions: range, p: float) -> tuple[Tensor, Tensor]:
-    """Pictures transformed at random: functions of (seed, step, place) alone.
+    """Randomly transformed pictures: functions of (seed, step, position) only.
 
     Args:
         x: Pictures in [-1, 1], shape (B, C, H, W).
         seed: Seed of the run.
         step: Optimiser step.
         positions: Their positions in the global batch.
-        p: How often each transformation is tried, in [0, 1].
+        p: Probability of each transformation, in [0, 1].
     Returns:
-        Pictures in [-1, 1], shape (B, C, H, W), and the numbers that tell how, shape (B, 9); on the device of x.
+        Pictures in [-1, 1], shape (B, C, H, W), and the numbers a, shape (B, 9); on the device of x.
     """
     numbers, maps = draw_numbers(seed, step, positions, p)
     return transformed(x, numbers, maps), numbers.to(x.device, non_blocking=True)
@@ -138,7 +138,7 @@ def inverse(maps: Tensor) -> Tensor:
 def resampled(x: Tensor, back: Tensor) -> Tensor:
     """Pictures looked up where each pixel came from: shapes (B, C, H, W) and (B, 2, 3), as `inverse` gives it."""
     height, width = x.shape[-2:]
-    # in pixels from the middle; products and sums alone, not a matrix product, which rounds by the size of the batch
+    # in pixels from the middle; products and sums only: a matrix product would round by the size of the batch
     across = (torch.arange(width, device=x.device) + 0.5 - width / 2) + width * back[:, 0, 2, None]
     down = (torch.arange(height, device=x.device) + 0.5 - height / 2) + height * back[:, 1, 2, None]
     across, down = across[:, None, :], down[:, :, None]

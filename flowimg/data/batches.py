@@ -1,16 +1,13 @@
-"""Batches of x_1: which data an optimiser step sees at which place of its global batch.
+"""Batches of x_1: which data an optimiser step sees at which position of its global batch.
 
 All kinds answer `(step, positions) -> (x_1, cond)` and are functions of (seed, step, positions) only; nobody after them
 asks whether they hold points or images.
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -100,12 +97,12 @@ def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class ImageBatches(Batches):
-    """Images in the keyed order of each epoch, scaled to [-1, 1], flipped and augmented at random where asked.
+    """Images in the keyed order of each epoch, scaled to [-1, 1], with random flips, windows and augmentation.
 
-    `images` are all that there are, on `device` or in this machine's memory; `apart` (H,) are the rows kept apart.
-    With `window` each is a square of so many pixels cut out at random. `offset` is the samples seen before step 0, so
-    to say, in a run whose batch was changed on the way; `fingerprint` the name of all pictures; `left_out` the names
-    of bad ones, with the reason; `augment` how often each transformation is used.
+    `images` are all of the data, on `device` or in this machine's memory; `apart` (H,) are the rows that are held out.
+    With `window`, each picture is a square of `window` pixels a side, cut out at random. `offset`: samples already seen
+    before this step count began, after the batch size changed mid-run. `augment` is the probability of each
+    transformation.
     """
 
     images: Images
@@ -122,7 +119,7 @@ class ImageBatches(Batches):
     augment: float = 0.0
 
     def __post_init__(self) -> None:
-        # picture i of those learned is row i + (how many kept apart come before it): nothing of size N is stored
+        # the i-th learned picture is row i + (number of held-out rows before it): nothing of size N is stored
         object.__setattr__(self, "_gaps", self.apart - torch.arange(len(self.apart)))
         object.__setattr__(self, "size", len(self.images.pixels) - len(self.apart))
         # With CUDA nothing is ready: noise is drawn on the host, which is busy enough with sending the GPU its
@@ -156,9 +153,9 @@ class ImageBatches(Batches):
         return index + torch.searchsorted(self._gaps, index, right=True)  # type: ignore[attr-defined]
 
     def some(self, count: int) -> Images:
-        """So many of the pictures to learn from, or all, as they are where nothing is drawn at random.
+        """At most `count` of the pictures to learn from, without random changes.
 
-        Evenly spread over the source: one folder after another, the first so many might be of one class.
+        Evenly spread over the source: in a folder a class, the first ones might be of one class.
         """
         return self._middle(self._learned(evenly(self.size, count)))
 
@@ -174,7 +171,7 @@ class ImageBatches(Batches):
 
 
 def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, window: int | None) -> Tensor:
-    """What is random about pictures: windows and flips, functions of (seed, step, place) alone.
+    """Random windows and flips of pictures, functions of (seed, step, position) only.
 
     Args:
         pixels: Shape (B, C, S, S), uint8.
@@ -182,7 +179,7 @@ def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, wi
         step: Optimiser step.
         positions: Their positions in the global batch.
         flip: Flip half of them left to right.
-        window: Cut a square of so many pixels out of each; None keeps all of it.
+        window: Cut a square of this many pixels a side out of each; None keeps all of it.
     """
     if window is not None:
         most = pixels.shape[-1] - window + 1
@@ -200,7 +197,7 @@ def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, wi
 
 
 def evenly(size: int, most: int) -> Tensor:
-    """Places 0 .. size - 1, or as many of them as `most`, evenly spread."""
+    """The indices 0 .. size - 1, or `most` of them, evenly spread."""
     count = min(size, most)
     return torch.arange(count) * size // count
 
@@ -226,69 +223,3 @@ def to_device(some: Tensor, device: torch.device) -> Tensor:
     if some.device.type == device.type:
         return some
     return (some.pin_memory() if device.type == "cuda" else some).to(device, non_blocking=True)
-
-
-def beside(name: str) -> ThreadPoolExecutor:
-    """A thread beside the loop, for work with tensors.
-
-    It has one of torch's threads: with a second team of them in the process, those of the loop sleep and wake at every
-    operation. (So has any thread that comes later; one that has used torch before keeps what it has.)
-    """
-    return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
-
-
-class LastBatch:
-    """Data of which what was asked for last is not made again: micro-batches may share a block of a coupling.
-
-    Args:
-        data: Gives the data of a step at some positions.
-    """
-
-    def __init__(self, data: Callable[[int, range], Batch]) -> None:
-        self.data = data
-        self.asked: tuple[int, range] | None = None
-        self.last: Batch
-
-    def __call__(self, step: int, positions: range) -> Batch:
-        """x_1 and its condition."""
-        if self.asked != (step, positions):
-            self.last = self.data(step, positions)
-            self.asked = step, positions
-        return self.last
-
-
-T = TypeVar("T")
-
-
-class Prefetch(Generic[T]):
-    """What steps need made ready in a thread while the steps before them are computed; the same as made when asked for.
-
-    Args:
-        make: Makes what a step needs at some positions.
-        positions: What is asked for in a step, in that order, all different.
-        depth: So many micro-batches are ready at most.
-    """
-
-    def __init__(self, make: Callable[[int, range], T], positions: list[range], depth: int = 2) -> None:
-        self.make, self.positions, self.depth = make, positions, depth
-        self.thread = beside("data")
-        self.ready: deque[tuple[tuple[int, range], Future[T]]] = deque()
-
-    def __call__(self, step: int, positions: range) -> T:
-        """What was made ready is taken, anything else is made now."""
-        if positions not in self.positions:
-            return self.thread.submit(self.make, step, positions).result()
-        while self.ready and self.ready[0][0] != (step, positions):
-            self.ready.popleft()[1].cancel()
-        while len(self.ready) <= self.depth:
-            now = self._next(*self.ready[-1][0]) if self.ready else (step, positions)
-            self.ready.append((now, self.thread.submit(self.make, *now)))
-        return self.ready.popleft()[1].result()
-
-    def _next(self, step: int, positions: range) -> tuple[int, range]:
-        number = self.positions.index(positions) + 1
-        return (step, self.positions[number]) if number < len(self.positions) else (step + 1, self.positions[0])
-
-    def close(self) -> None:
-        """Wait for what is being made, and make no more."""
-        self.thread.shutdown(cancel_futures=True)

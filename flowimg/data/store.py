@@ -5,8 +5,8 @@
     CACHE/stores/NAME/store.json  shape, classes, fingerprint, what was left out, version
 
 NAME is made of the hashes of all files, the labels, and how pictures are brought to their shape: the same pictures are
-found again wherever they lie, and other ones never are. The file is mapped for this process alone: nothing that is
-done to the array reaches it.
+found again wherever they lie, and other ones never are. The file is mapped copy-on-write: no change of the array
+reaches it.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ def fingerprint(images: Images) -> str:
 
 
 def hold_out(n: int, count: int) -> Tensor:
-    """The rows of `count` of n pictures that are kept apart, in order; the same whatever the seed of the run."""
+    """The rows of `count` of n pictures to hold out, in order; the same whatever the seed of the run."""
     order = permute(np.arange(count, dtype=np.uint64), n, key("held out"))
     return torch.from_numpy(np.sort(order.astype(np.int64)))
 
@@ -123,7 +123,7 @@ def store(
         kept = _read(folder)
         if kept is None:
             raise DataError(
-                f"the decoded pictures in {folder} are gone as soon as made: is something else clearing it?"
+                f"the decoded pictures in {folder} vanished right after they were written: is something clearing it?"
             )
     refuse_many(found.where, (*found.bad, *kept.bad), len(found.rows) + len(found.bad), max_bad)
     return kept
@@ -144,7 +144,7 @@ def _read(folder: Path) -> Stored | None:
         images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
         return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
     except FileNotFoundError:
-        # one that was renamed to its place a moment ago is whole
+        # one that was renamed into place a moment ago is whole
         if told is not None or (folder.exists() and not (folder / "store.json").exists()):
             discard(folder)
         return None
@@ -162,7 +162,7 @@ def _fill(
     listing = found.open()
     rows = found.rows
     total = len(rows) + len(found.bad)
-    story = f"start again when nothing writes to {found.where.removeprefix('data.source ')}"
+    story = f"retry once nothing writes to {found.where.removeprefix('data.source ')}"
     file = folder / "pixels"
     file.touch()
     places = np.arange(len(rows))
@@ -181,7 +181,7 @@ def _fill(
                         refuse_many(found.where, [*found.bad, *bad.values()], total, max_bad)
                 elif name:
                     found.scan.unlink(missing_ok=True)  # it is of another file
-                    raise DataError(f"{name} is not what it was when it was looked at: {story}")
+                    raise DataError(f"{name} changed since it was scanned: {story}")
             progress.update(len(part))
     good = np.setdiff1d(places, list(bad))
     _close_ranks(file, good, how.bytes)
@@ -205,7 +205,7 @@ def _fill(
 
 
 def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]
-    """Move the good pictures together over the places of the bad ones."""
+    """Move the good pictures together, over the bad ones."""
     with file.open("r+b") as opened:
         first = int(np.argmax(good != np.arange(len(good)))) if (good != np.arange(len(good))).any() else len(good)
         many = max(1, BLOCK // size)

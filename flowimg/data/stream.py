@@ -1,7 +1,7 @@
-"""Batches of pictures that are read as they come: few shards open at a time, decoded by other processes.
+"""Batches of streamed pictures: few shards are open at a time, and other processes decode.
 
-Which picture comes when is a function of the step (`order.ShardOrder`), so a run that goes on reads on where it
-stopped. A bad picture is replaced by another of its shard, the same one every time.
+Which picture comes when is a function of the step (`order.ShardOrder`), so a continued run reads on where it stopped. A
+bad picture is replaced by another of its shard, the same one every time.
 """
 
 import sys
@@ -35,26 +35,26 @@ from flowimg.spaces.pixels import Pixels
 LOOKED_AT = 64
 """Pictures whose files are looked at beforehand, for size and colour."""
 TRIES = 8
-"""Pictures tried in place of a bad one."""
+"""Replacements to try for a bad picture."""
 ENOUGH = 1000
 """Pictures after which the share of bad ones is judged."""
 TOLD = 10
-"""Bad pictures that are named as they come."""
+"""Bad pictures to name as they come; more are only counted."""
 SOME = 10_000
-"""Pictures that are fetched for a figure or a score at most."""
+"""Pictures to fetch for a figure or a score at most."""
 BATCH, OPEN = 64, 16
-"""In which order those come: that of a run of this batch that reads from so many shards at a time."""
+"""Their order is that of a run of this batch size with this number of open shards."""
 KEPT_APART_FROM = 8
-"""Shards that held-out pictures come from at least, where there are so many."""
+"""Shards that held-out pictures come from at least, if there are that many."""
 
 
 def look_into(
     stream: Stream, size: int | None, channels: str, background: Sequence[int]
 ) -> tuple[tuple[int, int, int], str]:
-    """The shape that decoding will give, by a few pictures from all over; and what they are, in words.
+    """The shape after decoding, from a few pictures spread over the shards; and their kinds, in words.
 
     Raises:
-        DataError: If they are of several sizes and none is asked for, or none of them can be read.
+        DataError: If they have several sizes and data.size is not given, or none of them can be read.
     """
     count = len(stream.counts)
     shards = sorted({place * (count - 1) // max(KEPT_APART_FROM - 1, 1) for place in range(KEPT_APART_FROM)})
@@ -76,7 +76,7 @@ def look_into(
 
 
 def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """How many of the last pictures of each shard are kept apart, (S,); the same whatever the seed of the run.
+    """How many of the last pictures of each shard to hold out, (S,); the same whatever the seed of the run.
 
     Raises:
         ValueError: If half of the pictures are not enough.
@@ -96,7 +96,7 @@ def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 @dataclass
 class StreamBatches(Batches):
-    """Streamed pictures, scaled to [-1, 1], flipped, cut and augmented at random where asked.
+    """Streamed pictures, scaled to [-1, 1], with random flips, windows and augmentation.
 
     `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode. See
     `batches.ImageBatches` for the rest.
@@ -150,7 +150,7 @@ class StreamBatches(Batches):
         return (before[shards] + rows).tolist()
 
     def some(self, count: int) -> Images:
-        """So many pictures, `SOME` at most, the same for every run on these shards, as they are; nothing is random."""
+        """`count` pictures, `SOME` at most, the same for every run on these shards, without random changes."""
         count = min(count, self.size, SOME)
         fixed = replace(self, offset=0, seed=0, batch_size=BATCH, open_shards=OPEN)
         steps = -(-count // BATCH)
@@ -161,7 +161,7 @@ class StreamBatches(Batches):
         return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)
 
     def held_out(self, count: int) -> Batch:
-        """Pictures that no step sees: the first `count` of those kept apart, or all of them."""
+        """Pictures that no step sees: the first `count` of those held out, or all of them."""
         shards = np.repeat(np.arange(len(self.held)), self.held)[:count]
         ends = np.cumsum(self.held)
         rows = self.stream.counts[shards] - (ends[shards] - np.arange(len(shards)))
@@ -171,7 +171,7 @@ class StreamBatches(Batches):
         return self.space.encode(to_device(pixels, self.device)), Condition(labels)
 
     def close(self) -> None:
-        """Send the processes that decode home."""
+        """Shut down the decoder processes."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -223,7 +223,7 @@ class StreamBatches(Batches):
         return pixels_all, torch.tensor(labels) if self.stream.classes else None
 
     def _instead(self, shard: int, row: int, again: int) -> tuple[int, int]:
-        """Another picture for a bad one: of its own shard, which is open, then of any; of those kept apart for one."""
+        """A replacement for a bad picture: from its own shard, which is open, then from any; held out if it was."""
         keyed = key("instead", self.fingerprint, shard, row, again)
         learned = self.stream.counts - self.held
         apart = row >= learned[shard]
@@ -235,7 +235,7 @@ class StreamBatches(Batches):
         return shard, key(keyed, "row") % int(learned[shard])
 
     def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
-        """Pictures decoded by the workers, in order; what is wrong with one in its place."""
+        """Pictures decoded by the workers, in order; for a bad one, the reason."""
         with self._lock:
             self._pool = self._pool or Pool(self.workers)
         encoded = [self._open(shard).picture(row) for shard, row in pairs]
@@ -252,5 +252,5 @@ class StreamBatches(Batches):
             return
         self.bad[shard, row] = Bad(plain(self._open(shard).name(row)), reason)
         if len(self.bad) <= TOLD:
-            more = "; more will be counted alone" if len(self.bad) == TOLD else ""
-            print(f"warning   {self.bad[shard, row].name}: {reason}; another in its place{more}", file=sys.stderr)
+            more = "; further ones are only counted" if len(self.bad) == TOLD else ""
+            print(f"warning   {self.bad[shard, row].name}: {reason}; replaced by another{more}", file=sys.stderr)

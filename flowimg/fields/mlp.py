@@ -18,7 +18,7 @@ class MLPField(nn.Module):
 
     Args:
         dim: Coordinates of a point.
-        num_classes: Classes the field may be asked for; 0 makes it unconditional.
+        num_classes: Number of classes that the field can be conditioned on; 0 makes it unconditional.
         width: Units a hidden layer.
         depth: Hidden layers.
         x_frequencies: Sine and cosine of x at the frequencies 1 .. n times pi / `x_range`; 0 for none.

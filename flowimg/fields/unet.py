@@ -60,9 +60,9 @@ class UNetField(nn.Module):
 
     Args:
         unet: The network, in diffusers' convention; `new_unet` or `pretrained_unet` make one.
-        num_classes: Classes the field may be asked for, one less than the network embeds; 0 makes it unconditional.
+        num_classes: Number of classes, one less than the network embeds; 0 makes the field unconditional.
         gradient_checkpointing: Compute activations again in the backward pass: slower, far less memory.
-        numbers: Numbers that the field is told of a picture's augmentation; 0 where none is augmented.
+        numbers: Numbers of a condition's augmentation; 0 where pictures are not augmented.
     """
 
     edges = ("unet.conv_in", "unet.conv_out", "unet.class_embedding", "augment")
@@ -76,7 +76,7 @@ class UNetField(nn.Module):
         super().__init__()
         self.unet = quicken(unet)
         self.num_classes = num_classes
-        # without bias: 0 numbers add 0, so that the network alone is the field of pictures as they are
+        # without bias: an augmentation of 0 adds 0, so that the network itself is the field of unchanged pictures
         self.augment = nn.Linear(numbers, unet.time_embedding.linear_2.out_features, bias=False) if numbers else None
         if self.augment is not None:
             nn.init.zeros_(self.augment.weight)
@@ -130,13 +130,13 @@ def new_unet(
     Args:
         size: Pixels a side of the square pictures.
         image_channels: 1 for grey, 3 for RGB.
-        num_classes: Classes it may be asked for, beside "no class"; 0 makes it unconditional.
+        num_classes: Number of classes besides "no class"; 0 makes it unconditional.
         channels: Channels of each level; each level after the first halves the size.
         layers: Residual blocks a level.
         attention: Sizes (pixels a side) at which there is self-attention; the middle always has it.
         dropout: Dropout in the residual blocks.
-        scale_shift: Time and class scale and shift after the second norm of a residual block, in place of a mere shift
-            before it.
+        scale_shift: Time and class scale and shift the output of a residual block's second norm, instead of only
+            shifting its input.
         zero_output: Start from the velocity 0.
     Raises:
         ValueError: If size, levels and attention do not fit together; the message says what would.
@@ -154,7 +154,7 @@ def new_unet(
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         attention_head_dim=HEAD,
         norm_num_groups=GROUPS,
-        # with scale and shift the attention in the middle would have no norm unless it is told so
+        # with scale and shift, diffusers gives the attention in the middle no norm by default
         attn_norm_num_groups=GROUPS if scale_shift else None,
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         dropout=dropout,
@@ -174,13 +174,13 @@ def empty_unet(architecture: dict[str, Any]) -> UNet2DModel:
 def pretrained_unet(
     source: str, size: int, image_channels: int, num_classes: int = 0, dropout: float = 0.0
 ) -> UNet2DModel:
-    """A network that starts from the weights of a stock UNet2DModel; its class embedding is new unless it fits.
+    """A network with the weights of a stock UNet2DModel; its class embedding is new unless it fits.
 
     Args:
         source: A folder, or an id of the hub, with the network itself or, in its folder `unet`, a pipeline's.
         size: Pixels a side of the square pictures.
         image_channels: 1 for grey, 3 for RGB.
-        num_classes: Classes it may be asked for, beside "no class"; 0 makes it unconditional.
+        num_classes: Number of classes besides "no class"; 0 makes it unconditional.
         dropout: Dropout in the residual blocks.
     Raises:
         OSError: If there is no such network, in safetensors.
@@ -217,7 +217,7 @@ def _stock_unet(source: str) -> UNet2DModel:
     options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     path = Path(source).expanduser()
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # it tells at length what we say in one sentence
+    logging.set_verbosity(logging.CRITICAL)  # silence its long warnings; we raise one clear error instead
     try:
         if path.is_dir():
             inside = path / "unet" if (path / "unet").is_dir() else path
@@ -231,9 +231,11 @@ def _stock_unet(source: str) -> UNet2DModel:
                 stock, loaded = UNet2DModel.from_pretrained(source, subfolder="unet", **options)
     finally:
         logging.set_verbosity(before)
-    # diffusers would go on with new weights in their place
+    # diffusers would silently use new weights instead
     if lacking := sorted([*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])]):
-        raise ValueError(f"{source} is no whole UNet2DModel: {len(lacking)} weights are missing, {lacking[0]} for one")
+        raise ValueError(
+            f"{source} is an incomplete UNet2DModel: {len(lacking)} weights are missing, such as {lacking[0]}"
+        )
     return stock
 
 

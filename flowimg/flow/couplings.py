@@ -6,10 +6,10 @@ Minibatch OT: within each block of the batch, the permutation p of the noise wit
     p = argmin sum_i |x_0[p(i)] - x_1[i]|^2 = argmax sum_i <x_0[p(i)], x_1[i]>
 
 (the squared norms do not depend on p). The paths then cross less and need fewer solver steps. With labels the noise
-is exchanged within a class alone: paired across classes it would no longer be N(0, I) given the class, which is what
-a class is sampled from.
-A coupling declares its `block`: pairs never leave a block of that many consecutive positions of the global batch,
-so a process computes the blocks that hold its own positions and nobody needs the whole batch.
+is exchanged only within a class: paired across classes it would no longer be N(0, I) given the class, and a class is
+sampled from N(0, I).
+A coupling declares its `block`: pairs never leave a block of that many consecutive positions of the global batch, so a
+process computes only the blocks that hold its own positions.
 Source: Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482; for labels
 Cheng & Schwing 2025, arXiv:2503.10636.
 """
@@ -31,7 +31,7 @@ class Coupling(Protocol):
 
     @property
     def block(self) -> int:
-        """Places that may exchange noise."""
+        """Positions that may exchange noise."""
         ...
 
     def __call__(self, x_0: Tensor, x_1: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -41,7 +41,7 @@ def log_density(
     The velocity sees x in the type of `x_1`; state and density are carried in float64, where the device has it.
 
     Args:
-        velocity: A field, of which row b of v depends on row b of x alone.
+        velocity: A field, of which row b of v depends only on row b of x.
         x_1: Samples, shape (B, *D).
         times: From 0 to 1, as to draw samples, shape (N + 1,).
         solver: The step function; the divergence is integrated by the same.

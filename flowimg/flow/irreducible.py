@@ -1,8 +1,8 @@
-"""The part of the loss that no field can learn away.
+"""The irreducible loss: the part of the loss that remains for the best of all fields.
 
-The best velocity is a mean, v(x_t) = E[u_t | x_t], so what is left of the loss is a variance,
+The best velocity is a mean, v(x_t) = E[u_t | x_t], so the loss that remains is a variance,
 
-    floor = E Var[u_t | x_t] / D.
+    irreducible = E Var[u_t | x_t] / D.
 
 With noise and data independent, x_0 = (x_t - alpha x_1) / sigma, so u_t is affine in x_1 given x_t, and
 
@@ -25,11 +25,11 @@ from flowimg.flow.paths import Path
 PAIRS, CHUNK = 2**22, 4096
 """Pairs of draws and data held at once, and data compared at once."""
 BINS = 10
-"""Stretches of t, all as long, in which losses and floors are told."""
+"""Bins of t, of equal length, in which losses are reported."""
 
 
 class Irreducible(NamedTuple):
-    """The mean floor under the times of training, by stretches of t (nan: no draw there), and what it is of."""
+    """The mean under the times of training, the mean in each bin of t (nan: no draw there), and a name for figures."""
 
     mean: float
     by_t: Sequence[float]
@@ -37,12 +37,12 @@ class Irreducible(NamedTuple):
 
 
 def tenth_of(t: Tensor) -> Tensor:
-    """Which of the `BINS` stretches a time lies in, 0 ... BINS - 1."""
+    """The bin of each time, 0 ... BINS - 1."""
     return (t * BINS).long().clamp(0, BINS - 1)
 
 
 def means_by_time(values: Tensor, t: Tensor) -> list[float]:
-    """The mean of the finite values, shape (B,), in each stretch of their times (B,); nan where there is none."""
+    """The mean of the finite values, shape (B,), in each bin of their times (B,); nan in an empty bin."""
     good = torch.isfinite(values)
     tenth = tenth_of(t[good])
     means: list[float] = (tenth.bincount(values[good].double(), BINS) / tenth.bincount(minlength=BINS)).tolist()
@@ -50,7 +50,7 @@ def means_by_time(values: Tensor, t: Tensor) -> list[float]:
 
 
 def irreducible_loss(path: Path, draw: Draw, data: Tensor, labels: Tensor | None = None, fresh: bool = False) -> Tensor:
-    """The loss that the best of all fields has at these x_t, an example.
+    """The loss of the best of all fields at these x_t, for each example.
 
     Args:
         path: The path trained on.
@@ -60,13 +60,13 @@ def irreducible_loss(path: Path, draw: Draw, data: Tensor, labels: Tensor | None
         fresh: `data` are a sample of a distribution from which `draw.x_1` comes too; else they are all there is, and
             `draw.x_1` is among them.
     Returns:
-        Floor an example, shape (B,), float64; nan where a sample holds too few data near x_t to tell.
+        Loss of each example, shape (B,), float64; nan where a sample holds too few data near x_t to estimate it.
     """
     assert draw.cond.augmentation is None  # augmented pictures are not among the data
     x_1, t = draw.x_1.double(), draw.t.double()
     x_t = path.sample(draw.x_0.double(), x_1, t).x_t.flatten(1)
     alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
-    # distances are taken from the draw's own x_1: where it alone is left, the variance is exactly 0
+    # distances are taken from the draw's own x_1: where only that one has weight, the variance is exactly 0
     own = x_1.flatten(1)
     offset, ratio = (x_t - alpha * own) / sigma, alpha / sigma
     label = None if labels is None else draw.cond.label

@@ -1,4 +1,4 @@
-"""Every random number is a function of (seed, step, place in the global batch), never of who computes it.
+"""Every random number is a function of (seed, step, position in the global batch), never of who computes it.
 
 The global batch of a step is cut into blocks of `BLOCK` positions. A block has one generator a purpose,
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 BLOCK, LARGE_BLOCK = 64, 512
-"""Places of the global batch that share a generator; the latter of rows of at most `FEW` numbers."""
+"""Positions of the global batch that share a generator; the latter for rows of at most `FEW` numbers."""
 FEW = 4
 STEPS, ROWS = 16, 8192
-"""Steps whose points, noise and times are made together at most, and rows of all of them: where one step has few rows
-the calls would cost more than the numbers. Every step has its own generators all the same."""
+"""Steps whose points, noise and times are made together at most, and their rows at most: where a step has few rows the
+calls would cost more than the numbers. Every step still has its own generators."""
 LOTS = 64
-"""Such lots kept at most: a run needs one of each kind for each of its micro-batches."""
+"""Lots to cache at most: a run needs one of each kind for each of its micro-batches."""
 
 
 def key(*parts: int | str) -> int:
@@ -48,13 +48,13 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def lot_of(step: int, rows: int) -> range:
-    """The steps that are made together with this one, of so many rows each; itself alone where rows are many."""
+    """The steps whose numbers are made together with this one's, of `rows` rows each; just itself for many rows."""
     many = max(1, min(STEPS, ROWS // max(1, rows)))
     return range(step // many * many, (step // many + 1) * many)
 
 
 def block_of(shape: tuple[int, ...]) -> int:
-    """Places that share a generator, of rows of this shape."""
+    """Number of positions that share a generator, for rows of this shape."""
     return LARGE_BLOCK if math.prod(shape) <= FEW else BLOCK
 
 
@@ -74,7 +74,7 @@ def draw_blocks(
         step: Optimiser step, from 0.
         positions: Consecutive positions in the global batch.
         draw: `(count, generator) -> rows`, shape (count, *D); always asked for whole blocks.
-        block: Places that share a generator.
+        block: Number of positions that share a generator.
     Returns:
         Rows, shape (len(positions), *D), the same for any way of cutting the batch.
     """

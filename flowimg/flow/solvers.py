@@ -71,7 +71,7 @@ def euler_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
 
 
 def midpoint_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-    """Go along the slope found half way."""
+    """Go along the slope at the midpoint."""
     middle = (t + s) / 2
     return x + (s - t) * v(x + (middle - t) * v(x, t), middle)
 
@@ -94,7 +94,7 @@ def rk4_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
 
 
 def ab2_step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-    """Go along the line through this step's slope and the one before; the first step, which has none, is Euler's."""
+    """Go along the line through this slope and the previous one; the first step, which has none, is Euler's."""
     last, slope = v.last, v(x, t)
     if last is None:
         return x + (s - t) * slope
@@ -176,7 +176,7 @@ def integrate(
     """
     steps = times.flatten().diff()
     one_way = bool((steps > 0).all()) or bool((steps < 0).all())
-    may_turn = turns and not solver.multistep and bool((steps != 0).all())
+    may_turn = turns and not solver.multistep and bool((steps.abs() > 0).all())
     if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
         raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
     slope = _Counted(velocity, cond, path, noise)

@@ -1,6 +1,6 @@
 """Which flow times are trained on, and which a solver visits.
 
-Training draws u uniform in [0, 1) for every place of the batch and warps it by an inverse distribution function:
+Training draws u uniform in [0, 1) for every position of the batch and warps it by an inverse distribution function:
 
     uniform       t = u
     logit-normal  t = sigmoid(mean + std Phi^-1(u))
@@ -13,7 +13,7 @@ A solver goes through a grid 0 = t_0 < ... < t_N = 1:
 
     uniform     t_i = i / N
     edm         t_i = 1 / (1 + sigma_i) at the noise levels of Karras et al. 2022, dense near the data
-    diffusers   what FlowMatchEulerDiscreteScheduler visits when nothing is said: its last step is 1/1000 long
+    diffusers   the default times of FlowMatchEulerDiscreteScheduler: its last step is 1/1000 long
 
 and each of them may be shifted like the training times.
 Sources: Kingma et al. 2021, arXiv:2107.00630 (stratified); Esser et al. 2024, arXiv:2403.03206 (logit-normal, shift);
@@ -71,12 +71,12 @@ def stratify(u: Tensor, positions: range, batch_size: int) -> Tensor:
 
         u_i <- (k(i) + u_i) / B,    k(i) = a i mod B,    a coprime to B and nearest above B / golden ratio
 
-    k is a permutation of the strata, computed per place. The golden stride spreads every run of consecutive positions,
-    hence every micro-batch, over [0, 1] too.
+    k is a permutation of the strata, computed per position. The golden stride spreads every range of consecutive
+    positions, hence every micro-batch, over [0, 1] too.
 
     Args:
         u: Uniform numbers in [0, 1), shape (..., len(positions)), a row a step.
-        positions: Places in the global batch that u belongs to.
+        positions: Positions in the global batch that u belongs to.
         batch_size: Size B of the global batch.
     Returns:
         Numbers in [0, 1), of the same shape; over the whole batch a row has one in each [k/B, (k+1)/B), up to rounding.
@@ -123,7 +123,7 @@ def edm_grid(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
 
 
 def diffusers_grid(num_steps: int) -> Tensor:
-    """The times of diffusers' scheduler as it comes, shape (N + 1,), float64.
+    """The default times of diffusers' scheduler, shape (N + 1,), float64.
 
     t_i = 1 - sigma_i,    sigma from 1 to 1/1000 in N even points, then 0
     """

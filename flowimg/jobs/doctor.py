@@ -18,7 +18,7 @@ import torch
 
 from flowimg.errors import MachineError
 from flowimg.fields.cpu.norm import library
-from flowimg.files import filled, lock
+from flowimg.files import existing, filled, lock
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import fast_in_bf16
 from flowimg.machine.throughput import product_flops
@@ -135,18 +135,18 @@ def _processes() -> Finding:
 
 def _folder(run: Path) -> Finding:
     """Write, sync, rename and lock in a folder, as a run does."""
-    existing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
+    parent = existing(run)
+    free = shutil.disk_usage(parent).free / 2**30
     try:
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".flowimg-doctor-") as folder:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".flowimg-doctor-") as folder:
             began = time.perf_counter()
             with filled(Path(folder, "step")) as step:
                 (step / "weights").write_bytes(os.urandom(2**22))
             seconds = time.perf_counter() - began
             locks = _locks_hold(Path(folder, "lock"))
     except OSError as error:
-        return "bad", f"{existing} cannot hold a run: {error}"
-    summary = f"{existing}: {free:,.1f} GiB free, a folder of 4 MiB synced and renamed in {1000 * seconds:.0f} ms"
+        return "bad", f"{parent} cannot hold a run: {error}"
+    summary = f"{parent}: {free:,.1f} GiB free, a folder of 4 MiB synced and renamed in {1000 * seconds:.0f} ms"
     if not locks:
         return "note", f"{summary}; it has no locks: two runs in one folder would not notice each other"
     return "ok", f"{summary}, locks hold"

@@ -1,4 +1,4 @@
-"""`flowimg export`, and RUN/model: a run's network as a folder that diffusers reads by itself, with its model card."""
+"""`flowimg export`, and RUN/model: a run's network as a folder that stock diffusers loads, with its model card."""
 
 import shutil
 from glob import escape
@@ -17,11 +17,11 @@ from flowimg.settings.run import Config
 from flowimg.settings.verbs import Export
 
 STEPS = Export.model_fields["num_steps"].default
-"""Euler steps that RUN/model is set for: those of `flowimg sample`."""
+"""Euler steps that the scheduler of RUN/model is set for: the default of `flowimg sample`."""
 
 
 def export(settings: Export) -> dict[str, Any]:
-    """Write the folder, say how to use it, and upload it where asked."""
+    """Write the folder, print where its instructions are, and upload it if requested."""
     alone("export")
     if settings.out is None:
         raise SettingsError("flowimg export needs a folder to write to: flowimg export RUN FOLDER")
@@ -29,13 +29,13 @@ def export(settings: Export) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} exists and is not overwritten: name a new folder")
     if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
-        raise SettingsError(f"--push-to-hub {settings.push_to_hub} is no repository: give OWNER/NAME")
+        raise SettingsError(f"--push-to-hub {settings.push_to_hub} is not a repository: give OWNER/NAME")
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     if getattr(run.field, "exports", None) is None:
         raise SettingsError(
-            f"{settings.run} has a field of kind {run.config.field.kind}: diffusers has the U-Net alone"
+            f"{settings.run} has a field of kind {run.config.field.kind}: diffusers knows only the U-Net"
         )
-    # the run drew grids of two kinds of weights alone
+    # a run draws grids only of its raw and its averaged weights
     grid = grid_for(run.folder, run.step, settings.weights) if isinstance(settings.weights, str) else None
     write_model(out, run.field, run.config, run.facts, run.step, grid, settings.num_steps, settings.weights)
     print(f"step {run.step}, {weights_name(settings.weights)} weights: {out}")
@@ -46,7 +46,7 @@ def export(settings: Export) -> dict[str, Any]:
 
 
 def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:
-    """The run's grid of these weights at this step, or else the last one before it."""
+    """The run's grid of these weights at this step, or else the newest earlier one."""
     grids = sorted(
         path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == (weights == "raw")
     )
@@ -63,13 +63,13 @@ def write_model(
     num_steps: int = STEPS,
     weights: str | float = "ema",
 ) -> None:
-    """Write the folder aside, then put it in the place of what was there.
+    """Write the folder, in the place of what was there.
 
     Args:
         folder: Where to.
         field: The U-Net field.
         config: The run's settings.
-        facts: What its data look like.
+        facts: Shape and classes of its data.
         step: Steps trained.
         grid: A picture of samples for the card.
         num_steps: Euler steps that the scheduler is set for.
@@ -77,7 +77,7 @@ def write_model(
     """
     from flowimg.sampling.pipeline import save_pipeline
 
-    folder = folder.resolve()  # the folder one stands in has a name too
+    folder = folder.resolve()  # "." has a name too
     network = getattr(field, field.exports)
     parameters = sum(p.numel() for p in network.parameters())
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
@@ -98,8 +98,8 @@ def _card(
     parameters: int,
     grid: Path | None,
 ) -> str:
-    """The model card: what it is, three lines to use it, how it was made."""
-    # a card may be published: names of data and run, not where they lie on this machine
+    """The model card: a description, three lines of code, and the settings of the run."""
+    # a card may be published: it names data and run without their paths on this machine
     data, run = _public(config.data.source), Path(str(config.run)).resolve().name
     told = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
     if pretrained := getattr(config.field, "pretrained", None):
@@ -113,9 +113,9 @@ def _card(
 pipeline = LabelPipeline.from_pretrained("FOLDER")
 picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
         alone = """
-LabelPipeline is a small pipeline that knows classes, of the Python package flowimg that trained this network.
-The network itself loads with diffusers alone, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class
-stands for "no class". The classes, in order: """
+LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
+itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
+"no class". The classes, in order: """
         alone += ", ".join(facts.classes) + ".\n"
     else:
         use = f"""from diffusers import DiffusionPipeline
@@ -153,13 +153,13 @@ steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler
 
 
 def _public(source: str) -> str:
-    """A name or an id of the hub as it is; of a path on this machine the last part."""
+    """A name or an id of the hub unchanged; only the last part of a path on this machine."""
     path = source.count("/") != 1 or source.startswith(("/", ".", "~")) or Path(source).exists()
     return Path(source).name if path else source
 
 
 def _push(folder: Path, repository: str, private: bool) -> str:
-    """Upload the folder; the address of it.
+    """Upload the folder, and return its address.
 
     Raises:
         MachineError: If the hub refuses or cannot be reached.

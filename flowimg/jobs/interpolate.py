@@ -1,4 +1,4 @@
-"""`flowimg interpolate`: pictures between the noises of seeds."""
+"""`flowimg interpolate`: pictures between the noises of several seeds."""
 
 from itertools import pairwise
 from typing import Any

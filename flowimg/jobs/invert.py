@@ -1,4 +1,4 @@
-"""`flowimg invert`: from pictures back to their noise, and forth again."""
+"""`flowimg invert`: from pictures back to their noise, and to pictures again."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from flowimg.settings.verbs import Invert
 
 
 def invert(settings: Invert) -> dict[str, Any]:
-    """Carry pictures to their noise and back; write the noise, and a grid of pictures, noise and what came back."""
+    """Follow pictures to their noise and back; write the noise, and a grid of all three."""
     alone("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
@@ -31,7 +31,7 @@ def invert(settings: Invert) -> dict[str, Any]:
     data: Any = run.config.data
     space: Any = run.space
     channels, size, _ = space.shape
-    # a window that is cut at random while training is the middle one here
+    # training cuts a window at random; here it is the middle one
     side = data.random_crop or size
     how = Decoding(channels, side, data.resize, data.background, channels * side * side)
     pixels = []

@@ -1,4 +1,4 @@
-"""What the verbs share that draw pictures into a folder."""
+"""What `interpolate` and `invert` share: opening a run on pictures, and writing pictures into a folder."""
 
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ def open_pictures(settings: DrawingT) -> tuple[DrawingT, Run]:
     """The settings with their precision settled, and the run, which must be on pictures.
 
     Raises:
-        SettingsError: If its samples are no pictures.
+        SettingsError: If its samples are not pictures.
     """
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     if "png" not in run.space.formats:
@@ -35,7 +35,7 @@ def sampler_of(run: Run, settings: Drawing) -> Sampler:
 
 
 def new_folder(out: str | None, usual: Path) -> Path:
-    """The folder asked for, which must be new or empty, or the usual one, whose files may be drawn again."""
+    """The folder of --out, which must be new or empty, or else the usual one, whose files may be replaced."""
     folder = Path(out) if out else usual
     if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"--out {out} exists and is not overwritten: name a new folder")

@@ -1,4 +1,4 @@
-"""`flowimg sample`: samples of a run's field, from seeds; shared out over processes, streamed to disk, resumable."""
+"""`flowimg sample`: samples of a run from seeds, distributed over processes, streamed to disk, resumable."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from flowimg.settings.verbs import Drawing, Sample
 
 
 def sample(settings: Sample) -> dict[str, Any] | None:
-    """Draw samples, write them and a grid of them, and say where they are."""
+    """Draw samples, write them and a grid, and print where they are."""
     state = processes("sample")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
     settings = settle(settings, run.config)
@@ -39,6 +39,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     classes = run.facts.classes
     label = parse_label(settings.label, classes, settings.run)
     check_guidance(settings.guidance, run.facts, run.config)
+    sampler = _sampler(settings, run, state)  # which refuses before anything is written
     seeds = range(settings.seed, settings.seed + settings.count)
     cond = turns(seeds, classes) if label is None else labelled(label, len(seeds), classes)
 
@@ -46,12 +47,12 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
     folder = Path(settings.out) if settings.out else run.folder.generated / usual
     kept = _kept(folder, about)
-    if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # also: nobody writes before all have looked
+    if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
     output = Output(folder, form, seeds, cond, classes)
     lacking = _lacking(output, about, kept, state)
     todo = share(lacking, state.process_index, state.num_processes)
-    nfe = _draw(_sampler(settings, run, state), run, output, todo, sum(map(len, lacking)), state)
+    nfe = _draw(sampler, run, output, todo, sum(map(len, lacking)), state)
     state.wait_for_everyone()
     nfe = max(gather_object([nfe]))  # few samples are not enough for every process
     left: list[Any] = [missing(output)]
@@ -120,7 +121,7 @@ def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lac
 
 
 def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) -> dict[str, Any]:
-    """The grid, the one file of all, and what they are."""
+    """Write the grid, the one file of all samples, and their description."""
     figure = output.folder / "grid.png"
     count = min(run.space.in_a_figure, len(output.seeds))
     if all(output.path(part).exists() for part in output.parts() if part.start < count):  # else it was drawn before
@@ -141,7 +142,7 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) ->
 
 
 def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
-    """Everything that decides the samples: what must be equal for a folder to be gone on with."""
+    """Everything that decides the samples: what must match to resume into a folder."""
     idle = {"run", "out", "batch_size", "compile", "format", "label", "step"}
     idle |= {"num_steps", "times", "shift"} if settings.adaptive else {"tolerance"}
     idle |= {"guidance_interval"} if settings.guidance == 1 else set()
@@ -154,7 +155,7 @@ def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
 
 
 def how_name(settings: Drawing, run: Run, label: int | None) -> str:
-    """A name for what is drawn so: the step, the weights, the solver and what differs from the usual."""
+    """A name for samples drawn with these settings: step, weights, solver, and what differs from the defaults."""
     adaptive = settings.adaptive
     solver = settings.solver + (f"{settings.tolerance:g}" if adaptive else str(settings.num_steps))
     low, high = settings.guidance_interval
@@ -175,7 +176,7 @@ def how_name(settings: Drawing, run: Run, label: int | None) -> str:
 
 
 def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What a folder that holds these very samples, or the beginning of them, says of itself; {} for a new one.
+    """The description in a folder that holds these samples or the first of them; {} for a new folder.
 
     Raises:
         SettingsError: If it holds anything else.

@@ -1,7 +1,6 @@
 """What lies where in a run's folder."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,86 +25,41 @@ def _while_training(evaluation: dict[str, Any]) -> bool:
     return bool(evaluation.get("during"))
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
         """All settings of the run, resolved."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
+        self.environment = path / "environment.json"
         """Versions and machine of the last start."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
+        self.metrics = path / "metrics.jsonl"
         """One JSON object a line, every `train.log_every` steps."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def status(self) -> Path:
+        self.status = path / "status.json"
         """How the run is: running, done, preempted or failed, and why."""
-        return self.path / "status.json"
-
-    @property
-    def evaluations(self) -> Path:
+        self.evaluations = path / "evaluations.jsonl"
         """One JSON object a line, an evaluation each: its scores and how it was made."""
-        return self.path / "evaluations.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
+        self.checkpoints = path / "checkpoints"
         """A folder for each checkpoint kept."""
-        return self.path / "checkpoints"
-
-    @property
-    def snapshots(self) -> Path:
+        self.snapshots = path / "snapshots"
         """Averages of the weights kept aside, of which others are made."""
-        return self.path / "snapshots"
-
-    @property
-    def samples(self) -> Path:
+        self.samples = path / "samples"
         """Grids drawn during training."""
-        return self.path / "samples"
-
-    @property
-    def preview(self) -> Path:
+        self.preview = path / "data.png"
         """What the field sees at the first step, for runs on pictures."""
-        return self.path / "data.png"
-
-    @property
-    def left_out(self) -> Path:
+        self.left_out = path / "left_out.txt"
         """Pictures that could not be used, a line each, with the reason."""
-        return self.path / "left_out.txt"
-
-    @property
-    def figures(self) -> Path:
+        self.figures = path / "figures"
         """What the run looks like."""
-        return self.path / "figures"
-
-    @property
-    def profile(self) -> Path:
-        """Where the time of a step went, where it was asked for."""
-        return self.path / "profile"
-
-    @property
-    def report(self) -> Path:
+        self.profile = path / "profile"
+        """Where the time of a step went, for runs with --profile."""
+        self.report = path / "report.html"
         """One page about the run."""
-        return self.path / "report.html"
-
-    @property
-    def generated(self) -> Path:
+        self.generated = path / "generated"
         """What the verbs drew that name no other folder."""
-        return self.path / "generated"
-
-    @property
-    def model(self) -> Path:
+        self.model = path / "model"
         """The averaged field as a folder that diffusers reads."""
-        return self.path / "model"
 
     def grid(self, step: int, weights: str = "ema") -> Path:
         """The grid of a step: of the average, or of the raw weights."""
@@ -128,7 +82,7 @@ class RunFolder:
         return _lines(self.evaluations)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop metrics past a step, which a continued run will write again; what happened, and was asked for, stays."""
+        """Drop metrics past a step, which a continued run writes again; events and evaluations by the verb stay."""
         for path, again in ((self.metrics, lambda line: "event" not in line), (self.evaluations, _while_training)):
             if path.exists():
                 lines = [line for line in _lines(path) if line["step"] <= step or not again(line)]

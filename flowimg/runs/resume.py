@@ -1,4 +1,4 @@
-"""May this run go on, and from where: settings that changed, the checkpoint to take, a folder that is not ours."""
+"""Whether a run may continue, and from where: changed settings, the checkpoint to take, folders of something else."""
 
 import os
 import re
@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowimg.errors import SettingsError
+from flowimg.errors import CheckpointError, MachineError, SettingsError
+from flowimg.files import existing
+from flowimg.runs.folder import RunFolder, check_links
 from flowimg.settings.reading import flatten, load, nearest
 from flowimg.settings.run import Config, Start
-from flowimg.runs.folder import RunFolder, check_links
-from flowimg.errors import MachineError
-from flowimg.errors import CheckpointError
 from flowimg.training.checkpoint import Checkpoint, leave_behind, newest_whole, problem, read_checkpoint, step_folder
 
 FREE = (
@@ -22,9 +21,9 @@ FREE = (
 FREE_ENDINGS = ("_every",)
 """Settings that may change when a run is continued."""
 WARNED = ("train.batch_size", "train.precision", "train.compile")
-"""Settings whose change is told and goes on: the run is another one from here. All others make it another run."""
+"""Settings whose change is only warned of, although the run differs from there on. All others make another run."""
 OURS = re.compile(r"\.lock|status\.json|processes|\.status\.json\..+\.tmp")
-"""What a start leaves that came to nothing, or another process of this one has just begun to write."""
+"""What an aborted start leaves, or another process of this start has just begun to write."""
 
 
 class Change(NamedTuple):
@@ -46,18 +45,18 @@ def check_folder(folder: RunFolder, config: Config, start: Start) -> list[Change
     known = [*flatten(config), "data"]
     if unknown := [key for key in start.allow if key not in known]:
         raise SettingsError(f"--allow {unknown[0]}: there is no such setting, {nearest(unknown[0], known)}")
-    standing = next(path for path in [folder.path, *folder.path.absolute().parents] if path.exists())
-    if not os.access(standing, os.W_OK):
-        raise MachineError(f"--run {folder.path} cannot be written: {standing} is read-only for you")
+    there = existing(folder.path)
+    if not os.access(there, os.W_OK):
+        raise MachineError(f"--run {folder.path} cannot be written: {there} is read-only for you")
     if folder.path.exists() and not folder.path.is_dir():
         raise SettingsError(f"--run {folder.path} is a file: name a new folder")
-    there = folder.path.iterdir() if folder.path.exists() else ()
-    if all(OURS.fullmatch(path.name) for path in there):
+    inside = folder.path.iterdir() if folder.path.exists() else ()
+    if all(OURS.fullmatch(path.name) for path in inside):
         if start.resume is not False:
-            raise SettingsError(f"--resume: there is nothing to go on from in {folder.path}; without it a run begins")
+            raise SettingsError(f"--resume: {folder.path} holds nothing to resume; without it a run begins")
         return []
     if not folder.config.exists():
-        raise SettingsError(f"--run {folder.path} exists and holds no run of flowimg: name a new folder")
+        raise SettingsError(f"--run {folder.path} exists and is not a run of flowimg: name a new folder")
     check_links(folder)
     before, now = flatten(load(str(folder.config))), flatten(config)
     changes = [
@@ -79,7 +78,7 @@ def _verdict(key: str, allowed: tuple[str, ...]) -> str:
 
 
 def table(changes: list[Change]) -> str:
-    """Changes as lines: what, then, now, and what comes of it."""
+    """Changes as a table: setting, old value, new value, and what follows from it."""
     rows = [("setting", "then", "now", "")] + [(c.key, str(c.then), str(c.now), c.verdict) for c in changes]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
@@ -100,23 +99,25 @@ def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], N
         path = step_folder(folder.checkpoints, start.resume)
         if why := problem(path):
             said = why if path.exists() else "there is no such checkpoint"
-            raise CheckpointError(f"--resume {start.resume}: {path} cannot be gone on from: {said}")
+            raise CheckpointError(f"--resume {start.resume}: {path} cannot be resumed from: {said}")
         checkpoint = read_checkpoint(path)
         if first:
             futures = (leave_behind(kept, start.resume) for kept in (folder.checkpoints, folder.snapshots))
             for left in (path for future in futures for path in future):
-                say(f"left      {left.name} of the future that is left lies in {left.parent} now")
+                say(f"left      {left.name} is past the step that is resumed from and was moved to {left.parent}")
         return checkpoint
     path_or_none, passed = newest_whole(folder.checkpoints)
     for line in passed:
         say(line)
     if path_or_none is None and (passed or last_step(folder) > 0):
         raise CheckpointError(
-            f"{folder.path} was trained to step {last_step(folder)} but has no whole checkpoint to go on from: "
+            f"{folder.path} was trained to step {last_step(folder)} but has no whole checkpoint to resume from: "
             "name another folder with --run, or delete this one to start over"
         )
     if path_or_none is None and start.resume:
-        raise SettingsError(f"--resume: {folder.path} has no checkpoint to go on from; without it the run begins again")
+        raise SettingsError(
+            f"--resume: {folder.path} has no checkpoint to resume from; without it the run begins again"
+        )
     return None if path_or_none is None else read_checkpoint(path_or_none)
 
 
@@ -134,7 +135,7 @@ def check_data(state: dict[str, Any], fingerprint: str | None, allowed: tuple[st
 
 
 def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
-    """Refuse to begin in the midst of a run to average all of it.
+    """Refuse to start averaging in the middle of a run: the averages are of all its steps.
 
     Raises:
         SettingsError: If so.
@@ -142,7 +143,7 @@ def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None
     if config.train.snapshots and "averages" not in checkpoint.tensors:
         raise SettingsError(
             f"train.snapshots {config.train.snapshots} needs averages from the first step on, and {folder} has none "
-            f"up to step {checkpoint.state['step']}: go on with --train.snapshots 0, or name another folder with --run"
+            f"up to step {checkpoint.state['step']}: continue with --train.snapshots 0, or name another folder by --run"
         )
 
 

@@ -1,9 +1,9 @@
-"""Signals ask a run to end: at once while it prepares or draws, at the end of its step while it trains.
+"""Signals request the end of a run: at once while it prepares or draws, after the current step while it trains.
 
     SIGTERM, SIGUSR1, the death of the launcher    exit status 143
     SIGINT (Ctrl-C)                                130; pressed again, the process leaves at once
 
-A launcher passes Ctrl-C on to processes that the terminal has told already: what comes within a second is one press.
+A launcher passes Ctrl-C on to processes that got it from the terminal already: within a second it counts as one press.
 """
 
 import os
@@ -17,15 +17,14 @@ from types import FrameType
 from flowimg.errors import Stopped
 
 PREEMPTED, INTERRUPTED, GIVEN_UP = 1, 2, 3
-"""What a process may be asked for; of several requests the largest counts. GIVEN_UP: saving has failed too often."""
+"""Stop requests, the strongest last. GIVEN_UP: saving has failed too often."""
 EXIT_STATUS = {PREEMPTED: 143, INTERRUPTED: 130, GIVEN_UP: 4}
 SAME_PRESS = 1.0
 """Seconds within which two SIGINT are one Ctrl-C."""
 
 
-
 class StopRequests:
-    """What this process was asked for, and by what; `newest` is the strongest request, 0 for none."""
+    """The stop requests of this process: `newest` is the strongest, 0 for none, and `by` what sent it."""
 
     def __init__(self) -> None:
         self.newest = 0
@@ -39,12 +38,12 @@ class StopRequests:
         return self.newest
 
     def ask(self, request: int, by: str) -> None:
-        """Ask for an end; the strongest request stays."""
+        """Request the end of the run; the strongest request stays."""
         if request > self.newest:
             self.newest, self.by = request, by
 
     def check(self) -> None:
-        """End here if anybody asked for it.
+        """End here if the end was requested.
 
         Raises:
             Stopped: If so.
@@ -59,7 +58,7 @@ class StopRequests:
             again, self._pressed = self.newest == INTERRUPTED and now - self._pressed > SAME_PRESS, now
             if again:
                 self.leave()
-                sys.stderr.write("\nflowimg: left at once; the last checkpoint is whole\n")
+                sys.stderr.write("\nflowimg: ended at once; the last checkpoint is whole\n")
                 sys.stderr.flush()
                 os._exit(EXIT_STATUS[INTERRUPTED])
         self.ask(INTERRUPTED if number == signal.SIGINT else PREEMPTED, name)
@@ -68,7 +67,7 @@ class StopRequests:
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take the signals that ask for an end; outside a process's main thread, where Python allows none, nothing."""
+        """Handle the signals that request an end; outside the main thread Python allows no handler."""
         before = {}
         try:
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):

@@ -1,15 +1,15 @@
-"""RUN/status.json says how a run is, also where a launcher swallows its exit status; and who of its processes lives.
+"""RUN/status.json: the state of a run, even where a launcher hides its exit status; and which processes are alive.
 
     state       running, done, preempted or failed
-    why         in words: what stopped it
+    why         what stopped it, in words
     exit        the exit status of the process; null while it runs
-    stage       what the process does, or did last
+    stage       what the process does, or did before it ended
     step        optimiser steps done, of `steps`; `saved` is the step of the newest checkpoint
     seen        when this was written; while a run lives, a few seconds ago
 
-A process that is killed writes nothing more: `running` with an old `seen`, or a `pid` that is gone, was killed.
-Of several processes each leaves what it does in RUN/processes/, and looks whether the others live: where one has died,
-the others end within DEAD seconds on its machine, and SILENT seconds on another, and say which one.
+A process that is killed writes nothing more: if the state is `running` and `seen` is old or `pid` is gone, it was
+killed. Each of several processes writes its state to RUN/processes/ and checks that the others are alive: if one has
+died, the others end within DEAD seconds on its machine and SILENT seconds on another, and report which one died.
 """
 
 import json
@@ -25,25 +25,25 @@ from typing import Any
 
 import psutil
 
+from flowimg.errors import MachineError
 from flowimg.files import lock, write_text
 from flowimg.runs.folder import RunFolder
-from flowimg.errors import MachineError
 from flowimg.runs.signals import PREEMPTED, StopRequests
 
 BEAT = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 WRITE = 5.0
-"""Seconds between two writes of a file that has nothing new to tell but that its process lives."""
+"""Seconds between two writes of a file in which only `seen` has changed."""
 DEAD = 20.0
-"""Seconds in which processes end of themselves when one on their machine has died, before they are ended."""
+"""Seconds that processes have to end by themselves after one on their machine has died, before they are ended."""
 SILENT = 180.0
-"""Seconds without a sign of a process on another machine until it is taken for dead."""
+"""Seconds without a sign of life after which a process on another machine counts as dead."""
 WAIT = 30.0
-"""Seconds to wait for another process that still holds the run's folder, as one that is being stopped does."""
+"""Seconds to wait for another process that still holds the run's folder, such as one that is stopping."""
 
 
 class Status:
-    """What a process does, told to whoever reads the run's folder."""
+    """The state of a process, written into the run's folder."""
 
     def __init__(self, folder: RunFolder, steps: int, requests: StopRequests) -> None:
         self.folder, self.steps, self.requests = folder, steps, requests
@@ -60,13 +60,13 @@ class Status:
         self._pen = threading.RLock()  # a signal may meet its own thread writing
 
     def at(self, stage: str) -> None:
-        """Say what the process does now."""
+        """Write what the process does now."""
         self.stage = stage
         self._tell("running", None, None)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """While inside: a thread keeps saying that the process lives, and looks after launcher and other processes."""
+        """While inside: a thread writes signs of life, and checks the launcher and the other processes."""
         self._tell("running", None, None)
         thread = threading.Thread(target=self._look, name="status", daemon=True)
         thread.start()
@@ -77,16 +77,16 @@ class Status:
             thread.join()
 
     def end(self, state: str, why: str | None, exit_status: int) -> None:
-        """The last word."""
+        """Write how the process ended."""
         self._over.set()
         self._tell(state, why, exit_status)
 
     def leave(self) -> None:
-        """The last word of a process that leaves in the middle of something."""
+        """Write that the process left in the middle of something."""
         self.end("preempted", "left at a second Ctrl-C", 130)
 
     def dead(self, patience: float = 0.0) -> str | None:
-        """A sentence about a process that is gone while this one is not; None if all live."""
+        """A sentence about a process that died while this one runs; None if all are alive."""
         if self.processes == 1:
             return None
         until = time.monotonic() + patience
@@ -128,14 +128,14 @@ class Status:
                     os.kill(os.getpid(), 15)
             if dead := self.dead():
                 found = found or time.monotonic()
-                if time.monotonic() - found > DEAD:  # the main thread waits for the dead one, and would for hours
+                if time.monotonic() - found > DEAD:  # the main thread would wait hours for the dead one
                     self.end("failed", dead, 4)
                     os.write(2, f"flowimg: {dead}\n".encode())
                     os._exit(4)
 
     def _tell(self, state: str, why: str | None, exit_status: int | None) -> None:
         with self._pen:
-            if state == "running" and self._over.is_set():  # the last word was said by the other thread
+            if state == "running" and self._over.is_set():  # the other thread has written the end
                 return
             self._write(state, why, exit_status)
 
@@ -155,7 +155,7 @@ class Status:
             "host": socket.gethostname(),
             "processes": self.processes,
         }
-        with suppress(OSError):  # a full disk is the business of what saves
+        with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 self._file(self.process).parent.mkdir(exist_ok=True)
                 write_text(self._file(self.process), json.dumps(story) + "\n")
@@ -174,7 +174,7 @@ class Status:
 
 @contextmanager
 def hold(folder: RunFolder) -> Iterator[None]:
-    """Let no other process train the same run; one that is being stopped is waited for.
+    """Let no other process train the same run; wait for one that is stopping.
 
     Raises:
         MachineError: If another process keeps the folder.

@@ -1,4 +1,4 @@
-"""Work in parts that memory has room for."""
+"""Work in parts that fit in memory."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -9,7 +9,7 @@ Part = TypeVar("Part")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at an end, on a GPU or on a CPU."""
+    """Whether an error means that a GPU or the host is out of memory."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -17,15 +17,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_parts(work: Callable[[slice], Part], count: int, size: int, least: int = 1) -> Iterator[Part]:
-    """What `work` makes of 0 .. count - 1, in order, a part at a time.
+    """The results of `work` on 0 .. count - 1, in order, a part at a time.
 
-    A part that memory has no room for is halved, and so are those after it.
+    A part that does not fit in memory is halved, and so are those after it.
 
     Args:
         work: Given a part, within range(count).
-        count: How many in all.
-        size: Of a part, at most.
-        least: What fits for certain: the error of a part of so many or fewer is raised.
+        count: Number of items.
+        size: Items in a part at most.
+        least: A size that certainly fits: the error of a part of at most this size is raised.
     """
     done = 0
     while done < count:

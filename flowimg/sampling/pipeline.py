@@ -43,7 +43,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = 50,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Draw a picture of each class asked for.
+        """Draw a picture of each of these classes.
 
         Args:
             labels: Classes by number or name, one a picture.
@@ -57,7 +57,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         names = list(self.config["classes"])
         unknown = [label for label in labels if label not in names and label not in range(len(names))]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no class: there are {', '.join(names)}")
+            raise ValueError(f"{unknown[0]!r} is not a class: there are {', '.join(names)}")
         numbers = [names.index(label) if isinstance(label, str) else label for label in labels]
         device = self.unet.device
         cond = torch.tensor(numbers, device=device)

@@ -1,4 +1,4 @@
-"""Samples on disk: streamed there in parts, so that memory is bounded and a killed run goes on where it stopped.
+"""Samples on disk: written in parts, so that memory is bounded and a killed run continues where it stopped.
 
 The samples are cut into parts of fixed rows; a part is written aside and renamed, so it is there whole or not at all.
 For PNG a part is one picture, images/000042.png. For one file of all a part is a small array below .parts, and the
@@ -49,7 +49,7 @@ class Output(NamedTuple):
 
 
 def missing(output: Output) -> list[range]:
-    """The parts that are not on disk yet."""
+    """The parts that are not on disk yet; none if the one file of all is there."""
     return (
         []
         if output.form != "png" and output.file.exists()

@@ -2,7 +2,7 @@
 
     stored --encode--> x --decode--> stored
 
-A field learns and draws x; files, data sets and people have what is stored.
+A field learns and draws x; data sets and files hold what is stored.
 """
 
 from abc import ABC, abstractmethod

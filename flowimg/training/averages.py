@@ -10,9 +10,9 @@ of the profile
 
     p(tau; t, gamma) = (gamma + 1) tau^gamma / t^(gamma + 1)    on [0, t], of integral 1.
 
-It looks back over a share of the run, however long that is. The share is told by the profile's standard deviation over
-t, the length. Averages of other lengths are linear in theta as well, so a sum of kept averages whose profiles add up
-nearly to another profile is nearly that average: any length, after the run, from two that were kept.
+It looks back over a share of the run, however long the run is. The length of an average is the standard deviation of
+its profile over t. Averages of other lengths are linear in theta as well, so a sum of snapshots whose profiles add up
+nearly to another profile is nearly that average: any length, after the run, from snapshots of two lengths.
 
 Source: Karras et al. 2024, arXiv:2312.02696, section 3; worked out from the definitions above.
 """
@@ -116,7 +116,7 @@ def gamma_of(length: float) -> float:
 
 
 def snapshot_steps(steps: int, snapshots: int) -> set[int]:
-    """The steps at which averages are kept aside: so many, evenly spread over the run, the last one among them."""
+    """The steps at which snapshots of the averages are written: evenly spread over the run, including its last step."""
     return {math.ceil(steps * number / snapshots) for number in range(1, snapshots + 1)}
 
 

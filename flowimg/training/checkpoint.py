@@ -37,7 +37,7 @@ FORMAT = 2
 FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
 """What a whole checkpoint holds at least."""
 MOST_JSON = 64 * 2**20
-"""Bytes of state.json or manifest.json at most: a longer one is none of ours."""
+"""Bytes of state.json or manifest.json at most: a longer one is not written by flowimg."""
 
 Tensors = dict[str, Tensor]
 
@@ -50,7 +50,7 @@ class Checkpoint(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: the last ones, those at every so many steps, and the best by a metric."""
+    """Which checkpoints to keep: the last ones, those at multiples of `every` steps, and the best by a metric."""
 
     last: int
     every: int | None = None
@@ -84,7 +84,9 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step_*"):  # of a process that died while it wrote
         shutil.rmtree(leftover)
-    with filled(final) as aside:  # in the place of a broken one that a continued run comes to again
+    for leftover in folder.glob(".latest*"):
+        leftover.unlink()
+    with filled(final) as aside:  # replaces a broken one that a continued run reaches again
         manifest = {}
         for name, tensors in checkpoint.tensors.items():
             file = aside / f"{name}.safetensors"
@@ -106,7 +108,7 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def leave_behind(folder: Path, step: int) -> list[Path]:
-    """Move what is of a step past this one, of a future that a run leaves, to `left/`: nothing is dropped."""
+    """Move everything of later steps to `left/`, when a run resumes from an earlier one: nothing is deleted."""
     moved = []
     for path in sorted(folder.glob("step_*")):
         at = path.name[5:].removesuffix(".safetensors")
@@ -121,7 +123,7 @@ def leave_behind(folder: Path, step: int) -> list[Path]:
 
 
 def problem(path: Path, thorough: bool = True) -> str | None:
-    """Why the folder is not a whole checkpoint; None if it is. Not thorough: by names and sizes alone."""
+    """Why the folder is not a whole checkpoint; None if it is. Not thorough: only names and sizes are checked."""
     try:
         manifest = _read_json(path / "manifest.json")
         for name in manifest:
@@ -147,13 +149,13 @@ def problem(path: Path, thorough: bool = True) -> str | None:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a line for each broken one that was passed over."""
+    """The newest whole checkpoint of a run, and a line for each broken one that was skipped."""
     passed: list[str] = []
     for path in reversed(step_folders(folder)):
         why = problem(path)
         if why is None:
             return path, passed
-        passed.append(f"{path} is broken and was passed over: {why}")
+        passed.append(f"{path} is broken and was skipped: {why}")
     return None, passed
 
 

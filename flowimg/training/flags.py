@@ -1,12 +1,11 @@
-"""What all processes agree on at every step: was it finite, and does anybody want to stop. No host waits for it.
+"""Two flags that all processes agree on at every step: was it finite, and is a stop requested. No host waits for them.
 
     bad     = the largest over the processes of (loss or gradient norm is not finite)
-    stop    = the largest over the processes of what each was asked for (0: nothing)
+    stop    = the strongest stop request over the processes (0: none)
 
-and from it, each for itself, in_row = bad (in_row + 1) and skipped = skipped + bad. With CUDA the two flags stay on the
-device, where they hold the optimiser and the average back, and the host reads those of the step before, which is done
-by then. Elsewhere they are the host's own: a CPU has nothing to wait for, and Metal's fused steps do not look at flags.
-Every process reads the same.
+from which each process computes in_row = bad (in_row + 1) and skipped = skipped + bad. With CUDA the flags stay on the
+device, where they make the optimiser and the averages skip the step, and the host reads those of the step before, which
+is done by then. Elsewhere they are on the host: a CPU has nothing to wait for, and Metal's fused steps ignore flags.
 """
 
 import math
@@ -19,7 +18,7 @@ from flowimg.training.strategies import Strategy
 
 
 class Reading(NamedTuple):
-    """What the host knows: skipped steps in a row and in all, and the largest wish to stop."""
+    """What the host has read: skipped steps in a row and in all, and the strongest stop request."""
 
     in_row: int = 0
     skipped: int = 0
@@ -40,11 +39,11 @@ class StepFlags:
         self.reading = Reading()
 
     def start_at(self, in_row: int, skipped: int) -> None:
-        """Go on counting where a checkpoint left off."""
+        """Continue the counts of a checkpoint."""
         self.reading = Reading(in_row, skipped)
 
     def counted(self) -> dict[str, int]:
-        """Skipped steps in a row and in all up to this one; waits for the device, and leaves alone what is read."""
+        """Skipped steps in a row and in all up to this one; waits for the device, and does not change `reading`."""
         now = self._after(self.steps)
         return {"in_row": now.in_row, "skipped": now.skipped}
 
@@ -54,10 +53,10 @@ class StepFlags:
 
         Args:
             number: Not finite if this process found the step not finite; shape ().
-            stop: What this process was asked for; 0 for nothing.
+            stop: The stop request of this process; 0 for none.
         Returns:
-            1.0 if the step must move nothing, on any process, else 0.0: with CUDA a tensor of shape () on the device,
-            until the next step; elsewhere a number.
+            1.0 if all processes must skip the step, else 0.0: with CUDA a tensor of shape () on the device, valid until
+            the next step; elsewhere a number.
         """
         if self.late:
             # x - x is 0, and of what is not finite it is not a number: two small kernels, where isfinite is four
@@ -73,13 +72,13 @@ class StepFlags:
         return self.bad if self.late else float(self.bad.numpy())
 
     def read(self) -> Reading:
-        """After every `share`: what the host can have without waiting for the newest step; the same everywhere."""
+        """After every `share`: what the host can read without waiting for the newest step; the same everywhere."""
         upto = max(0, self.steps - self.late)
         self.reading, self.heard = self._after(upto), upto
         return self.reading
 
     def _after(self, steps: int) -> Reading:
-        """The counts after so many steps, of which all but two are in `reading`."""
+        """The counts after this many steps, of which all but the last two are in `reading`."""
         in_row, skipped, stop = self.reading
         for step in range(self.heard, steps):
             if self.late:

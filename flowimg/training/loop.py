@@ -41,7 +41,7 @@ def train(state: Training, until: int, callbacks: Iterable[Callback], wanted: Ca
         until: Steps done when this returns.
         callbacks: Called in order before the first step and after every step; each decides whether it is due, and may
             see in `state.seen.stop` that this step is the last.
-        wanted: What this process is asked for, looked at in every step: above 0, all of them stop soon.
+        wanted: Gives the stop request of this process, at every step: above 0, all processes stop soon.
     Raises:
         NotFiniteError: If `recipe.max_skips` steps in a row were not finite.
     """
@@ -75,7 +75,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
         last = number == len(positions) - 1
         with nullcontext() if last else strategy.no_sync(state.wrapped):
             losses = state.loss(state.wrapped, draw)
-            # the gradient is weighted; what is told is the plain loss, which compares between runs.
+            # the gradient is of the weighted loss; the plain one is reported, as it compares between runs.
             # a mean over the micro-batch, over all micro-batches here, and (by DDP) over processes: all of one size
             loss = state.objective.weighted(losses, draw).mean()
             loss = loss if len(positions) == 1 else loss / len(positions)
@@ -92,7 +92,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
     norm = clip(state.moved, recipe.clip, strategy)
     window.grad_norms.append(norm)
     hold = state.flags.share(sum(totals, norm), wanted)
-    # the fused step looks at this on the device; `scaler.step`, which would, knows gradients alone
+    # the fused step reads this on the device; `scaler.step`, which would too, knows only gradients
     state.optimizer.found_inf = hold
     state.optimizer.step()
     if scaler is not None:

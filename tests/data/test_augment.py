@@ -12,6 +12,7 @@ from scipy.linalg import expm
 from flowimg.data.augment import NUMBERS, draw_numbers, inverse, map_of, resampled, transformed
 from flowimg.data.batches import ImageBatches
 from flowimg.data.store import Images, hold_out
+from flowimg.spaces.pixels import Pixels
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 MANY = range(64 * 300)
@@ -39,7 +40,8 @@ def carried(x, a):
 def batches(augment, flip=False, n=520, batch_size=500, labels=True, size=8):
     pixels = torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     images = Images(pixels, torch.arange(n) if labels else None, tuple(map(str, range(n))) if labels else ())
-    return ImageBatches(images, hold_out(n, 20), flip, 0, batch_size, torch.device("cpu"), augment=augment)
+    space = Pixels((3, size, size))
+    return ImageBatches(images, space, hold_out(n, 20), flip, 0, batch_size, torch.device("cpu"), augment=augment)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_augmented_pictures_are_the_same_bit_for_bit_however_the_batch_is_cut(in
 
 def test_pictures_told_to_be_as_they_are_keep_every_bit_and_the_others_are_other_pictures():
     x_1, (labels, a) = batches(0.12)(5, range(500))
-    plain, names = batches(0.0)(5, range(500))
+    plain, (names, _) = batches(0.0)(5, range(500))
     assert torch.equal(labels, names) and a.shape == (500, NUMBERS) and a.dtype == torch.float32
     as_they_are = (a == 0).all(1)
     assert 0.2 < as_they_are.float().mean() < 0.36
@@ -274,8 +276,10 @@ def test_flips_that_are_not_told_come_before_those_that_are():
 
 def test_held_out_pictures_and_some_are_never_augmented():
     plain, ours = batches(0.0), batches(1.0)
-    for one, other in ((plain.held_out(9), ours.held_out(9)), (plain.some(9), ours.some(9))):
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    (kept, cond), (others, same) = plain.held_out(9), ours.held_out(9)
+    assert torch.equal(kept, others) and torch.equal(cond.label, same.label) and cond[1:] == same[1:] == (None,)
+    one, other = plain.some(9), ours.some(9)
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def test_every_step_and_seed_draws_afresh():

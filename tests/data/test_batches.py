@@ -9,17 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from flowimg.build.data import SOURCES, TOYS
+from flowimg.build.flow import COUPLINGS, build_objective
+from flowimg.data.batches import ImageBatches, PointBatches
+from flowimg.data.prefetch import LastBatch, Prefetch
+from flowimg.data.store import Images, hold_out
+from flowimg.flow.condition import Condition
+from flowimg.flow.randomness import uniform
 from flowimg.settings.data import PointData
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.data.batches import ImageBatches, LastBatch, PointBatches, Prefetch
-from flowimg.data.store import Images, hold_out, to_unit
-from flowimg.flow.randomness import uniform
-from flowimg.build.data import SOURCES, TOYS
-from flowimg.build.flow import COUPLINGS, build_objective
+from flowimg.spaces.pixels import Pixels
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 CPU = torch.device("cpu")
+GREY = Pixels((1, 4, 4))
 
 
 def pictures(n=120, size=4):
@@ -32,11 +36,17 @@ def pictures(n=120, size=4):
 
 def image_batches(flip=False, batch_size=50, seed=0, images=None):
     images = images or pictures()
-    return ImageBatches(images, hold_out(len(images.pixels), 20), flip, seed, batch_size, CPU)
+    return ImageBatches(images, GREY, hold_out(len(images.pixels), 20), flip, seed, batch_size, CPU)
 
 
 def point_batches(name="checkerboard", labels=True, seed=0):
     return PointBatches(TOYS[name](PointData(source=name)), labels, seed, CPU)
+
+
+def flat(drawn):
+    """All tensors of a batch or of a draw."""
+    *tensors, cond = drawn
+    return [*tensors, *(part for part in cond if part is not None)]
 
 
 def grey(x):
@@ -56,14 +66,14 @@ def names(x):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_labels_follow_their_pictures(flip):
-    x_1, labels = image_batches(flip)(3, range(50))
+    x_1, (labels, _) = image_batches(flip)(3, range(50))
     assert x_1.shape == (50, 1, 4, 4) and x_1.dtype == torch.float32
     assert torch.equal(names(x_1), labels)
 
 
 def test_pictures_without_labels_have_none():
     batches = image_batches(images=pictures()._replace(labels=None))
-    assert batches(0, range(5))[1] is None and batches.held_out(5)[1] is None
+    assert batches(0, range(5))[1] == Condition() and batches.held_out(5)[1] == Condition()
 
 
 def test_flips_are_exact_mirrors_of_about_half():
@@ -79,7 +89,7 @@ def test_a_picture_is_flipped_afresh_in_every_epoch():
     batches = image_batches(flip=True, batch_size=100)
     ways = torch.zeros(120, 20, dtype=torch.bool)
     for epoch in range(20):
-        x_1, labels = batches(epoch, range(100))
+        x_1, (labels, _) = batches(epoch, range(100))
         ways[labels, epoch] = mirrored(x_1)
     learned = ways[labels]
     assert (learned.any(1) & ~learned.all(1)).all()  # every picture is seen both ways within twenty epochs
@@ -101,52 +111,52 @@ def test_nothing_is_flipped_unless_asked():
 )
 def test_pictures_are_the_same_however_the_batch_is_cut(inner, step, flip, batch_size):
     batches = image_batches(flip, batch_size)
-    whole = batches(step, range(batch_size))
+    whole = flat(batches(step, range(batch_size)))
     cut = pairwise(sorted({0, batch_size, *(i for i in inner if i < batch_size)}))
-    parts = [batches(step, range(a, b)) for a, b in cut]
+    parts = [flat(batches(step, range(a, b))) for a, b in cut]
     for kind in (0, 1):
         assert torch.equal(torch.cat([part[kind] for part in parts]), whole[kind])
 
 
 def test_every_epoch_shows_each_picture_once():
     batches = image_batches(batch_size=40)  # 100 pictures to learn: batches straddle the epochs
-    seen = torch.cat([batches(step, range(40))[1] for step in range(10)]).view(4, 100)
+    seen = torch.cat([batches(step, range(40))[1].label for step in range(10)]).view(4, 100)
     assert torch.equal(seen.sort(dim=1).values, seen[0].sort().values.expand(4, 100))
     assert len(seen[0].unique()) == 100
 
 
 def test_held_out_pictures_are_never_learned_from():
     batches = image_batches(flip=True)
-    kept, labels = batches.held_out(20)
+    kept, (labels, _) = batches.held_out(20)
     assert torch.equal(names(kept), labels) and len(labels.unique()) == 20
     assert not mirrored(kept).any()
-    seen = {int(label) for step in range(10) for label in batches(step, range(50))[1]}
+    seen = {int(label) for step in range(10) for label in batches(step, range(50))[1].label}
     assert seen | set(labels.tolist()) == set(range(120)) and not seen & set(labels.tolist())
 
 
 def test_held_out_pictures_do_not_depend_on_the_seed_and_fewer_come_first():
-    few_of_them, labels = image_batches(seed=1).held_out(7)
+    few_of_them, (labels, _) = image_batches(seed=1).held_out(7)
     assert torch.equal(few_of_them, image_batches(seed=2).held_out(20)[0][:7])
     assert torch.equal(names(few_of_them), labels)
     assert len(image_batches().held_out(1000)[0]) == 20
 
 
 def test_seed_and_step_decide_which_pictures_come():
-    first = image_batches(seed=0)(0, range(50))[1]
-    assert not torch.equal(first, image_batches(seed=1)(0, range(50))[1])
-    assert not torch.equal(first, image_batches(seed=0)(1, range(50))[1])
+    first = image_batches(seed=0)(0, range(50))[1].label
+    assert not torch.equal(first, image_batches(seed=1)(0, range(50))[1].label)
+    assert not torch.equal(first, image_batches(seed=0)(1, range(50))[1].label)
 
 
 def test_pictures_are_scaled_to_minus_one_and_one():
     images = pictures()
-    x_1, labels = image_batches(images=images)(0, range(50))
-    assert torch.equal(x_1, to_unit(images.pixels[labels]))
+    x_1, (labels, _) = image_batches(images=images)(0, range(50))
+    assert torch.equal(x_1, GREY.encode(images.pixels[labels]))
     assert x_1.min() == -1 and x_1.max() == 1
 
 
 def test_rows_say_which_pictures_of_the_whole_set_a_step_sees():
     batches = image_batches(flip=True)
-    assert batches.rows(3, range(10, 40)) == batches(3, range(10, 40))[1].tolist()
+    assert batches.rows(3, range(10, 40)) == batches(3, range(10, 40))[1].label.tolist()
 
 
 @few
@@ -155,9 +165,9 @@ def test_whatever_is_kept_apart_the_rest_is_learned_each_once(n, share, seed):
     apart = hold_out(n, int(share * (n - 1)))
     index = torch.arange(n)
     images = Images(index.to(torch.uint8)[:, None, None, None], index, ("a",) * n)
-    batches = ImageBatches(images, apart, False, seed, n, CPU)
+    batches = ImageBatches(images, Pixels((1, 1, 1)), apart, False, seed, n, CPU)
     assert batches.size == n - len(apart)
-    seen = batches(0, range(batches.size))[1]
+    seen = batches(0, range(batches.size))[1].label
     assert sorted(seen.tolist() + apart.tolist()) == list(range(n))
     assert batches.some(10**6).labels.tolist() == sorted(seen.tolist())
 
@@ -165,7 +175,7 @@ def test_whatever_is_kept_apart_the_rest_is_learned_each_once(n, share, seed):
 def test_some_are_spread_evenly_over_those_that_are_learned_and_are_as_they_are():
     batches = image_batches(flip=True)
     some = batches.some(30)
-    kept = set(batches.held_out(20)[1].tolist())
+    kept = set(batches.held_out(20)[1].label.tolist())
     learned = [n for n in range(120) if n not in kept]
     assert some.labels.tolist() == [learned[place * len(learned) // 30] for place in range(30)]
     assert torch.equal(some.pixels, pictures().pixels[some.labels]) and some.classes == pictures().classes
@@ -173,14 +183,14 @@ def test_some_are_spread_evenly_over_those_that_are_learned_and_are_as_they_are(
 
 def test_samples_seen_before_a_batch_was_changed_are_counted_on():
     before, after = image_batches(batch_size=40), replace(image_batches(batch_size=25), offset=3 * 40 - 2 * 25)
-    seen = torch.cat([*(before(step, range(40))[1] for step in range(3)), after(2, range(25))[1]])
-    steady = torch.cat([image_batches(batch_size=5)(step, range(5))[1] for step in range(29)])
-    assert torch.equal(seen, steady)
+    seen = [*(before(step, range(40))[1].label for step in range(3)), after(2, range(25))[1].label]
+    steady = torch.cat([image_batches(batch_size=5)(step, range(5))[1].label for step in range(29)])
+    assert torch.equal(torch.cat(seen), steady)
 
 
 def test_pictures_in_this_machines_memory_come_to_the_device_with_their_labels():
     batches = replace(image_batches(), device=torch.device("meta"))
-    for x_1, labels in (batches(0, range(7)), batches.held_out(7)):
+    for x_1, (labels, _) in (batches(0, range(7)), batches.held_out(7)):
         assert x_1.device.type == labels.device.type == "meta"
 
 
@@ -196,7 +206,9 @@ def places_told(n=60, size=9):
 
 
 def windowed(flip=False, seed=0, batch_size=40, window=5):
-    return ImageBatches(places_told(), hold_out(60, 10), flip, seed, batch_size, CPU, window)
+    return ImageBatches(
+        places_told(), Pixels((3, window, window)), hold_out(60, 10), flip, seed, batch_size, CPU, window
+    )
 
 
 def corners(x):
@@ -211,7 +223,7 @@ def corners(x):
 
 
 def test_windows_are_squares_of_their_pictures():
-    x_1, labels = windowed()(4, range(40))
+    x_1, (labels, _) = windowed()(4, range(40))
     assert x_1.shape == (40, 3, 5, 5)
     corners(x_1)
     assert torch.equal(grey(x_1)[:, 2, 0, 0], labels)
@@ -227,7 +239,7 @@ def test_every_window_comes_and_none_more_often_than_others():
 def test_windows_are_of_the_step_the_place_and_the_seed_alone():
     one = corners(windowed()(3, range(40))[0])
     assert torch.equal(one, corners(windowed()(3, range(40))[0]))
-    others = ImageBatches(places_told(90), hold_out(90, 3), False, 0, 40, CPU, 5)
+    others = ImageBatches(places_told(90), Pixels((3, 5, 5)), hold_out(90, 3), False, 0, 40, CPU, 5)
     assert torch.equal(one, corners(others(3, range(40))[0]))  # of other pictures the same squares
     for other in (windowed()(4, range(40))[0], windowed(seed=1)(3, range(40))[0]):
         assert (one != corners(other)).any(1).float().mean() > 0.8  # by chance 24 of 25
@@ -251,10 +263,10 @@ def test_flipping_mirrors_the_same_windows():
 
 def test_nothing_is_drawn_where_nothing_is_learned_the_middle_is_taken():
     batches = windowed(flip=True)
-    kept, labels = batches.held_out(10)
+    kept, (labels, _) = batches.held_out(10)
     assert corners(kept).tolist() == [[2, 2]] * 10 and torch.equal(grey(kept)[:, 2, 0, 0], labels)
     some = batches.some(7)
-    assert corners(to_unit(some.pixels)).tolist() == [[2, 2]] * 7
+    assert corners(GREY.encode(some.pixels)).tolist() == [[2, 2]] * 7
     assert torch.equal(some.pixels[:, 2, 0, 0].long(), some.labels)
 
 
@@ -274,7 +286,7 @@ def test_what_is_made_ready_is_what_would_have_been_made(accumulation, depth):
     ahead = Prefetch(batches, places, depth)
     for step in (0, 1, 2, 7, 8, 3):  # a run that goes on elsewhere
         for some in places:
-            for made, wanted in zip(ahead(step, some), batches(step, some), strict=True):
+            for made, wanted in zip(flat(ahead(step, some)), flat(batches(step, some)), strict=True):
                 assert torch.equal(made, wanted)
     other = range(3, 17)  # nobody's micro-batch
     assert torch.equal(ahead(1, other)[0], batches(1, other)[0])
@@ -323,7 +335,7 @@ def test_made_ahead_steps_see_what_they_would_have_seen_and_each_row_is_made_onc
     ahead = Prefetch(partial(objective.draw, once), places)
     for step in (0, 1, 2, 6):
         for some in places:
-            for made, wanted in zip(ahead(step, some), objective.draw(batches, step, some), strict=True):
+            for made, wanted in zip(flat(ahead(step, some)), flat(objective.draw(batches, step, some)), strict=True):
                 assert torch.equal(made, wanted)
     ahead.close()
     rows = [(step, row) for step, some in asked for row in some if step < 3]
@@ -349,10 +361,10 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_data_are_asked_for():
 @pytest.mark.parametrize("name", TOYS)
 def test_labels_of_points_are_the_parts_they_lie_in(name):
     batches = point_batches(name)
-    x_1, labels = batches(0, range(200))
+    x_1, (labels, _) = batches(0, range(200))
     assert x_1.shape == (200, 2)
     assert torch.equal(labels, batches.toy.part(x_1)) and labels.min() >= 0
-    assert point_batches(name, labels=False)(0, range(200))[1] is None
+    assert point_batches(name, labels=False)(0, range(200))[1] == Condition()
     assert torch.equal(point_batches(name, labels=False)(0, range(200))[0], x_1)
 
 
@@ -361,8 +373,8 @@ def test_labels_of_points_are_the_parts_they_lie_in(name):
 @given(inner=st.lists(st.integers(1, 299), max_size=4), step=st.integers(0, 10**6))
 def test_points_are_the_same_bit_for_bit_however_the_batch_is_cut(name, inner, step):
     batches = point_batches(name)
-    whole = batches(step, range(300))
-    parts = [batches(step, range(a, b)) for a, b in pairwise(sorted({0, 300, *inner}))]
+    whole = flat(batches(step, range(300)))
+    parts = [flat(batches(step, range(a, b))) for a, b in pairwise(sorted({0, 300, *inner}))]
     for kind in (0, 1):
         assert torch.equal(torch.cat([part[kind] for part in parts]), whole[kind])
 
@@ -379,7 +391,7 @@ def test_points_of_a_step_are_of_its_own_random_numbers_alone(name):
         (47, range(1)),
         (2, range(9000)),
     ):
-        x_1, labels = ours(step, places)
+        x_1, (labels, _) = ours(step, places)
         alone = ours.toy.sample(uniform(ours.seed, "data", step, places, (3,)))
         assert torch.equal(x_1, alone) and torch.equal(labels, ours.toy.part(alone))
 
@@ -406,10 +418,10 @@ def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     facts, story, load = SOURCES[kind](config)
     assert config.data.source in story
     batches = load(CPU)
-    x_1, labels = batches(2, range(10, 30))
+    x_1, (labels, _) = batches(2, range(10, 30))
     assert x_1.shape == (20, *facts.shape) and x_1.dtype == torch.float32
     assert labels.shape == (20,) and labels.min() >= 0 and labels.max() < len(facts.classes)
-    kept, kept_labels = batches.held_out(5)
+    kept, (kept_labels, _) = batches.held_out(5)
     assert kept.shape == (5, *facts.shape) and kept_labels.shape == (5,)
     if kind == "images":
         assert batches.size + config.data.held_out == 1797

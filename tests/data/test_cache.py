@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowimg import files
 from flowimg.data import cache as module
 from flowimg.data.cache import cache_folder, keep_arrays, make_folder, name_of, pack, read_arrays, unpack, write_whole
 from flowimg.errors import CacheError
@@ -148,7 +149,7 @@ def test_a_folder_that_could_not_be_filled_is_not_there(tmp_path, error):
 
 def test_everything_is_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(module, "_sync", lambda path: synced.append((path.name, (tmp_path / "a").exists())))
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, (tmp_path / "a").exists())))
     make_folder(tmp_path / "a", 10, two_files)
     before = [name for name, there in synced if not there]
     assert {"one", "two"} < set(before) and len(before) == 3  # and the folder that they are in

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from flowimg.build.data import build_source
+from flowimg.data.prefetch import Prefetch
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
-from flowimg.data.batches import Prefetch
-from flowimg.build.data import build_source
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -22,7 +22,7 @@ def test_where_pictures_lie_changes_nothing(share, where):
     assert there.images.pixels.device.type == where
     ahead = Prefetch(there, [range(32)])
     for step in range(5):
-        (x, labels), (y, same) = here(step, range(32)), ahead(step, range(32))
+        (x, (labels, _)), (y, (same, _)) = here(step, range(32)), ahead(step, range(32))
         assert y.device.type == same.device.type == "cuda"
         assert torch.equal(x, y.cpu()) and torch.equal(labels, same.cpu())
     assert torch.equal(here.held_out(20)[0], there.held_out(20)[0].cpu())

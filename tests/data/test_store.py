@@ -17,13 +17,13 @@ from PIL import Image
 from flowimg.data import listing as listing_module
 from flowimg.data import store as store_module
 from flowimg.data import workers
-from flowimg.errors import CacheError
-from flowimg.errors import DataError
 from flowimg.data.sources.known import NAMED
-from flowimg.data.store import Images, fingerprint, hold_out, to_unit
-from flowimg.sampling.sampler import to_uint8
+from flowimg.data.store import Images, fingerprint, hold_out
+from flowimg.errors import CacheError, DataError
+from flowimg.spaces.pixels import Pixels
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
+SPACE = Pixels((1, 16, 16))
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
@@ -39,18 +39,19 @@ def names(images):
 
 
 def test_grey_levels_go_to_floats_and_come_back_as_they_were():
-    assert torch.equal(to_uint8(to_unit(LEVELS)), LEVELS)
+    assert torch.equal(SPACE.decode(SPACE.encode(LEVELS)), LEVELS)
 
 
 def test_grey_levels_are_spread_evenly_from_minus_one_to_one():
-    x = to_unit(LEVELS)
+    x = SPACE.encode(LEVELS)
     assert x.dtype == torch.float32 and x[0] == -1 and x[255] == 1
     torch.testing.assert_close(x, torch.linspace(-1, 1, 256), atol=1e-6, rtol=0)
 
 
 def test_values_outside_are_clipped_and_values_between_rounded():
-    x = torch.tensor([-7.0, -1.0, 1.0, 1.01, 1e9, to_unit(LEVELS)[10] + 0.4 / 127.5, to_unit(LEVELS)[10] + 0.6 / 127.5])
-    assert to_uint8(x).tolist() == [0, 0, 255, 255, 255, 10, 11]
+    x = SPACE.encode(LEVELS)
+    x = torch.tensor([-7.0, -1.0, 1.0, 1.01, 1e9, x[10] + 0.4 / 127.5, x[10] + 0.6 / 127.5])
+    assert SPACE.decode(x).tolist() == [0, 0, 255, 255, 255, 10, 11]
 
 
 @few
@@ -249,7 +250,7 @@ def test_a_refused_store_leaves_nothing(tmp_path, cache):
 def test_a_picture_that_changes_between_looking_and_decoding_is_said(tmp_path, cache):
     found = find(fill(tmp_path / "a"))
     save(tmp_path / "a/b/002.png", picture(77))
-    with pytest.raises(DataError, match=r"b/002\.png is not what it was when it was looked at: start again"):
+    with pytest.raises(DataError, match=r"b/002\.png changed since it was scanned: retry once"):
         stored(found)
     assert builds(cache) == []
     assert numbers(decode(find(tmp_path / "a"))) == [0, 1, 77, 3, 4]
@@ -258,7 +259,7 @@ def test_a_picture_that_changes_between_looking_and_decoding_is_said(tmp_path, c
 def test_a_picture_that_goes_between_looking_and_decoding_is_said_and_no_store_lacks_it(tmp_path, cache):
     found = find(fill(tmp_path / "a"))
     (tmp_path / "a/b/002.png").rename(tmp_path / "002.png")
-    with pytest.raises(DataError, match=r"b/002\.png could not be read now \(no such file.*start again"):
+    with pytest.raises(DataError, match=r"b/002\.png could not be read now \(no such file.*retry once"):
         stored(found, max_bad=0.5)
     assert builds(cache) == []
     (tmp_path / "002.png").rename(tmp_path / "a/b/002.png")

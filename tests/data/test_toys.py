@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from flowimg.settings.data import PointData
-from flowimg.data.toys import OFF, Checkerboard, EightGaussians, Moons, Rings, Spirals
 from flowimg.build.data import TOYS
+from flowimg.data.toys import OFF, Checkerboard, EightGaussians, Moons, Rings, Spirals
+from flowimg.settings.data import PointData
 
 EVERY = {name: TOYS[name](PointData(source=name)) for name in TOYS} | {
     f"{n} cells": Checkerboard(n) for n in range(2, 10)

@@ -5,11 +5,18 @@ import hashlib
 import pytest
 import torch
 
-from flowimg.evaluation import features
-from flowimg.fields.classifier import Classifier
-from flowimg.evaluation.distances import frechet, moments
 from flowimg.errors import ExtractorError
-from flowimg.evaluation.features import Extractor, classifier_features, distance_name, inception, random_convolutions, transformer
+from flowimg.evaluation import features
+from flowimg.evaluation.distances import frechet, moments
+from flowimg.evaluation.features import (
+    Extractor,
+    classifier_features,
+    distance_name,
+    inception,
+    random_convolutions,
+    transformer,
+)
+from flowimg.fields.classifier import Classifier
 
 CPU = torch.device("cpu")
 

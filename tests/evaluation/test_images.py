@@ -7,8 +7,8 @@ from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
 
 from flowimg.evaluation import images
-from flowimg.fields.classifier import agreement, train_classifier
 from flowimg.evaluation.images import copying, nearest, within_class_spread
+from flowimg.fields.classifier import agreement, train_classifier
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,19 @@ import torch
 from PIL import Image
 
 from flowimg.figures.points import DATA, FLOW, points_figure
-from flowimg.spaces.pixels import TILE, tiled
+from flowimg.figures.samples import save_grid
+from flowimg.spaces.pixels import TILE, Pixels
 
 GAP = 4
 
 
 def known(count, channels, side):
     return torch.randint(0, 256, (count, channels, side, side), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def image_grid(pixels, path, columns=None):
+    space = Pixels(tuple(pixels.shape[1:]))
+    save_grid(space, space.encode(pixels), path, columns)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -22,7 +28,7 @@ def known(count, channels, side):
 )
 def test_a_grid_holds_every_picture_row_by_row_pixel_by_pixel(channels, side, count, columns, shape, tmp_path):
     pixels = known(count, channels, side)
-    Image.fromarray(tiled(pixels, columns).numpy()).save(tmp_path / "grid.png")
+    image_grid(pixels, tmp_path / "grid.png", columns)
     factor = -(-TILE // side)
     tile = side * factor
     assert tile >= TILE
@@ -39,7 +45,7 @@ def test_a_grid_holds_every_picture_row_by_row_pixel_by_pixel(channels, side, co
 
 def test_one_picture_is_a_grid_too(tmp_path):
     pixels = known(1, 1, 8)
-    Image.fromarray(tiled(pixels).numpy()).save(tmp_path / "grid.png")
+    image_grid(pixels, tmp_path / "grid.png")
     drawn = np.array(Image.open(tmp_path / "grid.png"))
     large = np.kron(pixels[0, 0].numpy(), np.ones((6, 6), np.uint8))
     edge = (drawn.shape[0] - 48) // 2  # alone it needs no gap around it

@@ -8,7 +8,7 @@ from flowimg.build.flow import PATHS
 from flowimg.build.sampler import SOLVERS, build_solver, build_times
 from flowimg.fields.guidance import Guided
 from flowimg.flow.condition import Condition
-from flowimg.flow.solvers import AB2, EULER, dopri5, integrate
+from flowimg.flow.solvers import AB2, EULER, Solver, dopri5, integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.settings.verbs import Sample
 
@@ -314,3 +314,88 @@ def test_errors_of_the_velocity_surface_unchanged(solver):
 
     with pytest.raises(RuntimeError, match=r"^inside$"):
         integrate(velocity, X, uniform_grid(2), solver)
+
+
+# --- times that turn, hooks, noise -----------------------------------------------------------------------------------
+
+ROUND = torch.tensor([0.0, 0.5, 0.2, 0.8, 0.3, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if not solver.multistep])
+def test_times_may_turn_back_where_nothing_of_the_step_before_is_used(name):
+    solver = SOLVERS[name]
+    flow = integrate(quickening, X, ROUND, solver, trajectory=True, turns=True)
+    x = X
+    for t, s, state in zip(ROUND, ROUND[1:], flow.trajectory[1:], strict=False):
+        x = integrate(quickening, x, torch.stack([t, s]), solver).x
+        assert torch.equal(state, x)
+    with pytest.raises(ValueError, match="strictly rise or strictly fall"):
+        integrate(quickening, X, ROUND, solver)
+    finer = torch.cat([torch.linspace(t, s, 200)[:-1] for t, s in zip(ROUND, ROUND[1:], strict=False)] + [ROUND[-1:]])
+    end = integrate(quickening, X, ROUND if solver.adaptive else finer.double(), solver, turns=True).x
+    torch.testing.assert_close(end, exact(quickening, 1), atol=0.1 if solver.order == 1 else 1e-3, rtol=0)
+
+
+def test_a_multistep_solver_is_refused_times_that_turn():
+    assert [name for name, solver in SOLVERS.items() if solver.multistep] == ["ab2"]
+    with pytest.raises(ValueError, match="strictly rise or strictly fall"):
+        integrate(quickening, X, ROUND, AB2, turns=True)
+    one_way = uniform_grid(5)
+    assert torch.equal(integrate(turning, X, one_way, AB2, turns=True).x, integrate(turning, X, one_way, AB2).x)
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.5, 0.5, 1.0], [0.0, float("nan"), 0.5], [0.0], []])
+def test_times_that_stand_still_are_no_turn(times):
+    with pytest.raises(ValueError, match="strictly rise or strictly fall"):
+        integrate(turning, X, torch.tensor(times, dtype=torch.float64), EULER, turns=True)
+
+
+def shaken(slope, x, t, s):
+    """Euler and Maruyama's step: along the slope, and a random step of the variance that has gone by."""
+    return x + (s - t) * slope(x, t) + abs(s - t) ** 0.5 * slope.noise(x)
+
+
+SHAKEN = Solver(shaken, order=1, stochastic=True)
+
+
+def test_a_stochastic_step_gets_its_noise_by_the_number_of_the_step():
+    numbers = []
+
+    def noise(number, x):
+        numbers.append(number)
+        return torch.full_like(x, 10.0**number)
+
+    flow = integrate(lambda x, t, cond: torch.ones_like(x), X, uniform_grid(4), SHAKEN, noise=noise)
+    assert numbers == [0, 1, 2, 3] and flow.nfe == 4
+    torch.testing.assert_close(flow.x, X + 1 + 0.5 * 1111)
+
+
+def test_a_stochastic_step_without_noise_is_refused():
+    with pytest.raises(ValueError, match="a stochastic solver needs noise"):
+        integrate(turning, X, uniform_grid(4), SHAKEN)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_step_sees_the_path_that_the_velocity_belongs_to(kind):
+    path, seen = PATHS[kind](None), []
+    watch = Solver(lambda slope, x, t, s: seen.append(slope.path) or x, order=1)
+    integrate(turning, X, uniform_grid(2), watch, path=path)
+    assert seen == [path, path]
+
+
+def test_a_hook_replaces_the_state_after_every_step(solver):
+    seen = []
+
+    def hook(x, t):
+        seen.append(t)
+        return torch.full_like(x, t)
+
+    flow = integrate(turning, X, uniform_grid(4), solver, trajectory=True, hook=hook)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+    assert torch.equal(flow.x, torch.ones_like(X)) and torch.equal(flow.trajectory[2], torch.full_like(X, 0.5))
+    # and the next step goes on from there
+    to_half = integrate(turning, torch.full_like(X, 0.25), torch.tensor([0.25, 0.5], dtype=torch.float64), solver).x
+    last = integrate(turning, X, uniform_grid(4), solver, hook=lambda x, t: torch.full_like(x, t) if t == 0.25 else x)
+    rest = integrate(turning, to_half, uniform_grid(4)[2:], solver).x
+    if not solver.multistep:
+        torch.testing.assert_close(last.x, rest, atol=1e-4, rtol=0)

@@ -12,31 +12,33 @@ from safetensors.torch import save_file
 
 from flowimg.cli import main
 from flowimg.flow.objectives import FlowMatching
-from flowimg.training import loop
 
 out, scale, *args = sys.argv[1:]
-draw, loss = FlowMatching.draw, loop.flow_matching_loss
+draw, loss = FlowMatching.draw, FlowMatching.loss
 made, steps_seen = {}, {}
 
 
-def recording_draw(self, data, step, places):
-    drawn = draw(self, data, step, places)
-    made[id(drawn)] = f"{step:04d}.{places.start:04d}", drawn
+def recording_draw(self, data, step, positions):
+    drawn = draw(self, data, step, positions)
+    made[id(drawn)] = f"{step:04d}.{positions.start:04d}", drawn
     return drawn
 
 
-def scaled_loss(wrapped, path, drawn):
+def scaled_loss(self, wrapped, drawn):
+    if id(drawn) not in made:  # held-out data
+        return loss(self, wrapped, drawn)
     place, _ = made[id(drawn)]  # of what is made ahead some is never seen
     steps_seen[place] = drawn
-    return loss(wrapped, path, drawn) * float(scale)
+    return loss(self, wrapped, drawn) * float(scale)
 
 
 FlowMatching.draw = recording_draw
-loop.flow_matching_loss = scaled_loss
+FlowMatching.loss = scaled_loss
 main(args)
 
 rank = int(os.environ.get("RANK", "0"))
-tensors = {f"{place}.{name}": t.contiguous() for place, d in steps_seen.items() for name, t in d._asdict().items()}
+columns = {place: {**d._asdict(), "cond": d.cond.label} for place, d in steps_seen.items()}
+tensors = {f"{place}.{name}": t.contiguous() for place, d in columns.items() for name, t in d.items()}
 Path(out).mkdir(parents=True, exist_ok=True)
 save_file(tensors, Path(out) / f"{rank}.safetensors")
 assert torch.get_num_threads() >= 1

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from flowimg.cli import main
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.runs.opening import open_run
@@ -67,7 +68,9 @@ def digits(tmp_path_factory):
     return [str(folder / f"{number}.png") for number in range(3)]
 
 
-@pytest.mark.parametrize(("name", "label"), [("plain", []), ("classes", ["--label", "2"])])
+@pytest.mark.parametrize(
+    ("name", "label"), [pytest.param("plain", [], marks=pytest.mark.slow), ("classes", ["--label", "2"])]
+)
 def test_a_picture_comes_back_from_its_noise(name, label, tiny, digits, tmp_path, capsys):
     run = getattr(tiny, name)
     main(["invert", str(run), *digits, *label, "--out", str(tmp_path / "out")])
@@ -77,10 +80,10 @@ def test_a_picture_comes_back_from_its_noise(name, label, tiny, digits, tmp_path
     x_0 = load_file(tmp_path / "out" / "noise.safetensors")["x_0"]
     assert x_0.shape == (3, 1, 8, 8)
     field = open_run(str(run), "ema", None, torch.device("cpu")).field
-    cond = torch.full((3,), 2) if label else None
+    cond = Condition(torch.full((3,), 2) if label else None)
     with torch.no_grad():
         x_1 = integrate(field, x_0, uniform_grid(20), RK4, cond).x
-        other = integrate(field, x_0, uniform_grid(20), RK4, torch.full((3,), 7) if label else None).x
+        other = integrate(field, x_0, uniform_grid(20), RK4, Condition(torch.full((3,), 7) if label else None)).x
     there = np.stack([read(path) for path in digits])
     assert np.abs((x_1[:, 0].numpy() + 1) * 127.5 - there).max() < 2
     assert not label or np.abs((other[:, 0].numpy() + 1) * 127.5 - there).max() > 2  # it was that class's flow

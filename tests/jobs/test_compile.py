@@ -12,18 +12,26 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from flowimg.build.data import build_source, cache_of
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
 from flowimg.cli import main
+from flowimg.errors import MachineError
+from flowimg.fields.mlp import MLPField
+from flowimg.flow.condition import Condition
+from flowimg.jobs.sample import _sampler
+from flowimg.jobs.train.launch import options_of
+from flowimg.machine import compiling
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import open_run
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Sample
-from flowimg.fields.mlp import MLPField
-from flowimg.jobs import draw, machine
-from flowimg.build.data import build_source
-from flowimg.build.field import build_field
-from flowimg.build.flow import build_objective
-from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import open_run
-from flowimg.training.loop import Recipe, start, train_step
+from flowimg.training.loop import train_step
+from flowimg.training.state import Recipe, start
+from flowimg.training.strategies import strategy_of
+
+pytestmark = pytest.mark.usefixtures("sketches")
 
 QUICK = ("--train.steps", "4", "--train.log-every", "1", "--train.batch-size", "64", "--grid.count", "8")
 
@@ -35,11 +43,13 @@ def config_of(compile, field="mlp", precision="fp32", steps=2000):
 
 
 def asked(worth=True):
-    return [machine.compiles(asked, "train.compile", config_of(asked), worth) for asked in ("auto", False, True)]
+    return [
+        compiling.compiles(asked, "train.compile", cache_of(config_of(asked)), worth) for asked in ("auto", False, True)
+    ]
 
 
 def on_a(kind, monkeypatch, hip=None):
-    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type=kind))
+    monkeypatch.setattr(compiling, "pick_device", lambda: SimpleNamespace(type=kind))
     monkeypatch.setattr(torch.version, "hip", hip)
 
 
@@ -54,13 +64,13 @@ def test_gpus_are_compiled_for_where_it_is_worth_it_and_others_when_asked(monkey
 @pytest.mark.parametrize(("kind", "hip"), [("cpu", None), ("mps", None), ("cuda", "7.0")])
 def test_graphs_are_for_gpus_of_nvidia(monkeypatch, kind, hip):
     on_a(kind, monkeypatch, hip)
-    with pytest.raises(machine.MachineError, match="graphs needs an NVIDIA GPU"):
-        machine.compiler_options(config_of("graphs"), 1)
+    with pytest.raises(MachineError, match="graphs needs an NVIDIA GPU"):
+        options_of(config_of("graphs"), 1)
 
 
 def test_on_a_cpu_the_compiler_is_left_to_itself(monkeypatch):
     on_a("cpu", monkeypatch)
-    assert [machine.compiler_options(config_of(ask), 1) for ask in ("auto", False, True)] == [None, None, {}]
+    assert [options_of(config_of(ask), 1) for ask in ("auto", False, True)] == [None, None, {}]
 
 
 @pytest.mark.parametrize(
@@ -77,13 +87,13 @@ def test_a_step_is_recorded_where_one_process_has_a_gpu_of_nvidia_or_it_is_asked
     monkeypatch, ask, processes, hip, graphs
 ):
     on_a("cuda", monkeypatch, hip)
-    assert machine.compiler_options(config_of(ask), processes)["triton.cudagraphs"] is graphs
-    assert machine.compiler_options(config_of(False), processes) is None
+    assert options_of(config_of(ask), processes)["triton.cudagraphs"] is graphs
+    assert options_of(config_of(False), processes) is None
 
 
 def test_few_steps_are_not_worth_a_compiler_unless_it_is_asked_for(monkeypatch):
     on_a("cuda", monkeypatch)
-    few = [machine.compiler_options(config_of(ask, steps=1999), 1) for ask in ("auto", True, "graphs")]
+    few = [options_of(config_of(ask, steps=1999), 1) for ask in ("auto", True, "graphs")]
     assert few[0] is None and [how["triton.cudagraphs"] for how in few[1:]] == [False, True]
 
 
@@ -100,7 +110,7 @@ def test_few_steps_are_not_worth_a_compiler_unless_it_is_asked_for(monkeypatch):
 def test_convolutions_in_16_bits_have_channels_last(monkeypatch, field, precision, count, last):
     on_a("cuda", monkeypatch)
     for ask in ("auto", True, "graphs"):
-        assert machine.compiler_options(config_of(ask, field, precision), count)["force_layout_optimization"] is last
+        assert options_of(config_of(ask, field, precision), count)["force_layout_optimization"] is last
 
 
 def test_a_run_that_goes_on_compiled_otherwise_says_so(tmp_path, capsys):
@@ -132,7 +142,7 @@ def test_every_training_of_a_process_is_compiled(monkeypatch):
             objective, source = build_objective(config), build_source(config)
             field = build_field(config, source.facts)
             data = source.load(torch.device("cpu"))
-            train_step(start(accelerator, field, objective, data, Recipe(steps=3), {}))
+            train_step(start(strategy_of(accelerator), field, objective, data, Recipe(steps=3), {}))
             assert len(compiled) == count
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -140,7 +150,7 @@ def test_every_training_of_a_process_is_compiled(monkeypatch):
 
 def test_how_a_run_is_compiled_is_told_in_words():
     both = {"triton.cudagraphs": True, "force_layout_optimization": True}
-    assert [machine.how_compiled(how) for how in (None, {}, {**both, "triton.cudagraphs": False}, both)] == [
+    assert [compiling.how_compiled(how) for how in (None, {}, {**both, "triton.cudagraphs": False}, both)] == [
         "not compiled",
         "compiled",
         "compiled, channels last",
@@ -153,20 +163,25 @@ def test_torch_knows_the_options():
     assert {"triton.cudagraphs", "force_layout_optimization"} <= {*known}
 
 
+def quickened(run, how, count, state):
+    """The field that `flowimg sample` draws so many samples with, on this process."""
+    return _sampler(how.model_copy(update={"count": count}), run, state).velocity
+
+
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):
     run = open_run(str(tiny.points), "ema", None, torch.device("cpu"))
-    monkeypatch.setattr(machine, "pick_device", lambda: SimpleNamespace(type="cuda"))
-    alone, last = (SimpleNamespace(process_index=many - 1, num_processes=many) for many in (1, 2))
+    monkeypatch.setattr(compiling, "pick_device", lambda: SimpleNamespace(type="cuda"))
+    alone, last = (SimpleNamespace(process_index=many - 1, num_processes=many, device=None) for many in (1, 2))
     how = Sample(run="r", num_steps=50, batch_size=70)
-    assert draw.quickened(run, how, 80 * 70, alone).field.sizes == (70, 140)
-    assert draw.quickened(run, how, 80 * 70 - 1, alone) is run and draw.quickened(run, how, 0, alone) is run
+    assert quickened(run, how, 80 * 70, alone).sizes == (70, 140)
+    assert quickened(run, how, 80 * 70 - 1, alone) is run.field and quickened(run, how, 0, alone) is run.field
     # each process has its share
-    assert draw.quickened(run, how, 2 * 80 * 70, last).field.sizes == (70, 140)
-    assert draw.quickened(run, how, 2 * 80 * 70 - 2, last) is run
+    assert quickened(run, how, 2 * 80 * 70, last).sizes == (70, 140)
+    assert quickened(run, how, 2 * 80 * 70 - 2, last) is run.field
     # many in a batch are few calls
-    assert draw.quickened(run, Sample(run="r", num_steps=100), 20_000, alone) is run
+    assert quickened(run, Sample(run="r", num_steps=100), 20_000, alone) is run.field
     asked = Sample(run="r", compile=True)
-    assert draw.quickened(run, asked, 30, alone).field.sizes == (30, 60)
+    assert quickened(run, asked, 30, alone).sizes == (30, 60)
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
@@ -181,9 +196,9 @@ def test_drawing_without_a_compiler_is_refused_before_anything_is_written(tiny, 
 
 def test_only_whole_batches_go_through_the_compiled_field(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda field, dynamic: lambda x, t, cond: field(x, t, cond) + 1)
-    field = draw.Compiled(MLPField(2, num_classes=3, width=8, depth=1), 4)
+    field = compiling.Compiled(MLPField(2, num_classes=3, width=8, depth=1), 4)
     for size, more in ((4, 1), (8, 1), (1, 0), (3, 0), (5, 0)):
-        x, t, cond = torch.randn(size, 2), torch.rand(size), torch.zeros(size, dtype=torch.long)
+        x, t, cond = torch.randn(size, 2), torch.rand(size), Condition(torch.zeros(size, dtype=torch.long))
         assert torch.equal(field(x, t, cond), field.field(x, t, cond) + more)
 
 

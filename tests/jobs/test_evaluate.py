@@ -16,11 +16,12 @@ from tiny import write_settings
 from flowimg.cli import main
 from flowimg.evaluation.distances import frechet, moments
 from flowimg.evaluation.features import random_convolutions
-from flowimg.runs.folder import RunFolder
 from flowimg.jobs.evaluate.sweep import least
+from flowimg.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
+pytestmark = pytest.mark.usefixtures("quick_judge")
 
 
 @pytest.fixture
@@ -83,8 +84,8 @@ def test_the_distance_is_that_of_the_pictures_that_sample_writes(run, tmp_path):
 
 
 def _held_out(folder):
-    from flowimg.settings.reading import load
     from flowimg.build.data import build_source
+    from flowimg.settings.reading import load
 
     pictures, _ = build_source(load(str(folder / "config.yaml"))).load(torch.device("cpu")).held_out(100)
     return ((pictures + 1) * 127.5).round().to(torch.uint8).numpy().reshape(len(pictures), -1)
@@ -146,9 +147,9 @@ def test_the_nearest_training_pictures_are_shown_in_the_report(run):
 
 
 def kept(folder):
-    from flowimg.jobs.figures import kept_figures
+    from flowimg.figures.record import kept_figures
 
-    return kept_figures(RunFolder(folder))
+    return kept_figures(RunFolder(folder).figures)
 
 
 def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
@@ -210,6 +211,7 @@ def launch(folder, *options):
     return subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(run):
     folder = run("classes")
     done = launch(folder, "--count", "41", "--num-steps", "2")
@@ -252,11 +254,12 @@ def test_other_pictures_than_the_run_learned_from_are_told(run, capsys):
     assert "warning   digits has changed: the run learned from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypatch):
     monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
     done = launch(run("classes"))
     assert done.returncode and "/dev/null/cache" in done.stderr
-    assert "fault of flowimg" not in done.stderr and 'jobs/comparison.py", line' not in done.stderr
+    assert "fault of flowimg" not in done.stderr and 'jobs/evaluate/engine.py", line' not in done.stderr
 
 
 def test_points_are_evaluated_while_they_train(tmp_path):
@@ -313,7 +316,8 @@ def test_a_sweep_over_guidance_draws_quality_against_diversity(run, capsys):
     assert "20 samples of seeds 0 to 19" in said and "features proxy-classifier" in said
 
 
-def test_a_sweep_over_evaluations_counts_those_of_guidance(run):
+def test_a_sweep_over_evaluations_counts_those_of_guidance(run, monkeypatch):
+    monkeypatch.setattr("flowimg.jobs.evaluate.sweep.CONVERGED", {"solver": "heun", "num_steps": 5})
     folder = run("classes")
     main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "4", "--guidance", "2", "--sweep-times", "uniform"])
     rows = json.loads((folder / "figures/nfe.json").read_text())["rows"]
@@ -351,16 +355,16 @@ def test_an_evaluation_goes_behind_a_line_that_was_cut(run):
 
 
 def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatch, refused):
-    from flowimg.evaluation import comparison
+    from flowimg.sampling.sampler import Sampler
 
-    stream = comparison.stream
+    stream = Sampler.samples
 
     def broken(*args):
         for batch in stream(*args):
             batch.x_1[::4, 0, 0, 0] = float("nan")
             yield batch
 
-    monkeypatch.setattr(comparison, "stream", broken)
+    monkeypatch.setattr(Sampler, "samples", broken)
     folder = run("classes")
     status, said = refused("evaluate", folder, *QUICK, "--max-frechet", "1e9")
     assert status == 1 and "10 samples are not finite" in said
@@ -368,7 +372,7 @@ def test_samples_that_are_no_numbers_are_counted_and_fail_a_gate(run, monkeypatc
 
 
 def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatch, capsys):
-    from flowimg.jobs.train.run import callbacks
+    from flowimg.jobs.train import callbacks
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -435,14 +439,19 @@ def test_data_of_other_classes_or_shape_than_the_runs_are_refused(of_folders, re
 
 def test_the_data_themselves_are_covered_however_few_are_looked_at():
     """A thousand more of the data against ten thousand are as good as samples get."""
-    from flowimg.evaluation import comparison
+    from flowimg.data.store import Images
+    from flowimg.evaluation import comparison, reference
+    from flowimg.flow.condition import Condition
+    from flowimg.spaces.pixels import Pixels
 
     g = torch.Generator().manual_seed(0)
     features, few = torch.randn(10_000, 8, generator=g), torch.randn(500, 8, generator=g)
-    pictures = comparison.Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
-    reference = comparison.Reference("", "", moments(features), features, pictures, (torch.zeros(1), None), False)
-    yard = comparison.Yardstick(random_convolutions(1, 4, torch.device("cpu")), reference, None)
-    drawn = comparison.Drawn(500, 1, moments(few), few, pictures.pixels, None, 0)
+    pictures = Images(torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8), None, ())
+    data = reference.DataSet("", "", pictures, (torch.zeros(1), Condition()), False)
+    seen = reference.Reference(data, moments(features), features)
+    extractor = random_convolutions(1, 4, torch.device("cpu"))
+    yard = comparison.Comparison(Pixels((1, 4, 4)), extractor, seen, None)
+    drawn = comparison.Drawn(500, 1, moments(few), few, pictures.pixels, Condition(), 0)
     scores, near = comparison.score(drawn, yard)
     assert scores["coverage"] > 0.9 and 0.8 < scores["density"] < 1.2
     assert scores["nearest"] == 0 and near.row[:, 0].tolist() == list(range(50))

@@ -1,6 +1,7 @@
 """`python examples/frequency/run.py`: equal compute means equal, and what it tells is what was measured."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -14,15 +15,22 @@ from flowimg.build.sampler import build_sampler
 from flowimg.cli import main
 from flowimg.evaluation.points import score_points
 from flowimg.runs.opening import open_run
+from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import load
 
 RECIPES, Experiment, flops, plan = experiment.RECIPES, experiment.Experiment, experiment.flops, experiment.plan
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
+COUNT = 1000
+
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two recipes are enough to see how it goes."""
+    """Two recipes and a few samples are enough to see how it goes."""
     monkeypatch.setattr(experiment, "RECIPES", (RECIPES[0], RECIPES[-1]))
+    monkeypatch.setattr(experiment, "Evaluate", partial(Evaluate, count=COUNT))
+    monkeypatch.setattr(experiment, "POINTS", 500)
 
 
 def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
@@ -39,7 +47,7 @@ def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
         trained = open_run(row["run"], "ema", None, torch.device("cpu"))
         toy = build_toy(trained.config)
         how = trained.config.grid.model_copy(update={"num_steps": 100})
-        samples = build_sampler(trained.field, trained.config, trained.space, how).draw(range(20_000)).x_1
+        samples = build_sampler(trained.field, trained.config, trained.space, how).draw(range(COUNT)).x_1
         scores = score_points(samples, samples, toy.part(samples), toy.parts)
         assert row["off"] == pytest.approx(scores.off, abs=1e-3) and row["nfe"] == 100
         assert toy.cells == row["cells"]
@@ -115,7 +123,7 @@ def test_help_names_every_setting(capsys):
     assert {"--run", "--cells", "--steps", "--plain-only", "--seed"} <= set(words)
 
 
-def test_the_plain_network_alone(tmp_path):
+def test_the_plain_network_alone(few, tmp_path):
     run = tmp_path / "f"
     experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
     rows = json.loads((run / "frequency.json").read_text())

@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.settings.reading import validate
-from flowimg.settings.run import Config
-from flowimg.settings.verbs import Sample
 from flowimg.fields.guidance import guided
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
 from flowimg.runs.opening import open_run
-from flowimg.sampling.sampler import generate
 from flowimg.sampling.pipeline import LabelPipeline
+from flowimg.sampling.sampler import Sampler
+from flowimg.settings.reading import validate
+from flowimg.settings.run import Config
+from flowimg.settings.verbs import Sample
 
 SEEDS = [3, 4, 5, 6]
 CPU = torch.device("cpu")
@@ -51,21 +52,23 @@ np.savez(out, drawn=drawn, output=output.detach().numpy())
 
 
 @pytest.fixture(scope="module")
-def stranger(tiny, tmp_path_factory):
+def stranger(tiny, once):
     """What a process without flowimg draws from RUN/model of a plain run, and computes with that of another."""
-    out = tmp_path_factory.mktemp("stranger") / "drawn.npz"
-    command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", out]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return np.load(out)
+
+    def draw(folder):
+        command = [sys.executable, "-c", STRANGER, tiny.plain / "model", tiny.classes / "model", folder / "drawn.npz"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return np.load(once("stranger", draw) / "drawn.npz")
 
 
 def ours(run, labels=None, scale=1.0, steps=50):
     """flowimg's samples as diffusers returns pictures: (B, H, W, C) in [0, 1]."""
     trained = open_run(str(run), "ema", None, CPU)
-    labels = None if labels is None else torch.tensor(labels)
+    cond = Condition(None if labels is None else torch.tensor(labels))
     velocity = guided(trained.field, scale)
-    (batch,) = generate(velocity, SEEDS, trained.facts.shape, uniform_grid(steps), EULER, labels)
+    (batch,) = Sampler(velocity, trained.facts.shape, EULER, uniform_grid(steps)).samples(SEEDS, cond)
     return (batch.x_1 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
@@ -73,6 +76,7 @@ def levels(pixels):
     return np.round(np.asarray(pixels) * 255).astype(int)
 
 
+@pytest.mark.slow
 def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path):
     np.testing.assert_allclose(stranger["drawn"], ours(tiny.plain), atol=1e-5)
     assert ours(tiny.plain).std() > 0.1  # something was drawn
@@ -82,10 +86,11 @@ def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path)
     assert np.abs(levels(stranger["drawn"]) - drawn).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stranger):
     field = open_run(str(tiny.classes), "ema", None, CPU).field
     noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    v = field(noise, torch.tensor([0.6]), torch.tensor([7]))
+    v = field(noise, torch.tensor([0.6]), Condition(torch.tensor([7])))
     np.testing.assert_allclose(-stranger["output"], v.numpy(), atol=1e-5)
 
 
@@ -114,7 +119,7 @@ def test_a_pipeline_knows_its_classes(tiny):
     pipeline = LabelPipeline.from_pretrained(tiny.classes / "model")
     assert list(pipeline.config["classes"]) == [str(digit) for digit in range(10)]
     for wrong in ("cat", 10, -1):
-        with pytest.raises(ValueError, match="is no class: there are 0, 1, 2"):
+        with pytest.raises(ValueError, match="is not a class: there are 0, 1, 2"):
             pipeline([wrong])
 
 
@@ -225,9 +230,9 @@ def test_wrong_requests_are_one_sentence(tiny, tmp_path, refused):
         assert status == 2 and f"{out} exists and is not overwritten" in said
     for name in ("net", "a/b/c"):
         status, said = refused("export", tiny.plain, tmp_path / "new", "--push-to-hub", name)
-        assert status == 2 and f"--push-to-hub {name} is no repository" in said
+        assert status == 2 and f"--push-to-hub {name} is not a repository" in said
     status, said = refused("export", tiny.points, tmp_path / "new")
-    assert status == 2 and "diffusers has the U-Net alone" in said
+    assert status == 2 and "diffusers knows only the U-Net" in said
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 

@@ -10,23 +10,29 @@ import torch
 from PIL import Image
 from tiny import write_settings
 
-from flowimg.cli import main
-from flowimg.settings.reading import load
-from flowimg.settings.verbs import Figures
-from flowimg.data.batches import ImageBatches
-from flowimg.flow.objectives import flow_matching_loss
-from flowimg.flow.solvers import EULER, integrate
-from flowimg.jobs import figures
-from flowimg.jobs.train.run import callbacks, run
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
-from flowimg.jobs.figures import carry, estimate_floor, find_floor, follow, kept_figures
+from flowimg.build.sampler import build_sampler
+from flowimg.cli import main
+from flowimg.conditions.labels import turns
+from flowimg.data.batches import ImageBatches
+from flowimg.evaluation.record import describe
+from flowimg.figures.record import kept_figures
+from flowimg.flow.condition import Condition
+from flowimg.flow.solvers import EULER, integrate
+from flowimg.jobs.figures import irreducible, points
+from flowimg.jobs.figures.irreducible import estimate_irreducible, find_irreducible
+from flowimg.jobs.train import callbacks
+from flowimg.jobs.train import run as train
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
-from flowimg.evaluation.record import describe
 from flowimg.sampling.sampler import noise
+from flowimg.settings.reading import load
+from flowimg.settings.verbs import Figures
+from flowimg.spaces.pixels import Pixels
 
 CPU = torch.device("cpu")
+SPACE = Pixels((1, 8, 8))
 FIGURES = {
     "points": ["flow.webp", "density.png", "straightness.png", "loss.png", "loss_by_t.png", "training.png"],
     "classes": [
@@ -39,8 +45,19 @@ FIGURES = {
 @pytest.fixture
 def small(monkeypatch):
     """Figures of few particles, as quick as they go."""
-    for name, value in {"CROWD": 500, "FRAMES": 5, "PARTICLES": 50, "FLOOR_DRAWS": 128, "FLOOR_DATA": 32_768}.items():
-        monkeypatch.setattr(figures, name, value)
+    for name, value in {"CROWD": 500, "FRAMES": 5, "PARTICLES": 50}.items():
+        monkeypatch.setattr(points, name, value)
+    for name, value in {"DRAWS": 128, "DATA": 32_768}.items():
+        monkeypatch.setattr(irreducible, name, value)
+
+
+def follow(run, how, seeds, times):
+    """The states of these seeds' samples at these times; classes take turns."""
+    return carry(run, how, noise(seeds, run.facts.shape), times, turns(seeds, run.facts.classes))
+
+
+def carry(run, how, x_0, times, cond):
+    return build_sampler(run.field, run.config, run.space, how).follow(x_0, cond, times).states
 
 
 @pytest.mark.parametrize("name", ["points", "plain", "classes"])
@@ -53,7 +70,7 @@ def test_every_figure_is_drawn_noted_and_named(name, tiny, small, tmp_path, caps
         with Image.open(run / "figures" / file) as picture:
             picture.load()
             assert np.asarray(picture.convert("L")).std() > 1  # not an empty sheet
-    noted = kept_figures(RunFolder(run))
+    noted = kept_figures(RunFolder(run).figures)
     assert [figure.file for figure in noted] == FIGURES[name]
     assert all(("euler, 2 steps" in figure.how and "seeds from 3" in figure.how) != figure.curve for figure in noted)
     assert not list(tmp_path.glob("*.png"))
@@ -97,9 +114,9 @@ def test_the_last_state_is_the_sample_of_the_seed(tiny, tmp_path):
     )
     pictures = [np.array(Image.open(tmp_path / "s" / "images" / f"{seed:06d}.png"), dtype=int) for seed in range(4)]
     states = follow(run, how, range(4), [0.0, 0.4, 1.0])
-    drawn = figures.to_uint8(states[-1]).squeeze(1).numpy().astype(int)
+    drawn = run.space.decode(states[-1]).squeeze(1).numpy().astype(int)
     assert abs(drawn - np.stack(pictures)).max() <= 1
-    labels = torch.tensor([3, 3])
+    labels = Condition(torch.tensor([3, 3]))
     same = carry(run, how, noise([0, 0], run.facts.shape), [0.0, 1.0], labels)[-1]
     assert torch.allclose(same[0], same[1], atol=1e-5) and not torch.allclose(same[0], states[-1, 0], atol=1e-3)
 
@@ -115,7 +132,7 @@ def test_the_last_state_is_the_sample_of_the_seed(tiny, tmp_path):
     ],
 )
 def test_how_it_was_made_is_said(more, said):
-    assert describe(Figures(run="r", **more).model_dump()) == said
+    assert describe(Figures(run="r", **more).record) == said
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
@@ -124,8 +141,8 @@ def test_how_it_was_made_is_said(more, said):
 def test_the_floor_beside_augmentation_is_that_of_pictures_as_they_are_and_says_so(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
-    batches = ImageBatches(whole, torch.tensor([20]), False, 0, 16, CPU)
-    plain, beside = estimate_floor(config, batches), estimate_floor(config, replace(batches, augment=0.5))
+    batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
+    plain, beside = estimate_irreducible(config, batches), estimate_irreducible(config, replace(batches, augment=0.5))
     assert (plain.mean, plain.by_t) == (beside.mean, beside.by_t)
     assert beside.of == f"{plain.of}, of pictures that are not augmented"
 
@@ -133,9 +150,9 @@ def test_the_floor_beside_augmentation_is_that_of_pictures_as_they_are_and_says_
 def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
-    batches = ImageBatches(whole, torch.tensor([20]), False, 0, 16, CPU)
+    batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
     images = whole.take(torch.arange(20))
-    plain, mirrored = estimate_floor(config, batches), estimate_floor(config, replace(batches, flip=True))
+    plain, mirrored = estimate_irreducible(config, batches), estimate_irreducible(config, replace(batches, flip=True))
     assert 0 < plain.mean < mirrored.mean
     # the field that knows these pictures by heart has this loss: written out here for the linear path
     data = torch.cat([images.pixels, images.pixels.flip(-1)]).flatten(1) / 127.5 - 1
@@ -146,30 +163,30 @@ def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
         scores = -torch.cdist(x.flatten(1), at[0] * data).square() if len(t) == 1 else torch.stack(
             [-((row - s * data) ** 2).sum(1) / (2 * (1 - s) ** 2) for row, s in zip(x.flatten(1), t, strict=True)]
         )  # fmt: skip
-        scores = scores.masked_fill((cond[:, None] != labels) & (cond[:, None] != -1), -torch.inf)
+        scores = scores.masked_fill((cond.label[:, None] != labels) & (cond.label[:, None] != -1), -torch.inf)
         return ((scores.softmax(1) @ data - x.flatten(1)) / (1 - at)).reshape(x.shape)
 
     objective = replace(build_objective(config), batch_size=512)
     seen = replace(batches, flip=True, batch_size=512)
     # a batch alone is off by 7 %, as most of this loss is in few of its places
     draws = [objective.draw(seen, step, range(512)) for step in range(40)]
-    loss = torch.stack([flow_matching_loss(best, objective.path, draw).mean() for draw in draws])
+    loss = torch.stack([objective.loss(best, draw).mean() for draw in draws])
     assert float(loss.mean()) == pytest.approx(mirrored.mean, rel=0.03)
 
 
 def test_the_floor_is_estimated_once_and_kept(tiny, small, tmp_path, monkeypatch):
     folder = RunFolder(shutil.copytree(tiny.points, tmp_path / "run"))
     config = load(str(folder.config))
-    floor = find_floor(folder, config, None)
+    floor = find_irreducible(folder, config, None)
     assert 2 < floor.mean < 4 and len(floor.by_t) == 10
-    monkeypatch.setattr(figures, "estimate_floor", None)
-    again = find_floor(folder, config, None)
+    monkeypatch.setattr(irreducible, "estimate_irreducible", None)
+    again = find_irreducible(folder, config, None)
     assert again.mean == floor.mean and again.of == floor.of
 
 
 def test_coupled_noise_has_no_floor_in_closed_form(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml", coupling={"kind": "ot", "block": 16})))
-    assert find_floor(RunFolder(tmp_path / "run"), config, None) is None
+    assert find_irreducible(RunFolder(tmp_path / "run"), config, None) is None
 
 
 def test_data_that_are_gone_cost_the_floor_and_nothing_else(tiny, tmp_path, capsys):
@@ -187,7 +204,7 @@ def test_data_that_are_gone_cost_the_floor_and_nothing_else(tiny, tmp_path, caps
 
 def test_a_run_ends_with_its_figures_and_its_report(tmp_path, small, capsys):
     run = tmp_path / "run"
-    main(["run", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
+    main(["train", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
     assert sorted(p.name for p in (run / "figures").iterdir()) == sorted(
         [*FIGURES["classes"], "figures.json", "floor.json"]
     )
@@ -196,18 +213,18 @@ def test_a_run_ends_with_its_figures_and_its_report(tmp_path, small, capsys):
 
 
 def test_without_figures_there_are_none(tmp_path):
-    main(["run", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
+    main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "figures").exists() and not (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("place", [(run, "draw_figures"), (callbacks, "write_report")], ids=["end", "between"])
+@pytest.mark.parametrize("place", [(train, "draw_figures"), (callbacks, "write_report")], ids=["end", "between"])
 def test_a_figure_that_fails_is_a_warning(place, tmp_path, small, capsys, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("no font")
 
     monkeypatch.setattr(*place, broken)
     run = tmp_path / "run"
-    main(["run", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
+    main(["train", str(write_settings(tmp_path / "a.yaml", figures=True)), "--run", str(run)])
     said = capsys.readouterr().out
     assert "RuntimeError: no font" in said
     assert (run / "checkpoints" / "step_00000002" / "manifest.json").exists() and "next      flowimg sample" in said
@@ -218,7 +235,7 @@ def test_a_note_from_a_stranger_names_no_file_elsewhere(tmp_path):
     folder.figures.mkdir(parents=True)
     told = {"file": "../../secret.png", "title": "t", "caption": "c"}
     (folder.figures / "figures.json").write_text(json.dumps([told]))
-    assert [figure.file for figure in kept_figures(folder)] == ["secret.png"]
+    assert [figure.file for figure in kept_figures(folder.figures)] == ["secret.png"]
     for broken in ("", "[1]", '[{"file": 3}]', '{"a": 1}', '[{"file": "a", "more": 1}]'):
         (folder.figures / "figures.json").write_text(broken)
-        assert kept_figures(folder) == []
+        assert kept_figures(folder.figures) == []

@@ -12,11 +12,11 @@ from PIL import Image
 from tiny import write_settings
 from torch import nn
 
+from flowimg.build.data import build_toy
 from flowimg.cli import main
+from flowimg.jobs import likelihood as job
 from flowimg.settings.data import PointData
 from flowimg.settings.run import Config
-from flowimg.jobs import likelihood as job
-from flowimg.build.data import build_toy
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_bits_of_a_field_that_stands_still_are_those_of_noise(run, monkeypatch, 
     folder = run("classes")
     main(["likelihood", str(folder), "--count", "8", "--solver", "euler", "--num-steps", "1", *more])
     found = newest(folder)
-    from flowimg.settings.reading import load
     from flowimg.build.data import build_source
+    from flowimg.settings.reading import load
 
     config = load(str(folder / "config.yaml"))
     if "--split" in more:  # of which one picture is set aside at least

@@ -3,22 +3,25 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import write_settings
 
+from flowimg.build.field import blocks_of
 from flowimg.cli import main
+from flowimg.fields.cpu import norm
+from flowimg.jobs import doctor
+from flowimg.machine.precision import autocast, fast_in_bf16, settle_precision
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Invert, Likelihood
-from flowimg.fields.cpu import norm
-from flowimg.jobs import doctor, machine
 
 FAULTS = """
 import resource, torch
-from flowimg.jobs.machine import keep_memory
+from flowimg.machine.device import keep_memory
 {call}
 def step():
     for _ in range(8):
@@ -30,6 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
 def test_memory_that_is_freed_is_used_again():
     """Mapped anew, 8 times 16 MiB are 32,768 pages of 4 KiB to fault in (fewer where pages are larger)."""
@@ -55,13 +59,9 @@ def test_memory_that_is_freed_is_used_again():
     ],
 )  # fmt: skip
 def test_arithmetic_is_that_of_the_device_unless_it_is_named(monkeypatch, fast, kind, asked, found):
-    monkeypatch.setattr(machine, "fast_in_bf16", lambda device: fast)
-    assert (
-        machine.settle_precision(
-            asked, Config(data={"kind": "points" if kind == "mlp" else "images"}, field={"kind": kind})
-        )
-        == found
-    )
+    monkeypatch.setattr("flowimg.machine.precision.fast_in_bf16", lambda device: fast)
+    config = Config(data={"kind": "points" if kind == "mlp" else "images"}, field={"kind": kind})
+    assert settle_precision(asked, config.field.fast_in_bf16) == found
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_blocks_are_in_c_on_a_cpu_in_bf16_where_there_is_a_compiler(
     monkeypatch.setattr(norm, "_library", SimpleNamespace(functions=lambda: compiler or None))
     data, train = {"kind": "points" if kind == "mlp" else "images"}, {"precision": precision}
     config = Config(data=data, field={"kind": kind}, train=train)
-    assert machine.blocks_of(config, torch.device(device)) == found
+    assert blocks_of(config, torch.device(device)) == found
 
 
 @pytest.mark.parametrize(("compiler", "told"), [(True, "bf16, blocks in C\n"), (False, "bf16, blocks not in C, which")])
@@ -119,8 +119,8 @@ def test_a_cpu_is_fast_in_bf16_if_its_flags_say_so(monkeypatch, flags, fast):
             raise FileNotFoundError(self)
         return f"flags : {flags}\n"
 
-    monkeypatch.setattr(machine.Path, "read_text", read)
-    assert machine.fast_in_bf16(torch.device("cpu")) == fast
+    monkeypatch.setattr(Path, "read_text", read)
+    assert fast_in_bf16(torch.device("cpu")) == fast
 
 
 @pytest.fixture
@@ -136,20 +136,20 @@ def tf32():
 def test_fp32_is_not_tf32_neither_trained_nor_drawn(tf32, tmp_path):
     matmul, cudnn = tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = True
-    with machine.autocast(torch.device("cpu"), "bf16"):
+    with autocast(torch.device("cpu"), "bf16"):
         assert matmul.allow_tf32 and cudnn.allow_tf32
     settings = write_settings(tmp_path / "a.yaml", train={"precision": "fp32"})
     main(["train", str(settings), "--run", str(tmp_path / "run"), "--train.steps", "1"])
     assert not matmul.allow_tf32 and not cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = True
-    with machine.autocast(torch.device("cpu"), "fp32"):
+    with autocast(torch.device("cpu"), "fp32"):
         assert not matmul.allow_tf32 and not cudnn.allow_tf32
 
 
 def test_a_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkeypatch, capsys):
     run, settings = tmp_path / "run", write_settings(tmp_path / "a.yaml", train={"precision": "auto"})
     for fast, steps in ((True, "1"), (False, "2")):
-        monkeypatch.setattr(machine, "fast_in_bf16", lambda device, fast=fast: fast)
+        monkeypatch.setattr("flowimg.machine.precision.fast_in_bf16", lambda device, fast=fast: fast)
         main(["train", str(settings), "--run", str(run), "--train.steps", steps])
         assert load(str(run / "config.yaml")).train.precision == "bf16"
         said = capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_a_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkeypatch, ca
 
 
 def test_drawing_is_in_bf16_where_that_is_fast_and_what_is_followed_back_is_not(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "fast_in_bf16", lambda device: True)
+    monkeypatch.setattr("flowimg.machine.precision.fast_in_bf16", lambda device: True)
     main(["sample", str(tiny.plain), "--count", "2", "--num-steps", "1", "--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "samples.json").read_text())["precision"] == "bf16"
     assert Likelihood(run="x").precision == Invert(run="x").precision == "fp32"

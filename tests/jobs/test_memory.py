@@ -1,21 +1,26 @@
 """Micro-batches that fit, running out of memory, and what estimate, dry run and doctor say."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from survival import words
+from survival import HANGING, words
 
-from flowimg.cli import main
-from flowimg.settings.reading import load
-from flowimg.fields.mlp import MLPField
-from flowimg.jobs import doctor as doctor_module
-from flowimg.machine import memory
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
+from flowimg.cli import main
 from flowimg.errors import MachineError
+from flowimg.fields.mlp import MLPField
+from flowimg.jobs import doctor as doctor_module
+from flowimg.jobs.train.launch import forward
+from flowimg.machine import memory
+from flowimg.settings.reading import load
+from flowimg.training.strategies import strategy_of
+
+pytestmark = pytest.mark.usefixtures("sketches")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,8 @@ def test_what_a_pass_keeps_is_counted_each_memory_once():
     config = load("configs/checkerboard.yaml")
     objective, data = build_objective(config), build_source(config).load(torch.device("cpu"))
     field = MLPField(2, 0, width=64, depth=3)
-    at = [memory.kept_bytes(field, objective, data, size, Accelerator(cpu=True)) for size in (64, 128, 256)]
+    loss = forward(strategy_of(Accelerator(cpu=True)), field, objective, data)
+    at = [memory.kept_bytes(field, partial(loss, size)) for size in (64, 128, 256)]
     assert at[2] - at[1] == 2 * (at[1] - at[0]) > 0  # a straight line in the batch
     # three hidden layers of 64: at least their 64 numbers a sample each, at most eight times that
     assert 3 * 64 * 4 <= (at[1] - at[0]) / 64 <= 8 * 3 * 64 * 4
@@ -119,7 +125,9 @@ def test_a_dry_run_goes_the_whole_way_and_leaves_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
+@pytest.mark.slow
+def test_the_doctor_finds_a_good_machine_good(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
     assert "two-process gloo all-reduce works" in said and "locks hold" in said and "bad" not in said
@@ -127,6 +135,7 @@ def test_the_doctor_finds_a_good_machine_good(tmp_path, capsys):
 
 
 def test_the_doctor_names_what_is_bad(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     monkeypatch.setattr(doctor_module, "ALL_REDUCE", "raise ValueError('no network for {backend}')")
     monkeypatch.setattr(doctor_module.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(SystemExit) as stop:

@@ -1,10 +1,8 @@
 """Samples on disk: the same however they are cut, killed or shared out, and in whatever format."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,16 +12,16 @@ import pytest
 import torch
 from pictures_made import decode, find
 from PIL import Image
-from survival import begin, finish
+from survival import HANGING, begin, finish, go, launch
 
 from flowimg.cli import main
+from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import RK4, integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.sampling import writers
 from flowimg.runs.opening import open_run
+from flowimg.sampling import writers
 from flowimg.sampling.sampler import noise
 
-ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 5
 HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2", "--precision", "fp32"]
 
@@ -67,22 +65,14 @@ def whole(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared_out(tiny, tmp_path_factory):
+def shared_out(tiny, once):
     """Samples drawn by two processes."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "twice.py").write_text(TWICE)
-    launch = [Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, folder / "twice.py", tiny.classes, tiny.points, folder]
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+    def draw(folder):
+        (folder / "twice.py").write_text(TWICE)
+        go(*launch(2), folder / "twice.py", tiny.classes, tiny.points, folder)
+
+    return once("drawn-by-two", draw)
 
 
 # --- the same samples ------------------------------------------------------------------------------------------------
@@ -94,6 +84,7 @@ def test_pictures_agree_whatever_the_batch(tiny, whole, tmp_path):
     assert pictures(whole).std() > 10
 
 
+@pytest.mark.slow
 def test_pictures_agree_whatever_the_number_of_processes(whole, shared_out):
     drawn = shared_out / "format-png"
     assert np.abs(pictures(drawn) - pictures(whole)).max() <= 1
@@ -101,6 +92,7 @@ def test_pictures_agree_whatever_the_number_of_processes(whole, shared_out):
     assert about(drawn)["nfe"] == about(whole)["nfe"] == 2
 
 
+@pytest.mark.slow
 def test_noise_is_equal_bit_for_bit_however_it_is_shared_out(tiny, shared_out, tmp_path):
     # at step 0 the velocity of points is zero: samples are the noise they began as
     wanted = noise(range(SEED, SEED + COUNT), (2,)).numpy()
@@ -110,11 +102,13 @@ def test_noise_is_equal_bit_for_bit_however_it_is_shared_out(tiny, shared_out, t
         assert (np.load(folder / "samples.npz")["samples"] == wanted).all()
 
 
+@pytest.mark.slow
 def test_a_process_without_samples_knows_what_the_others_cost(shared_out):
     drawn = shared_out / "format-npz---count-1"
     assert len(np.load(drawn / "samples.npz")["samples"]) == 1 and about(drawn)["nfe"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of threads")
 def test_no_thread_of_the_processes_group_meets_the_end_of_the_interpreter(shared_out):
     # it might be aborted, and the launch be called a failure
@@ -161,9 +155,9 @@ def times(folder):
 KILLED = """
 import os, signal, sys
 from flowimg.cli import main
-from flowimg.jobs import outputs
+from flowimg.sampling import writers
 
-pixels_to_png, made = outputs._png, []
+pixels_to_png, made = writers._png, []
 
 def dying(pixels):
     made.append(pixels)
@@ -171,7 +165,7 @@ def dying(pixels):
         os.kill(os.getpid(), signal.SIGKILL)
     return pixels_to_png(pixels)
 
-outputs._png = dying
+writers._png = dying
 main(sys.argv[1:])
 """
 
@@ -228,13 +222,13 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
 
 def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, monkeypatch):
-    output = writers.Output(tmp_path, "png", range(6), None, ())
+    output = writers.Output(tmp_path, "png", range(6), Condition(), ())
     (tmp_path / "images").mkdir()
     second = threading.Event()
     encode = writers._png
 
     def slow(pixels):
-        assert second.wait(20)  # not before the network is at the second batch
+        assert second.wait(HANGING)  # not before the network is at the second batch
         return encode(pixels)
 
     def batches():

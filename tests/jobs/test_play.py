@@ -1,4 +1,4 @@
-"""`flowimg page`: the answers are the run's own, bounds hold, and the page works in a real browser."""
+"""`flowimg play`: the answers are the run's own, bounds hold, and the page works in a real browser."""
 
 import math
 import re
@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flowimg.app.asked import solving, travel
 from flowimg.cli import main
-from flowimg.app import page
-from flowimg.runs.opening import open_run
-from flowimg.app.page import travel
 from flowimg.errors import PageError
+from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise
+from flowimg.settings.flow import LinearPath
 
 pytest.importorskip("gradio")
 from flowimg.app.images import MOMENTS, one_picture, two_seeds
@@ -82,7 +82,8 @@ def test_particles_flow_where_the_field_carries_them():
 
     run = SimpleNamespace(
         field=Turning(), facts=SimpleNamespace(classes=()), folder=SimpleNamespace(path="r"),
-        config=SimpleNamespace(train=SimpleNamespace(label_drop=0)),
+        config=SimpleNamespace(train=SimpleNamespace(label_drop=0), path=LinearPath()),
+        space=SimpleNamespace(shape=(2,), at_once=10),
     )  # fmt: skip
     answer, said = flow_particles(run, {"particles": [[1, 0], [0, -2]]}, 100, "rk4", None, None)
     assert said.startswith("2 particles; rk4 in 100 steps: 400 evaluations")
@@ -150,22 +151,22 @@ def test_other_bounds(points, classes):
 def test_numbers_that_are_not_finite_are_told(points):
     broken = points.__class__(**{**vars(points), "field": torch.nn.Linear(2, 2)})
     broken.field.forward = lambda x, t, cond=None: x / 0
-    how = page.solving(points, 2, "euler", None)
+    how = solving(points, 2, "euler", None)
     with pytest.raises(PageError, match="not finite"):
         travel(broken, how, torch.ones(1, 2), None, [0.0, 1.0], "fp32")
 
 
 def test_without_gradio_it_says_how_to_get_it(tiny, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, said = refused("page", tiny.points)
-    assert status == 4 and "pip install -e '.[page]'" in said
+    status, said = refused("play", tiny.points)
+    assert status == 4 and "pip install -e '.[play]'" in said
 
 
 def test_a_port_that_is_taken_is_told(tiny, refused):
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         door.listen()
-        status, said = refused("page", tiny.points, "--port", door.getsockname()[1])
+        status, said = refused("play", tiny.points, "--port", door.getsockname()[1])
     assert status == 4 and str(door) and "cannot be used" in said and "--port" in said
 
 
@@ -182,7 +183,7 @@ def served(request):
     processes = []
 
     def served(run):
-        command = [sys.executable, "-m", "flowimg", "page", str(run), "--port", "0"]
+        command = [sys.executable, "-m", "flowimg", "play", str(run), "--port", "0"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             # tests started in the background (`make slow &`) ignore SIGINT, and what they start would too

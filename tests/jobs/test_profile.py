@@ -11,9 +11,11 @@ from tiny import write_settings
 from torch.autograd import DeviceType
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import profile
-from flowimg.runs.folder import RunFolder
+from flowimg.jobs.train import profile
 from flowimg.jobs.train.profile import AFTER, STEPS, kind_of
+from flowimg.runs.folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("sketches")
 
 POINTS = ["train", "configs/checkerboard.yaml", "--train.steps", "20", "--train.log-every", "5"]
 POINTS += ["--train.batch-size", "64", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
@@ -55,11 +57,13 @@ def test_a_continued_run_is_profiled_from_where_it_goes_on(tmp_path):
     assert "up to step 18, on" in (RunFolder(tmp_path / "run").profile / "summary.txt").read_text()
 
 
-def test_of_pictures_it_is_the_network_that_takes_the_time(tmp_path):
+def test_of_pictures_the_network_is_told_and_what_takes_longest_comes_first(tmp_path):
     config = write_settings(tmp_path / "c.yaml", train={"steps": AFTER + STEPS})
     main(["train", str(config), "--run", str(tmp_path / "run"), "--profile"])
     page = (RunFolder(tmp_path / "run").profile / "summary.txt").read_text()
-    assert next(iter(shares(page, "kinds of operations"))) == "convolution"
+    kinds = {kind: ms for kind, (ms, _) in shares(page, "kinds of operations").items()}
+    assert {"convolution", "norms and activations"} <= kinds.keys() and kinds["convolution"] > 0
+    assert [*kinds.values()] == sorted(kinds.values(), reverse=True)
 
 
 def test_a_start_of_too_few_steps_is_refused(tmp_path, capsys):
@@ -91,8 +95,8 @@ def test_of_a_gpu_every_kernel_is_told_once(monkeypatch):
         event("aten::_fused_adamw_", host, 1.0, 10.0), event("multi_tensor_adam", gpu, device_ms=10.0),
     ]  # fmt: skip
     monkeypatch.setattr(profile, "peak_memory", lambda device: 1000)
-    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
-    state = SimpleNamespace(accelerator=accelerator, objective=SimpleNamespace(batch_size=10), step=15)
+    strategy = SimpleNamespace(device=torch.device("cuda"), processes=1)
+    state = SimpleNamespace(strategy=strategy, objective=SimpleNamespace(batch_size=10), step=15)
     page = profile.summary(state, events, 5, 0.5)
     assert "a step           100 ms, 100 samples/s" in page and "80 ms of the device (80 %)" in page
     parts, kinds = shares(page, "parts of a step"), shares(page, "kinds of operations")

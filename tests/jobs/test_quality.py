@@ -1,19 +1,16 @@
 """The README's first run, whole: the digits are digits, of the class asked for, and neither copies nor averages."""
 
 import json
-import os
 
 import pytest
-import torch
 
 from flowimg.cli import main
 
 
 @pytest.mark.slow
-def test_digits_are_digits(tmp_path):
-    torch.set_num_threads(os.cpu_count() or 1)  # this test runs by itself
-    run = tmp_path / "digits"
-    main(["train", "configs/digits.yaml", "--run", str(run)])
+@pytest.mark.xdist_group("tour")
+def test_digits_are_digits(tour):
+    run = tour / "runs" / "tour" / "digits"  # which the tour trains, as the README does
     assert (run / "samples" / "step_00000550.png").exists()
     main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50"])
     plain = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])

@@ -8,19 +8,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import UNET, write_settings
 
-from flowimg.cli import main
-from flowimg.errors import SettingsError
-from flowimg.settings.reading import load, validate
-from flowimg.settings.run import Config
-from flowimg.figures.images import image_grid
-from flowimg.flow.condition import Condition
-from flowimg.flow.objectives import flow_matching_loss
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
+from flowimg.cli import main
+from flowimg.errors import SettingsError
+from flowimg.figures.samples import save_grid
+from flowimg.flow.condition import Condition
+from flowimg.flow.objectives import FlowMatching
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
-from flowimg.sampling.sampler import noise, to_uint8
-from flowimg.training import loop
+from flowimg.sampling.sampler import noise
+from flowimg.settings.reading import load, validate
+from flowimg.settings.run import Config
 
 CPU = torch.device("cpu")
 AUGMENTED = {
@@ -92,13 +91,14 @@ def test_the_network_in_the_folder_draws_in_stock_diffusers_what_flowimg_draws(w
     stock = UNet2DModel.from_pretrained(whole / "run" / "model" / "unet").eval()
     assert stock.config["resnet_time_scale_shift"] == "scale_shift"
     x, labels = noise(range(4), run.facts.shape), torch.tensor([0, 3, 7, 9])
+    cond = Condition(labels)
     for t in (0.0, 0.3, 0.9):
-        ours = run.field(x, torch.full((4,), t), labels)
+        ours = run.field(x, torch.full((4,), t), cond)
         assert torch.equal(ours, -stock(x, torch.full((4,), 1000 * (1 - torch.tensor(t))), class_labels=labels).sample)
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(1)
     by_stock = scheduler.step(stock(x, scheduler.timesteps[0], class_labels=labels).sample, scheduler.timesteps[0], x)
-    torch.testing.assert_close(by_stock.prev_sample, x + run.field(x, torch.zeros(4), labels), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(by_stock.prev_sample, x + run.field(x, torch.zeros(4), cond), atol=1e-5, rtol=1e-4)
 
 
 def test_the_card_counts_the_network_that_is_in_the_folder(whole):
@@ -108,7 +108,7 @@ def test_the_card_counts_the_network_that_is_in_the_folder(whole):
 
 def test_the_preview_shows_pictures_as_the_field_sees_them(whole, tmp_path):
     batches = build_source(load(str(whole / "c.yaml"))).load(CPU)
-    image_grid(to_uint8(batches(0, range(16))[0]), tmp_path / "grid.png")
+    save_grid(batches.space, batches(0, range(16))[0], tmp_path / "grid.png")
     ours, expected = (np.asarray(Image.open(path)) for path in (whole / "run" / "data.png", tmp_path / "grid.png"))
     assert np.array_equal(ours, expected)
     main(["data", "preview", str(whole / "c.yaml"), "--count", "16", "--out", str(tmp_path / "preview.png")])
@@ -116,17 +116,16 @@ def test_the_preview_shows_pictures_as_the_field_sees_them(whole, tmp_path):
 
 
 def test_every_loss_of_a_step_is_of_augmented_pictures_and_the_held_out_loss_of_none(tmp_path, monkeypatch):
-    told = []
+    told, loss = [], FlowMatching.loss
 
-    def watched(velocity, path, draw):
+    def watched(self, field, draw):
         told.append(draw.cond)
-        return flow_matching_loss(velocity, path, draw)
+        return loss(self, field, draw)
 
-    monkeypatch.setattr(loop, "flow_matching_loss", watched)
-    monkeypatch.setattr("flowimg.jobs.train.callbacks.flow_matching_loss", watched)
+    monkeypatch.setattr(FlowMatching, "loss", watched)
     settings = write_settings(tmp_path / "c.yaml", **{**AUGMENTED, "train": {"steps": 1}})
     main(["train", str(settings), "--run", str(tmp_path / "run")])
-    kinds = [len(cond.labels) if isinstance(cond, Condition) else -len(cond) for cond in told]
+    kinds = [len(cond.label) if cond.augmentation is not None else -len(cond.label) for cond in told]
     assert {16, -8} == set(kinds)
 
 

@@ -15,6 +15,8 @@ from flowimg.runs.folder import RunFolder
 from flowimg.training import checkpoint
 from flowimg.training.checkpoint import problem
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 
 def train(run, *more, config="configs/checkerboard.yaml"):
     main([str(word) for word in words(run, *more, config=config)])
@@ -47,7 +49,7 @@ def damage(path):
 
 def test_resume_with_nothing_to_resume_is_an_error(tmp_path, fails):
     code, error = fails(tmp_path / "run", "--resume")
-    assert code == 2 and "nothing to go on from" in error and not (tmp_path / "run").exists()
+    assert code == 2 and "holds nothing to resume" in error and not (tmp_path / "run").exists()
 
 
 def test_resume_takes_the_newest_and_ends_as_without_it(run, capsys):
@@ -58,7 +60,7 @@ def test_resume_takes_the_newest_and_ends_as_without_it(run, capsys):
 def test_resume_from_a_named_step_leaves_the_later_ones_aside(run, capsys):
     train(run, "--resume", "2")
     said = capsys.readouterr().out
-    assert "continued from step 2" in said and "step_00000004 of the future that is left" in said
+    assert "continued from step 2" in said and "step_00000004 is past the step that is resumed from" in said
     assert problem(run / "checkpoints" / "left" / "step_00000004") is None
     assert [record["step"] for record in RunFolder(run).records()] == [2, 4, 6, 8]
 
@@ -74,7 +76,7 @@ def test_a_broken_checkpoint_that_was_named_is_an_error(run, fails):
 def test_broken_ones_passed_over_are_named_in_the_event(run, capsys):
     damage(run / "checkpoints" / "step_00000004")
     train(run)
-    assert "step_00000004 is broken and was passed over: ema.safetensors" in capsys.readouterr().out
+    assert "step_00000004 is broken and was skipped: ema.safetensors" in capsys.readouterr().out
     assert "step_00000004 is broken" in RunFolder(run).events()[-1]["passed_over"][0]
 
 
@@ -85,7 +87,7 @@ def test_a_swapped_file_is_seen(run, capsys):
     weights.write_bytes(other)
     ema.write_bytes(one)
     train(run)
-    assert "step_00000004 is broken and was passed over: weights.safetensors was altered" in capsys.readouterr().out
+    assert "step_00000004 is broken and was skipped: weights.safetensors was altered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import trackers
+from flowimg.jobs.train import trackers
 
 
 def read(run):
@@ -21,7 +21,7 @@ def read(run):
 
 @pytest.fixture
 def settings(tmp_path):
-    return str(write_settings(tmp_path / "a.yaml", trackers="tensorboard", train={"steps": 4}))
+    return str(write_settings(tmp_path / "a.yaml", track="tensorboard", train={"steps": 4}))
 
 
 def test_tensorboard_is_told_what_the_metrics_and_the_grids_hold(settings, tmp_path):
@@ -63,8 +63,8 @@ def test_nothing_is_tracked_unless_asked_for(tiny):
 def test_a_tracker_that_is_not_installed_is_said_before_anything(settings, tmp_path, monkeypatch, refused):
     for name in trackers.THERE:
         monkeypatch.setitem(trackers.THERE, name, lambda: False)
-        status, said = refused("train", settings, "--run", tmp_path / "run", "--trackers", name)
-        assert (status, said) == (4, f"trackers {name} needs a package that is not here: pip install {name}")
+        status, said = refused("train", settings, "--run", tmp_path / "run", "--track", name)
+        assert (status, said) == (4, f"track {name} needs a package that is not here: pip install {name}")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -12,13 +12,16 @@ import torch
 import yaml
 from tiny import write_settings
 
+import flowimg.jobs.train.beginning as beginning
 import flowimg.jobs.train.saving as save
-import flowimg.jobs.train.run as jobs_train
-import flowimg.jobs.train.callbacks as watch
 import flowimg.training.loop as loop
 from flowimg.cli import main
-from flowimg.data import batches
+from flowimg.data import batches, prefetch
 from flowimg.data.store import Images
+from flowimg.flow.objectives import FlowMatching
+from flowimg.spaces.pixels import Pixels
+
+pytestmark = pytest.mark.usefixtures("sketches")
 
 SMALL = ["--train.steps", "6", "--train.batch-size", "32", "--train.log-every", "2", "--train.sample-every", "3"]
 SMALL += ["--train.checkpoint-every", "2", "--grid.count", "50", "--grid.num-steps", "2", "--figures", "false"]
@@ -81,17 +84,19 @@ def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(more, 
 
 
 def test_a_look_that_memory_has_no_room_for_is_taken_in_parts(tmp_path, monkeypatch):
-    config, loss, asked = write_settings(tmp_path / "a.yaml", train={"steps": 2}), watch.flow_matching_loss, []
+    config, loss, asked = write_settings(tmp_path / "a.yaml", train={"steps": 2}), FlowMatching.loss, []
 
-    def small(field, path, draw):
+    def small(self, field, draw):
+        if torch.is_grad_enabled():  # a training step
+            return loss(self, field, draw)
         asked.append(len(draw.t))
         if len(draw.t) > 3:
             raise torch.OutOfMemoryError("of the GPU")
-        return loss(field, path, draw)
+        return loss(self, field, draw)
 
     main(["train", str(config), "--run", str(tmp_path / "whole")])
     micro = ["--train.micro-batch", "2"]
-    monkeypatch.setattr(watch, "flow_matching_loss", small)
+    monkeypatch.setattr(FlowMatching, "loss", small)
     main(["train", str(config), "--run", str(tmp_path / "parts"), *micro])
     assert asked[0] == 8 and asked[1:5] == [4, 2, 2, 2]
     one, two = (lines(tmp_path / name)[1] for name in ("whole", "parts"))
@@ -116,7 +121,7 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
     try:
         torch.set_num_threads(2)
         # kept in memory, digits need nobody beside the loop; on another device they would
-        monkeypatch.setattr(jobs_train, "_feed", _ahead)
+        monkeypatch.setattr(beginning, "_feed", _ahead)
         main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
     finally:
         torch.set_num_threads(threads)
@@ -125,7 +130,7 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
 
 
 def _ahead(state, some, stack):
-    state.draw = batches.Ahead(partial(state.objective.draw, some), state.micro_batches())
+    state.draw = prefetch.Prefetch(partial(state.objective.draw, some), state.micro_batches())
     stack.callback(state.draw.close)
 
 
@@ -134,13 +139,14 @@ def _ahead(state, some, stack):
     [("cpu", "cpu", False), ("cuda", "cpu", True), ("cuda", "cuda", True), ("mps", "cpu", True), ("mps", "mps", False)],
 )
 def test_what_steps_see_is_made_ahead_where_that_helps(device, pixels, ahead):
-    there = SimpleNamespace(device=SimpleNamespace(type=pixels))
-    some = batches.ImageBatches(Images(there, None, ()), torch.arange(0), False, 0, 4, SimpleNamespace(type=device))
+    there = type("There", (), {"device": SimpleNamespace(type=pixels), "__len__": lambda self: 4})()
+    images, space, on = Images(there, None, ()), Pixels((1, 8, 8)), SimpleNamespace(type=device)
+    some = batches.ImageBatches(images, space, torch.arange(0), False, 0, 4, on)
     state = SimpleNamespace(draw="now", objective=SimpleNamespace(draw=print), micro_batches=lambda: [range(4)])
     with ExitStack() as stack:
-        jobs_train._feed(state, some, stack)
-        assert isinstance(state.draw, batches.Ahead) == ahead
-        assert not ahead or isinstance(state.draw.make.args[0], batches.Once)
+        beginning._feed(state, some, stack)
+        assert isinstance(state.draw, prefetch.Prefetch) == ahead
+        assert not ahead or isinstance(state.draw.make.args[0], prefetch.LastBatch)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):
@@ -162,7 +168,7 @@ def test_the_same_command_again_continues_and_then_says_it_is_done(tmp_path, cap
     run = tmp_path / "run"
     train(run, "--train.stop-at", "3")
     assert steps(run) == [2, 3]
-    assert "goes on to step 6" in capsys.readouterr().out
+    assert "continues to step 6" in capsys.readouterr().out
     train(run)
     assert "continued from step 3" in capsys.readouterr().out
     assert steps(run) == [2, 3, 4, 6]
@@ -186,7 +192,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, caps
     (run / "checkpoints" / "step_00000004" / "ema.safetensors").write_bytes(b"")
     train(run)
     said = capsys.readouterr().out
-    assert "step_00000004 is broken and was passed over: ema.safetensors" in said
+    assert "step_00000004 is broken and was skipped: ema.safetensors" in said
     assert "continued from step 2" in said
 
 
@@ -242,7 +248,7 @@ def test_a_longer_run_and_other_intervals_continue_it(tmp_path, capsys):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "holiday.jpg").write_bytes(b"precious")
-    assert "holds no run" in refused(capsys, 2, tmp_path)
+    assert "is not a run of flowimg" in refused(capsys, 2, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 

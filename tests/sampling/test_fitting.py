@@ -1,4 +1,4 @@
-"""Work in parts that memory has room for."""
+"""Work in parts that fit in memory."""
 
 import pytest
 from hypothesis import given

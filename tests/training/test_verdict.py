@@ -10,10 +10,10 @@ from torch import nn
 
 from flowimg.training.flags import Reading, StepFlags
 from flowimg.training.loop import clip
-from flowimg.training.strategies import Single
+from flowimg.training.strategies import Strategy
 
 NUMBERS = st.sampled_from([0.0, -3.5, 1e38, float("inf"), float("nan")])
-HOST = Single(SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, is_main_process=True))
+HOST = Strategy(SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, is_main_process=True))
 
 
 def verdict(late):

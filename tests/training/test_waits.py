@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
-from flowimg.data.batches import LastBatch, Prefetch
+from flowimg.data.prefetch import LastBatch, Prefetch
 from flowimg.errors import NotFiniteError
 from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet

@@ -1,10 +1,10 @@
 """diffusers' residual blocks on a CPU in bfloat16, with the channels last.
 
-oneDNN's convolutions take half the time on pictures whose channels lie together, but torch's group norm takes five to
-ten times as long on them, and diffusers' blocks turn them back for their shortcuts. So group norm and SiLU are one
-function in C here (norm.py), and the blocks leave the layout alone. Where it cannot be compiled, on other devices, in
-other precisions and under torch.compile the blocks are diffusers' own. Modules and weights are those of the stock
-network, whatever computes it.
+oneDNN's convolutions take half the time on pictures in channels-last layout, but torch's group norm takes five to ten
+times as long on them, and diffusers' blocks convert them back for their shortcuts. So group norm and SiLU are one
+function in C here (norm.py), and the blocks keep the layout. Where it cannot be compiled, on other devices, in other
+precisions and under torch.compile, the blocks are diffusers' own. Modules and weights are always those of the stock
+network.
 """
 
 from typing import Any
@@ -80,17 +80,17 @@ class QuickUpsample(Upsample2D):  # type: ignore[misc]
 def quicken(unet: UNet2DModel) -> UNet2DModel:
     """The same network, its blocks as above where they fit."""
     for module in unet.modules():
-        if type(module) is nn.GroupNorm and _holds(module):
+        if type(module) is nn.GroupNorm and _holds(module):  # house: exactly the stock classes are replaced
             module.__class__ = QuickNorm
-        elif type(module) is ResnetBlock2D and _plain(module):
+        elif type(module) is ResnetBlock2D and _plain(module):  # house: as above
             module.__class__ = QuickBlock
-        elif type(module) is Upsample2D and module.use_conv and module.name == "conv" and module.norm is None:
+        elif type(module) is Upsample2D and _convolves(module):  # house: as above
             module.__class__ = QuickUpsample
     return unet
 
 
 def _holds(norm: nn.GroupNorm) -> bool:
-    """Whether norm.c can do it: it has room for so many channels, and weights to read."""
+    """Whether norm.c can compute it: it has weights, and no more channels than norm.c has room for."""
     return norm.affine and norm.num_channels <= MOST
 
 
@@ -107,3 +107,8 @@ def _plain(block: ResnetBlock2D) -> bool:
         and block.output_scale_factor == 1
         and isinstance(block.nonlinearity, nn.SiLU)
     )
+
+
+def _convolves(upsample: Upsample2D) -> bool:
+    """Whether it is the upsampling that is written above."""
+    return upsample.use_conv and upsample.name == "conv" and upsample.norm is None

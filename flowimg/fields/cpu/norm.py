@@ -1,7 +1,6 @@
 """Group norm and SiLU of bfloat16 pictures with their channels last, on a CPU: one function, in C (norm.c).
 
-It is compiled with the C compiler of the machine, beside what is done meanwhile (diffusers, which this needs not, takes
-seconds to import); on Linux alone.
+Compiled with the system's C compiler in the background while diffusers is imported, which takes seconds; on Linux only.
 """
 
 import atexit
@@ -25,7 +24,7 @@ LAST = torch.channels_last
 
 
 class Library:
-    """norm.c, being compiled; `functions` waits for it."""
+    """norm.c, compiled in the background; `functions` waits for it."""
 
     def __init__(self) -> None:
         self._functions: Any = None
@@ -47,7 +46,7 @@ class Library:
         atexit.register(self.functions)
 
     def functions(self) -> Any:
-        """The two functions; None if they cannot be had here."""
+        """The two functions; None if they are unavailable here."""
         if self._compiler is not None:
             compiled = self._compiler.wait() == 0 and subprocess.run(self._link, capture_output=True).returncode == 0
             self._compiler = None
@@ -73,7 +72,7 @@ _library: Library | None = None
 
 
 def library() -> Library:
-    """That of this process; the first call begins to compile it."""
+    """The library of this process; the first call starts to compile it."""
     global _library
     if _library is None:
         _library = Library()
@@ -81,7 +80,7 @@ def library() -> Library:
 
 
 class Norm(torch.autograd.Function):
-    """Group norm of x + e, e the same for all pixels, and SiLU if asked: see norm.c."""
+    """Group norm of x + e, with e the same for all pixels, and optionally SiLU: see norm.c."""
 
     @staticmethod
     def forward(

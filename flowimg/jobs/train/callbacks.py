@@ -94,7 +94,7 @@ def _draw_together(session: Session, field: nn.Module, seeds: range, cond: Condi
 
 @contextmanager
 def _interruptible(field: nn.Module, requests: StopRequests) -> Iterator[None]:
-    """Give up what is inside at the next evaluation of the field, once this process is asked to end."""
+    """Abandon what is inside at the next evaluation of the field, once this process is asked to end."""
     hook = field.register_forward_pre_hook(lambda *_: requests.check())
     try:
         yield
@@ -105,7 +105,7 @@ def _interruptible(field: nn.Module, requests: StopRequests) -> Iterator[None]:
 
 
 def _evaluations(session: Session) -> Callback:
-    """Evaluate the averaged field every `evaluate_every` steps, drawn as the grid is, into RUN/evaluations.jsonl."""
+    """Evaluate the averaged field every `evaluate_every` steps into RUN/evaluations.jsonl, drawn like the grid."""
     config, strategy = session.config, session.strategy
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     try:  # before the first step: network or data may be unavailable, or not there any more later
@@ -129,7 +129,7 @@ def _evaluations(session: Session) -> Callback:
             try:
                 keep(session.folder.evaluations, {**found, **how})
             except OSError as error:  # of a run that continues
-                print(f"warning   the evaluation of step {state.step} is not kept ({error})", flush=True)
+                print(f"warning   the evaluation of step {state.step} was not written ({error})", flush=True)
             figures = figures_of(found)
             name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
             print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)

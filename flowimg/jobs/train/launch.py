@@ -34,7 +34,7 @@ OTHERS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""What a launcher may ask for, by its variable, that this loop does not do."""
+"""Strategies that a launcher may request, by its environment variable, and this loop does not have."""
 
 
 def settled(config: Config) -> Config:
@@ -53,7 +53,7 @@ def open_accelerator(config: Config) -> Accelerator:
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
     if strategy := next((name for name in OTHERS if os.environ.get(name, "").lower() in ("1", "true")), None):
         raise MachineError(
-            f"the launcher asks for {OTHERS[strategy]}, and flowimg trains with data parallelism alone: "
+            f"the launcher asks for {OTHERS[strategy]}, and flowimg trains with data parallelism only: "
             "launch with --multi_gpu, or answer no to it in `accelerate config`"
         )
     check_tracker(config)
@@ -93,7 +93,7 @@ def open_accelerator(config: Config) -> Accelerator:
 
 
 def launcher_differs(config: Config) -> list[str]:
-    """What the launcher was told that the run's settings say otherwise: they win, so that a run is its folder."""
+    """Where the launcher's options differ from the run's settings, which win: a run is described by its folder."""
     asked = {
         "mixed precision": (
             os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
@@ -107,7 +107,7 @@ def launcher_differs(config: Config) -> list[str]:
         ),
         "torch.compile by": (os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
     }
-    # what the launcher says by itself, when nobody asked for anything
+    # the launcher's own defaults
     silent = ("no", "1", "")
     return [
         f"the launcher asks for {what} {there}; the run's settings win: {name} {here}"

@@ -160,7 +160,7 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
             bar.set_postfix_str(f"loss {loss}, {speed}", refresh=False)
             now = time.perf_counter()
             if plain and (now - last >= QUIET_SECONDS or steps.is_last(state)):
-                # by the steps alone: the grid at the start would be counted as if every step drew one
+                # from the steps only: else the grid at the start would count as if every step drew one
                 left = (until - state.step) * state.objective.batch_size / record["samples_per_second"]
                 print(f"step {state.step}/{until}  loss {loss}  {speed}  {duration(left)} left", flush=True)
                 last = now

@@ -2,26 +2,24 @@
 
 import json
 import time
-from contextlib import ExitStack, nullcontext, suppress
-from functools import partial
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from flowimg.build.data import DataFacts, FoundData, build_source, build_space
-from flowimg.build.field import blocks_of, build_field
-from flowimg.build.flow import build_objective
-from flowimg.data.batches import Batches, LastBatch, Prefetch, beside
+from flowimg.build.data import DataFacts, build_space
+from flowimg.build.field import blocks_of
+from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
-from flowimg.errors import CheckpointError, MachineError, NotFiniteError, SettingsError, Stopped
+from flowimg.data.prefetch import beside
+from flowimg.errors import MachineError, NotFiniteError, SettingsError, Stopped
 from flowimg.files import write_text
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures.run import draw_figures
 from flowimg.jobs.report import write_report
+from flowimg.jobs.train.beginning import Beginning, Found
 from flowimg.jobs.train.callbacks import callbacks
-from flowimg.jobs.train.launch import cut, launcher_differs, open_accelerator, options_of, recipe_of, settled
-from flowimg.jobs.train.profile import check_steps, profile_steps
+from flowimg.jobs.train.launch import launcher_differs, open_accelerator, options_of, settled
+from flowimg.jobs.train.profile import profile_steps
 from flowimg.jobs.train.saving import keep_model
 from flowimg.jobs.train.session import Session, Span
 from flowimg.jobs.train.trackers import start_tracker
@@ -31,22 +29,21 @@ from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
-from flowimg.runs.opening import Run, check_guidance, check_network
-from flowimg.runs.resume import Change, check_averages, check_data, check_folder, checkpoint_to_resume, table
+from flowimg.runs.opening import Run
+from flowimg.runs.resume import Change, check_folder, table
 from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
 from flowimg.runs.status import Status, hold
 from flowimg.sampling.fitting import is_out_of_memory
 from flowimg.settings.reading import dump
 from flowimg.settings.run import Config, Start
-from flowimg.training.checkpoint import Checkpoint
 from flowimg.training.loop import train as run_loop
 from flowimg.training.loop import warm_up
 from flowimg.training.snapshots import drop_later
-from flowimg.training.state import Training, restore, start
-from flowimg.training.strategies import Strategy, strategy_of
+from flowimg.training.state import Training
+from flowimg.training.strategies import strategy_of
 
 PREVIEWED = 64
-"""Pictures of the grid that a run starts with, of what it sees."""
+"""Pictures in the grid of the data, which a run draws first."""
 
 
 def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
@@ -85,7 +82,7 @@ def _held(folder: RunFolder, first: bool) -> Any:
 
 
 def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseException:
-    """Tell in status.json how a run ended; the error to end with, which is another one if another process died."""
+    """Write to status.json how a run ended; the error to raise, a different one if another process died."""
     if is_out_of_memory(error):
         error = MachineError(
             f"out of memory at step {status.step} while {status.stage} ({str(error).splitlines()[0][:120]}): give "
@@ -93,7 +90,7 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
         )
     dead = status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0)
     if dead:
-        error = MachineError(f"{dead}; the same command goes on from the last checkpoint")
+        error = MachineError(f"{dead}; the same command continues from the last checkpoint")
     if isinstance(error, KeyboardInterrupt):
         error = Stopped(EXIT_STATUS[INTERRUPTED], "stopped by Ctrl-C")
     if isinstance(error, Stopped) and error.exit_status != 4:
@@ -102,15 +99,6 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
     why = str(error).splitlines() or [type(error).__name__]
     status.end("failed", why[0], getattr(error, "exit_status", 70))
     return error
-
-
-class _Found(NamedTuple):
-    """What a start found: data, the checkpoint to continue from, and what the field must know of both."""
-
-    source: FoundData
-    checkpoint: Checkpoint | None
-    facts: DataFacts
-    passed: list[str]
 
 
 class _Start:
@@ -137,8 +125,11 @@ class _Start:
         self.options = options_of(config, strategy.processes)
         self.say: Say = print if strategy.is_first else lambda line: None
         status.at("preparing data")
-        found = self._find()
-        state, batches = self._begin(found)
+        beginning = Beginning(
+            config, self.how, folder, self.changes, strategy, self.options, self.until, self.say, self.stack
+        )
+        found = beginning.find()
+        state, batches = beginning.begin(found)
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
         span = Span(began if found.checkpoint else None, self.until)
@@ -160,54 +151,7 @@ class _Start:
         leave_together()
         return result_of(folder, config, state) if strategy.is_first else None
 
-    def _find(self) -> _Found:
-        """Look the data through, and find the checkpoint to continue from.
-
-        Raises:
-            SettingsError, DataError, CheckpointError: If they do not fit the settings.
-        """
-        config, folder, strategy = self.config, self.folder, self.strategy
-        passed: list[str] = []
-        with strategy.accelerator.local_main_process_first():  # one process fills the caches, the others read them
-            source = build_source(config)
-        checkpoint = checkpoint_to_resume(folder, self.how, passed.append, strategy.is_first)
-        for line in passed:
-            self.say(line)
-        facts = source.facts
-        if checkpoint:
-            facts = facts._replace(architecture=checkpoint.state.get("architecture"))
-            check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
-            check_averages(checkpoint, config, folder.path)
-        if self.how.profile:
-            check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
-        return _Found(source, checkpoint, facts, passed)
-
-    def _begin(self, found: _Found) -> tuple[Training, Batches]:
-        """The run at the step where this start begins, and its data."""
-        config, folder, strategy, checkpoint = self.config, self.folder, self.strategy, found.checkpoint
-        with strategy.accelerator.local_main_process_first():
-            field = build_field(config, found.facts)
-        check_guidance(config.grid.guidance, found.facts, config)
-        with strategy.accelerator.local_main_process_first():
-            batches = found.source.load(strategy.device)
-        offset = 0
-        if checkpoint:
-            check_data(checkpoint.state, batches.fingerprint, self.how.allow, folder.path)
-            self.changes += _other_machine(checkpoint, strategy, folder, how_compiled(self.options))
-            seen = checkpoint.state["samples"]
-            offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
-        batches = batches.seen_from(offset)
-        objective = build_objective(config)
-        _, accumulation = cut(config, strategy, field.to(strategy.device), objective, batches)
-        state = start(strategy, field, objective, batches, recipe_of(config, accumulation), self.options)
-        state.offset = offset
-        _feed(state, batches, self.stack)
-        if checkpoint:
-            _restore(state, checkpoint, folder)
-        _agree(state, folder)
-        return state, batches
-
-    def _record(self, found: _Found, state: Training, batches: Batches, span: Span) -> None:
+    def _record(self, found: Found, state: Training, batches: Batches, span: Span) -> None:
         """Write what this start is into the run's folder, and say it."""
         config, folder, strategy = self.config, self.folder, self.strategy
         if self.changes:
@@ -274,11 +218,11 @@ class _Start:
         by = f"stopped by {requests.by}" if requests.newest else "stopped, as another process was asked to"
         if state.seen.stop == GIVEN_UP:
             raise MachineError(
-                f"{by}; the last one, of step {state.step}, was: make room, and the same command goes on"
+                f"{by}; the last one, of step {state.step}, was: make room, and the same command continues"
             )
         raise Stopped(
             EXIT_STATUS[state.seen.stop],
-            f"{by} after step {state.step}, which is saved; the same command goes on from there",
+            f"{by} after step {state.step}, which is saved; the same command continues from there",
         )
 
     def _show(self, facts: DataFacts, batches: Batches, state: Training) -> None:
@@ -293,62 +237,11 @@ class _Start:
 
 
 def _show_data(batches: Any, config: Config, folder: RunFolder) -> None:
-    """What the field will see, in a grid, and which pictures it will not see."""
+    """Draw a grid of what the field will see, and list the pictures it will not see."""
     if not folder.preview.exists():
         draw_preview(batches, min(PREVIEWED, config.train.batch_size), config.train.batch_size, folder.preview)
     if batches.left_out:
         bad = batches.left_out
         write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))
         first = f"{bad[0][0]}: {bad[0][1]}"
-        print(f"warning   {len(bad):,} bad pictures left out, as {first}; all in {folder.left_out}")
-
-
-def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
-    """Make data, noise and times ready beside the steps, where that takes more than a look into memory."""
-    stack.callback(batches.close)
-    if batches.ready:
-        return
-    ahead = Prefetch(partial(state.objective.draw, LastBatch(batches)), state.micro_batches())
-    stack.callback(ahead.close)
-    state.draw = ahead
-
-
-def _other_machine(checkpoint: Checkpoint, strategy: Strategy, folder: RunFolder, compiled: str) -> list[Change]:
-    """Whether as many processes go on as there were, compiled as they were."""
-    before = {"processes": checkpoint.state["processes"], "compiled": None}
-    with suppress(OSError, ValueError, AttributeError):
-        before["compiled"] = json.loads(folder.environment.read_text()).get("compiled")
-    now = {"processes": strategy.processes, "compiled": compiled}
-    return [
-        Change(key, then, now[key], "same samples, rounded otherwise")
-        for key, then in before.items()
-        if then not in (None, now[key])
-    ]
-
-
-def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
-    """Set the run to its checkpoint.
-
-    Raises:
-        CheckpointError: If its tensors are not those of this network.
-    """
-    try:
-        restore(
-            state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["in_row"], checkpoint.state["skipped"]
-        )
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the checkpoint in {folder.path} does not fit the network of these settings: {said}"
-        ) from None
-
-
-def _agree(state: Training, folder: RunFolder) -> None:
-    """All processes must have found the same checkpoint.
-
-    Raises:
-        MachineError: If they did not.
-    """
-    found = state.strategy.gather_rows(torch.tensor([state.step], device=state.strategy.device))
-    if len(found.unique()) > 1:
-        raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")
+        print(f"warning   {len(bad):,} unusable pictures skipped, such as {first}; all are in {folder.left_out}")

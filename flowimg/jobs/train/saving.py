@@ -28,10 +28,10 @@ MISSES = 3
 
 
 def keep_averages(session: Session) -> Callback:
-    """Keep the power averages aside at `train.snapshots` steps; also at the one that a run goes on from.
+    """Write the power averages at `train.snapshots` steps, also at the one that a run continues from.
 
-    The thread writes them before the checkpoint of the same step: a run that goes on from there lacks none. One that
-    cannot be written is missed.
+    The thread writes them before the checkpoint of the same step, so a run that continues from there lacks none. A
+    failed write is only warned of.
     """
     folder, plan = session.folder, session.config.train
     due = snapshot_steps(plan.steps, plan.snapshots)
@@ -41,7 +41,7 @@ def keep_averages(session: Session) -> Callback:
         try:
             write_snapshot(folder.snapshots, step, tensors)
         except OSError as error:
-            print(f"warning   the averages of step {step} were not kept ({error})", flush=True)
+            print(f"warning   the averages of step {step} were not written ({error})", flush=True)
 
     def callback(state: Training) -> None:
         nonlocal writing

@@ -29,7 +29,7 @@ def check_tracker(config: Config) -> None:
 
 
 def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
-    """Begin, or go on with, what the tracker knows of this run."""
+    """Start the tracker's run, or continue it."""
     if not config.track:
         return
     scalars = {
@@ -43,7 +43,7 @@ def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
     accelerator.wait_for_everyone()
     unique = identity.read_text()
     options: dict[str, dict[str, Any]] = {
-        "tensorboard": {"purge_step": step + 1 if step else None},  # what a run that goes on will write again
+        "tensorboard": {"purge_step": step + 1 if step else None},  # steps that a continued run writes again
         "wandb": {"name": name, "id": unique, "dir": str(folder), "resume": "allow"},
         "trackio": {"name": f"{name}-{unique}", "resume": "allow"},
     }
@@ -66,7 +66,7 @@ def track_picture(accelerator: Accelerator, name: str, path: Path, step: int) ->
     for tracker in accelerator.trackers:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        if tracker.name == "trackio":  # accelerate's adapter sends it numbers alone
+        if tracker.name == "trackio":  # accelerate's adapter sends it numbers only
             import trackio
 
             tracker.log({name: trackio.Image(pixels)}, step=step)

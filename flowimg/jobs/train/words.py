@@ -1,4 +1,4 @@
-"""What a run says of itself: at its start, at its end, and about what stopped it."""
+"""What a run prints: at its start, at its end, and about what stopped it."""
 
 import json
 import time
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 def not_finite(
     error: NotFiniteError, state: Training, batches: Batches, folder: RunFolder
 ) -> NotFiniteError | CheckpointError:
-    """What stopped the run, with all that helps to find out why; the whole of it in RUN/not_finite.json."""
+    """The error that stopped the run, with what helps to find its cause; all of it is in RUN/not_finite.json."""
     rows = batches.rows(error.step, range(state.objective.batch_size))
     rate = state.optimizer.param_groups[0]["lr"]
     whole, _ = newest_whole(folder.checkpoints)
@@ -38,18 +38,18 @@ def not_finite(
         more = f", ... {len(rows)} in all in {folder.path / 'not_finite.json'}" if len(rows) > 8 else ""
         saw = f"rows {', '.join(map(str, rows[:8]))}{more} of the data"
     return CheckpointError(
-        f"{error} (learning rate {rate:.3g}, {saw}); the last good checkpoint is {whole}: look at these samples, or go "
-        "on with a lower learning rate (--optim.lr ... --allow optim.lr) or in fp32"
+        f"{error} (learning rate {rate:.3g}, {saw}); the last good checkpoint is {whole}: look at these samples, or "
+        "continue with a lower learning rate (--optim.lr ... --allow optim.lr) or in fp32"
     )
 
 
 def warn_of_not_finite(folder: RunFolder, say: Say) -> None:
-    """A run that ended for want of finite numbers is not taken up in silence."""
+    """Warn when resuming a run that ended on NaN or inf."""
     try:
         before = json.loads((folder.path / "not_finite.json").read_text())
         say(
             f"warning   an earlier start ended at step {before['step']}, not finite at a learning rate of "
-            f"{before['learning_rate']:.3g}: with the same settings this one will come to the same"
+            f"{before['learning_rate']:.3g}: expect the same with the same settings"
         )
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -58,7 +58,7 @@ def warn_of_not_finite(folder: RunFolder, say: Say) -> None:
 def start_event(
     config: Config, state: Training, machine: dict[str, Any], changes: list[Change], passed: list[str]
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl about this start."""
+    """The line of metrics.jsonl for this start."""
     return {
         "event": "start",
         "step": state.step,
@@ -77,7 +77,7 @@ def start_event(
 def banner(
     say: Say, config: Config, source: FoundData, batches: Batches, state: Training, until: int, how: Sequence[str]
 ) -> None:
-    """What was found, and what it will take; `how` says how the network is computed."""
+    """Print what was found and what is to be done; `how` says how the network is computed."""
     strategy, train = state.strategy, config.train
     shape = " x ".join(str(n) for n in source.facts.shape)
     parameters = sum(p.numel() for p in state.field.parameters())
@@ -108,7 +108,7 @@ def banner(
 
 
 def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> None:
-    """Where everything is, and what to do next."""
+    """Print where everything is, and what to do next."""
     grid = folder.grid(state.step)
     if grid.exists():
         say(f"pictures  {grid}")
@@ -120,14 +120,14 @@ def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> No
     if folder.model.exists():
         say(f"diffusers {folder.model} (README.md there says how)")
     if config.train.snapshots:
-        say(f"averages  {folder.snapshots} (flowimg ema {folder.path} says what can be made of them)")
+        say(f"averages  {folder.snapshots} (flowimg ema {folder.path} lists the post-hoc averages)")
     if state.step < config.train.steps:
-        say(f"next      the same command without --train.stop-at goes on to step {config.train.steps}")
+        say(f"next      the same command without --train.stop-at continues to step {config.train.steps}")
     say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")
 
 
 def result_of(folder: RunFolder, config: Config, state: Training) -> dict[str, Any]:
-    """What a script wants to know of a run."""
+    """The results of a run, for scripts."""
     last: dict[str, Any] = next((record for record in reversed(folder.records()) if record["step"] == state.step), {})
     return {
         "run": str(folder.path),

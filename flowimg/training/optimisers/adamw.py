@@ -1,9 +1,9 @@
-"""torch's fused AdamW, asked directly.
+"""torch's fused AdamW kernel, called directly.
 
-A step of torch's class takes a small network longer than its arithmetic: it sorts the parameters by device and dtype,
-and keeps itself out of torch.compile by wrappers that import torch._dynamo when they are first called, which takes
-about as long as importing torch. We compile fields, never a step of the optimiser, and have one group on one device:
-so these are the methods without their wrappers, and a step is the kernel that torch's class ends in.
+For a small network, a step of torch's class spends more time around its kernel than in it: it sorts the parameters by
+device and dtype, and its wrappers import torch._dynamo at the first call, which takes about as long as importing torch.
+We compile fields, never a step of the optimiser, and have one group on one device: so these are the methods without
+their wrappers, and a step is the kernel that torch's class ends in.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from torch import Tensor
 class AdamW(torch.optim.AdamW):
     """Fused AdamW, see torch.optim.AdamW; one group, on one device, and the state that torch's keeps.
 
-    `found_inf` says whether a step must move nothing: 1 or 0, where that is known, else a tensor of shape () on the
-    device, and nobody waits to know.
+    `found_inf` says whether a step must be skipped: 1 or 0 where the host knows, else a tensor of shape () on the
+    device, for which nobody waits.
 
     Args:
         params: The parameters.
@@ -35,7 +35,7 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, fused=True, **more)
 
     def is_held(self) -> bool:
-        """Whether it is known that a step must move nothing."""
+        """Whether the host knows that the step must be skipped."""
         return not isinstance(self.found_inf, Tensor) and self.found_inf == 1
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class AdamW(torch.optim.AdamW):
         steps = [slot["step"] for slot in slots]
         if hold is None:
             torch._foreach_add_(steps, 1)
-        else:  # a step that is held back does not count
+        else:  # a skipped step does not count
             torch._foreach_add_(steps, [1 - hold] * len(steps))
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(

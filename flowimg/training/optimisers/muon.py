@@ -41,7 +41,7 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Args:
         matrices: Shape (N, rows, columns).
-        dtype: Of the arithmetic.
+        dtype: Precision of the iteration.
     Returns:
         The same shape and dtype as `matrices`.
     """

@@ -1,0 +1,149 @@
+"""Where a start of a run begins: its data, the checkpoint to continue from, and its state there."""
+
+import json
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from flowimg.build.data import DataFacts, FoundData, build_source
+from flowimg.build.field import build_field
+from flowimg.build.flow import build_objective
+from flowimg.data.batches import Batches
+from flowimg.data.prefetch import LastBatch, Prefetch
+from flowimg.errors import CheckpointError, MachineError
+from flowimg.jobs.train.launch import cut, recipe_of
+from flowimg.jobs.train.profile import check_steps
+from flowimg.jobs.train.words import Say
+from flowimg.machine.compiling import how_compiled
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import check_guidance, check_network
+from flowimg.runs.resume import Change, check_averages, check_data, checkpoint_to_resume
+from flowimg.settings.run import Config, Start
+from flowimg.training.checkpoint import Checkpoint
+from flowimg.training.state import Training, restore, start
+from flowimg.training.strategies import Strategy
+
+
+class Found(NamedTuple):
+    """What a start found: data, the checkpoint to continue from, and what the field must know of both."""
+
+    source: FoundData
+    checkpoint: Checkpoint | None
+    facts: DataFacts
+    passed: list[str]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a start begins from; `changes` are the settings that differ from the run's, to which `begin` adds."""
+
+    config: Config
+    how: Start
+    folder: RunFolder
+    changes: list[Change]
+    strategy: Strategy
+    options: dict[str, bool] | None
+    until: int
+    say: Say
+    stack: ExitStack
+
+    def find(self) -> Found:
+        """Look the data through, and find the checkpoint to continue from.
+
+        Raises:
+            SettingsError, DataError, CheckpointError: If they do not fit the settings.
+        """
+        config, folder, strategy = self.config, self.folder, self.strategy
+        passed: list[str] = []
+        with strategy.accelerator.local_main_process_first():  # one process fills the caches, the others read them
+            source = build_source(config)
+        checkpoint = checkpoint_to_resume(folder, self.how, passed.append, strategy.is_first)
+        for line in passed:
+            self.say(line)
+        facts = source.facts
+        if checkpoint:
+            facts = facts._replace(architecture=checkpoint.state.get("architecture"))
+            check_network(config, facts, checkpoint.tensors["weights"], folder.checkpoints)
+            check_averages(checkpoint, config, folder.path)
+        if self.how.profile:
+            check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
+        return Found(source, checkpoint, facts, passed)
+
+    def begin(self, found: Found) -> tuple[Training, Batches]:
+        """The run at the step where this start begins, and its data."""
+        config, folder, strategy, checkpoint = self.config, self.folder, self.strategy, found.checkpoint
+        with strategy.accelerator.local_main_process_first():
+            field = build_field(config, found.facts)
+        check_guidance(config.grid.guidance, found.facts, config)
+        with strategy.accelerator.local_main_process_first():
+            batches = found.source.load(strategy.device)
+        offset = 0
+        if checkpoint:
+            check_data(checkpoint.state, batches.fingerprint, self.how.allow, folder.path)
+            self.changes.extend(_other_machine(checkpoint, strategy, folder, how_compiled(self.options)))
+            seen = checkpoint.state["samples"]
+            offset = 0 if seen is None else seen - checkpoint.state["step"] * config.train.batch_size
+        batches = batches.seen_from(offset)
+        objective = build_objective(config)
+        _, accumulation = cut(config, strategy, field.to(strategy.device), objective, batches)
+        state = start(strategy, field, objective, batches, recipe_of(config, accumulation), self.options)
+        state.offset = offset
+        _feed(state, batches, self.stack)
+        if checkpoint:
+            _restore(state, checkpoint, folder)
+        _agree(state, folder)
+        return state, batches
+
+
+def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
+    """Make data, noise and times ahead of the steps, in a thread, unless they lie in memory already."""
+    stack.callback(batches.close)
+    if batches.ready:
+        return
+    ahead = Prefetch(partial(state.objective.draw, LastBatch(batches)), state.micro_batches())
+    stack.callback(ahead.close)
+    state.draw = ahead
+
+
+def _other_machine(checkpoint: Checkpoint, strategy: Strategy, folder: RunFolder, compiled: str) -> list[Change]:
+    """Changes of the number of processes and of compiling since the checkpoint was written."""
+    before = {"processes": checkpoint.state["processes"], "compiled": None}
+    with suppress(OSError, ValueError, AttributeError):
+        before["compiled"] = json.loads(folder.environment.read_text()).get("compiled")
+    now = {"processes": strategy.processes, "compiled": compiled}
+    return [
+        Change(key, then, now[key], "same samples, different rounding")
+        for key, then in before.items()
+        if then not in (None, now[key])
+    ]
+
+
+def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
+    """Set the run to its checkpoint.
+
+    Raises:
+        CheckpointError: If its tensors are not those of this network.
+    """
+    try:
+        restore(
+            state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["in_row"], checkpoint.state["skipped"]
+        )
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint in {folder.path} does not fit the network of these settings: {said}"
+        ) from None
+
+
+def _agree(state: Training, folder: RunFolder) -> None:
+    """Check that all processes found the same checkpoint.
+
+    Raises:
+        MachineError: If they did not.
+    """
+    found = state.strategy.gather_rows(torch.tensor([state.step], device=state.strategy.device))
+    if len(found.unique()) > 1:
+        raise MachineError(f"the processes found checkpoints of steps {found.tolist()}: {folder.path} must be shared")
