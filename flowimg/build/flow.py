@@ -39,7 +39,7 @@ def build_path(config: Config) -> Path:
 
 
 def build_objective(config: Config) -> FlowMatching:
-    """What a run minimises."""
+    """The objective of a run."""
     return FlowMatching(
         path=build_path(config),
         coupling=COUPLINGS[config.coupling.kind](config.coupling),
