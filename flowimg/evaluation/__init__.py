@@ -1,1 +1,1 @@
-"""How good a run is, against what is known of its data."""
+"""Scores of samples against their data."""

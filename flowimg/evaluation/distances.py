@@ -1,22 +1,22 @@
-"""How far samples are from data, both given as features (N, F) of some network.
+"""Distances between samples and data, both given as features (N, F) of some network.
 
-Fréchet distance (Heusel et al. 2017, arXiv:1706.08500): of the Gaussians with the moments of each set,
+Fréchet distance (Heusel et al. 2017, arXiv:1706.08500) between the Gaussians with the moments of each set:
 
     d^2 = |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^(1/2) C_y C_x^(1/2))^(1/2)).
 
-It falls with the number of samples, so it is always told with it. KID (Binkowski et al. 2018, arXiv:1801.01401): the
-unbiased squared maximum mean discrepancy with the kernel (<x, y> / F + 1)^3, which does not; its mean and spread over
-random subsets.
+It falls as the number of samples grows, so it is always reported with that number. KID (Binkowski et al. 2018,
+arXiv:1801.01401), the unbiased squared maximum mean discrepancy with the kernel (<x, y> / F + 1)^3, does not depend on
+it; reported are its mean and its standard deviation over random subsets.
 
 Precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020,
-arXiv:2002.09797): with r_k(x) the distance from x to its k-th nearest other in its own set,
+arXiv:2002.09797): with r_k(x) the distance from x to its k-th nearest neighbour in its own set,
 
     precision  share of samples y with |y - x| <= r_k(x) for some datum x
     recall     share of data x with |x - y| <= r_k(y) for some sample y
-    density    data x with |y - x| <= r_k(x), over k, mean over samples y
+    density    number of data x with |y - x| <= r_k(x), divided by k, mean over samples y
     coverage   share of data x with |y - x| <= r_k(x) for some sample y
 
-All in float64, whatever the features come in.
+Everything is computed in float64.
 """
 
 from typing import NamedTuple
@@ -27,15 +27,15 @@ from torch import Tensor
 from flowimg.flow.randomness import generator
 
 SUBSETS, SUBSET = 100, 1000
-"""KID: random subsets, and features in each at most."""
+"""KID: the number of random subsets, and the maximum number of features in each."""
 NEAREST = 5
-"""k of the neighbourhoods, as in Naeem et al."""
+"""k of precision, recall, density and coverage, as in Naeem et al."""
 CHUNK = 1024
-"""Rows whose distances to all others are held at once."""
+"""Rows whose distances to all others are in memory at once."""
 
 
 class Moments(NamedTuple):
-    """How many features there are, their mean (F,) and covariance (F, F), float64."""
+    """The number of features, their mean (F,) and their covariance (F, F), float64."""
 
     number: int
     mean: Tensor
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 
 
 class Neighbourhoods(NamedTuple):
-    """Shares of samples and data in each other's neighbourhoods; density may be above 1."""
+    """Precision, recall and coverage in [0, 1]; density is 0 or more and may exceed 1."""
 
     precision: float
     recall: float
@@ -52,56 +52,56 @@ class Neighbourhoods(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
-    """Count, mean and unbiased covariance of features, shape (N, F); of one row, to be merged with others, 0."""
+    """Count, mean and unbiased covariance of features, shape (N, F); the covariance of a single row is 0."""
     x = features.double()
     mean = x.mean(0)
     return Moments(len(x), mean, (x - mean).T @ (x - mean) / max(len(x) - 1, 1))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together, so that features can be taken as they come.
+    """The moments of the union of both sets, for features that arrive in batches.
 
     C (n - 1) = C_a (n_a - 1) + C_b (n_b - 1) + (n_a n_b / n)(m_a - m_b)(m_a - m_b)^T
     """
     number = a.number + b.number
-    apart = a.mean - b.mean
+    gap = a.mean - b.mean
     scatter = a.covariance * (a.number - 1) + b.covariance * (b.number - 1)
-    scatter = scatter + torch.outer(apart, apart) * (a.number * b.number / number)
+    scatter = scatter + torch.outer(gap, gap) * (a.number * b.number / number)
     return Moments(number, (a.mean * a.number + b.mean * b.number) / number, scatter / (number - 1))
 
 
 def frechet(a: Moments, b: Moments) -> float:
-    """The squared Fréchet distance between the Gaussians of these moments; see above.
+    """The squared Fréchet distance between the Gaussians with these moments.
 
-    By symmetric eigenvalues, which are real: fewer samples than features do no harm to the arithmetic.
+    It uses the eigenvalues of symmetric matrices, which are real even when there are fewer samples than features.
     """
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    apart = (a.mean - b.mean).square().sum()
-    return float(apart + a.covariance.trace() + b.covariance.trace() - 2 * cross)
+    gap = (a.mean - b.mean).square().sum()
+    return float(gap + a.covariance.trace() + b.covariance.trace() - 2 * cross)
 
 
 def kid(x: Tensor, y: Tensor, subsets: int = SUBSETS, size: int = SUBSET, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance, the mean over random subsets, and its standard deviation over them.
+    """Kernel distance: the mean over random subsets, and the standard deviation over them.
 
     Args:
         x: Features, shape (N, F).
         y: Features, shape (M, F).
-        subsets: How many.
-        size: Features of each set in a subset; the smaller set's size where there are fewer, 2 or more.
-        seed: Seed of the choice.
+        subsets: The number of subsets.
+        size: Features of each set in a subset, 2 or more; at most the size of the smaller set.
+        seed: Seed of the random subsets.
     """
     size = min(size, len(x), len(y))
     x, y = x.double(), y.double()
     chosen = generator("kid", seed)
-    found = []
+    distances = []
     for _ in range(subsets):
         a = x[torch.randperm(len(x), generator=chosen)[:size].to(x.device)]
         b = y[torch.randperm(len(y), generator=chosen)[:size].to(y.device)]
         own = _kernel(a, a).fill_diagonal_(0).sum() + _kernel(b, b).fill_diagonal_(0).sum()
-        found.append(own / (size * (size - 1)) - 2 * _kernel(a, b).mean())
-    values = torch.stack(found)
+        distances.append(own / (size * (size - 1)) - 2 * _kernel(a, b).mean())
+    values = torch.stack(distances)
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -110,33 +110,29 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def neighbourhoods(data: Tensor, samples: Tensor, k: int = NEAREST) -> Neighbourhoods:
-    """Precision, recall, density and coverage; see above.
+    """Precision, recall, density and coverage.
 
     Args:
         data: Features, shape (N, F), N above k.
         samples: Features, shape (M, F), M above k.
-        k: Which neighbour bounds a neighbourhood.
+        k: The neighbour whose distance is the radius of a neighbourhood.
     """
     x, y = data.double(), samples.double()
-    reach_x, reach_y = _reach(x, k), _reach(y, k)
+    radius_x, radius_y = _radius(x, k), _radius(y, k)
     within = torch.zeros(len(y), dtype=torch.float64, device=y.device)
     covered = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     recalled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(CHUNK):
-        apart = torch.cdist(x[rows], y)
-        inside = apart <= reach_x[rows, None]
+        distance = torch.cdist(x[rows], y)
+        inside = distance <= radius_x[rows, None]
         within += inside.sum(0)
         covered[rows] = inside.any(1)
-        recalled[rows] = (apart <= reach_y).any(1)
-    return Neighbourhoods(
-        float((within > 0).double().mean()),
-        float(recalled.double().mean()),
-        float(within.mean() / k),
-        float(covered.double().mean()),
-    )
+        recalled[rows] = (distance <= radius_y).any(1)
+    precision, recall, coverage = (float(hits.double().mean()) for hits in (within > 0, recalled, covered))
+    return Neighbourhoods(precision, recall, float(within.mean() / k), coverage)
 
 
-def _reach(x: Tensor, k: int) -> Tensor:
-    """Distance from each row to its k-th nearest other, shape (N,)."""
-    # k + 1: the nearest of all is the row itself
+def _radius(x: Tensor, k: int) -> Tensor:
+    """Distance from each row to its k-th nearest neighbour, shape (N,)."""
+    # k + 1, since the nearest row is the row itself
     return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(CHUNK)])

@@ -1,12 +1,12 @@
-"""How well samples fit their class, whether they vary as the data do, and whether they are copies.
+"""Scores of pictures: how well samples fit their class, how much they vary, and whether they are copies.
 
-agreement   share of samples that a classifier of the real pictures gives the label they were asked for
-judge       share of real pictures, kept apart from field and classifier, that the classifier is right on
-spread      root of the summed variances of the pixels within a class, mean over classes; samples over data
-nearest     mean distance to the nearest training picture, over the same between training pictures and their nearest
-            others: far below 1 the samples are copies
+agreement   share of samples that a classifier of the real pictures assigns to the label they were conditioned on
+judge       accuracy of that classifier on held-out pictures, which neither it nor the field was trained on
+spread      root of the summed pixel variances within a class, mean over classes; of the samples over that of the data
+nearest     mean distance of samples to their nearest training picture, over the mean distance of training pictures to
+            their nearest neighbours; far below 1, the samples are copies
 
-Spread and nearest are on pixels in [-1, 1]: a check for small pictures, not a measure of quality at large.
+Spread and nearest use pixels in [-1, 1]: they are checks for small pictures, not general measures of quality.
 """
 
 import math
@@ -19,22 +19,22 @@ from torch import Tensor
 from flowimg.spaces.pixels import unit
 
 ROWS, NUMBERS = 2**13, 2**26
-"""Training pictures, and numbers of them, that are held as floats at once."""
+"""Training pictures compared at once: at most this number of pictures, and of pixel values."""
 QUERIES = 2000
-"""Training pictures at most whose distance to their nearest other is measured."""
+"""The maximum number of training pictures whose nearest neighbours are searched, for `copying`."""
 
 
 class Nearest(NamedTuple):
-    """The nearest pictures of each, from near to far: distances and rows, shape (N, k)."""
+    """Distances to the nearest pictures, from near to far, and their rows, both of shape (N, k)."""
 
     distance: Tensor
     row: Tensor
 
 
 def within_class_spread(x: Tensor, labels: Tensor) -> float:
-    """Root of the summed variances of the pixels within a class, mean over the classes; x (N, D), labels (N,).
+    """Root of the summed pixel variances within a class, mean over the classes; x (N, D), labels (N,).
 
-    A class of one has no spread; with no other, the mean is nan.
+    A class of one picture is left out; if all are, the result is nan.
     """
     several = [label for label, count in zip(*labels.unique(return_counts=True), strict=True) if count > 1]
     spreads = [x[labels == label].var(dim=0).sum().sqrt() for label in several]
@@ -42,9 +42,13 @@ def within_class_spread(x: Tensor, labels: Tensor) -> float:
 
 
 def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
-    """The k nearest of `others` (M, *D) to each of x (N, *D), Euclidean; others[own[i]] is left out for row i.
+    """The k nearest of `others` (M, *D) to each of x (N, *D), by Euclidean distance.
 
-    Bytes are taken for pictures in [-1, 1]; all of `others` are looked at, some at a time.
+    Args:
+        x: Floats, or bytes, which are scaled to [-1, 1].
+        others: As x. All of them are searched, in parts, to save memory.
+        k: Neighbours to find.
+        own: For each row of x the row of `others` to leave out, shape (N,).
     """
     x = unit(x).flatten(1)
     k = min(k, len(others))
@@ -58,27 +62,26 @@ def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) ->
         near = score.topk(min(k, len(some)), dim=1, largest=False)
         best, kept = torch.cat([best, near.values], dim=1).topk(k, dim=1, largest=False)
         rows = torch.cat([rows, near.indices + some[0]], dim=1).gather(1, kept)
-    # who is nearest by the fast formula, how far by the exact one, which does not cancel
-    exact = [
-        (unit(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in zip(x, rows, strict=True)
-    ]
+    # the fast formula finds the neighbours; their distances come from the exact one, which has no cancellation
+    pairs = zip(x, rows, strict=True)
+    exact = [(unit(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in pairs]
     return Nearest(torch.stack(exact), rows)
 
 
 def nearest_or_mirrored(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
-    """As `nearest`, of pictures (M, C, H, W) to each of x (N, C, H, W), or to its mirror image where that is nearer."""
+    """As `nearest`, for pictures (N, C, H, W) or their mirror images, whichever is nearer to `others`."""
     found, mirrored = nearest(x, others, k, own), nearest(x.flip(-1), others, k, own)
     nearer = (mirrored.distance[:, :1] < found.distance[:, :1]).expand_as(found.row)
     return Nearest(*(torch.where(nearer, m, f) for m, f in zip(mirrored, found, strict=True)))
 
 
 def copying(found: Nearest, data: Tensor, search: Callable[..., Nearest] = nearest) -> float:
-    """Mean distance of samples to their nearest datum, over that of data, shape (M, *D), to their nearest others.
+    """Mean distance of samples to their nearest datum, over that of data to their nearest neighbours.
 
     Args:
-        found: Of the samples.
-        data: All that they were looked for in.
-        search: What looked: `nearest`, or `nearest_or_mirrored`.
+        found: The nearest data of the samples.
+        data: The data that was searched, shape (M, *D).
+        search: The search used: `nearest`, or `nearest_or_mirrored`.
     """
     some = torch.arange(0, len(data), math.ceil(len(data) / QUERIES))
     return float(found.distance[:, 0].mean() / search(data[some], data, own=some).distance.mean())

@@ -1,8 +1,9 @@
-"""How far samples of points are from the distribution they should have.
+"""Scores of points: how far samples are from their distribution.
 
-off         share of samples off the support (exact data: 0)
-mass        share of the samples on the support in each part; the ratio of the fullest to the emptiest
-sw2         sliced Wasserstein-2 distance to fresh data: over random directions d,
+off         share of samples off the support (0 for exact data)
+mass        share of the samples on the support that lies in each part
+mass_ratio  the mass of the fullest part over that of the emptiest
+sw2         sliced Wasserstein-2 distance to fresh data, over random directions d:
             sqrt(mean_d mean_i (sort(<x_i, d>) - sort(<y_i, d>))^2),  in data units (Bonneel et al. 2015)
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class PointScores(NamedTuple):
-    """Share off the support, share of mass in each part, fullest over emptiest part, sliced Wasserstein-2."""
+    """The scores of points, as defined above."""
 
     off: float
     mass: list[float]
@@ -27,18 +28,22 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 
     Args:
         x: Shape (N, D).
         y: Shape (N, D).
-        directions: Random directions, uniform on the sphere.
+        directions: Number of random directions, uniform on the sphere.
         seed: Seed of the directions.
+
     Returns:
         The distance, in the units of the points.
+
     Raises:
         ValueError: If the sets differ in size.
     """
     if x.shape != y.shape:
-        raise ValueError(f"both sets must be of one shape, not {tuple(x.shape)} and {tuple(y.shape)}")
-    ways = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    ways = ways / ways.norm(dim=0)
-    gaps = (x.double() @ ways).sort(dim=0).values - (y.double() @ ways).sort(dim=0).values
+        raise ValueError(f"both sets must have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}")
+    unit_vectors = torch.randn(
+        x.shape[1], directions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    unit_vectors = unit_vectors / unit_vectors.norm(dim=0)
+    gaps = (x.double() @ unit_vectors).sort(dim=0).values - (y.double() @ unit_vectors).sort(dim=0).values
     return float(gaps.square().mean().sqrt())
 
 
@@ -48,10 +53,11 @@ def score_points(samples: Tensor, fresh: Tensor, part: Tensor, parts: int) -> Po
     Args:
         samples: Shape (N, 2).
         fresh: Exact samples, shape (N, 2).
-        part: The part each sample lies in, below 0 off the support, shape (N,).
-        parts: Number of parts, all of which should hold the same mass.
+        part: The part that each sample lies in, shape (N,); below 0 off the support.
+        parts: Number of parts; all should hold the same mass.
+
     Returns:
-        The scores; samples that are not finite count as off, and make sw2 infinite.
+        The scores. Samples that are not finite count as off the support and make sw2 infinite.
     """
     finite = samples.isfinite().all(1)
     counts = torch.bincount(part[(part >= 0) & finite], minlength=parts)

@@ -1,4 +1,4 @@
-"""What is kept of an evaluation: its figures, and everything they depend on."""
+"""The record of an evaluation: its scores, and everything that they depend on."""
 
 import json
 import math
@@ -7,28 +7,25 @@ from pathlib import Path
 from typing import Any
 
 SHARES = ("precision", "recall", "coverage", "agreement", "judge")
-"""Figures that are shares of 1."""
+"""Scores that are shares of 1, printed in percent."""
+HOW = (
+    "of", "count", "seeds", "solver", "num_steps", "times", "shift", "tolerance", "nfe", "guidance",
+    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",
+    "distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during",
+)  # fmt: skip
+"""The keys of a record that are not scores but say how these were measured."""
 
 
 def made_how(how: Mapping[str, Any], seeds: Sequence[int], nfe: int) -> dict[str, Any]:
-    """How samples were made, as far as the solver goes; `how` is `Solving.record` of the settings."""
+    """The number of samples, their seeds and how the flow was followed; `how` is `Solving.record` of the settings."""
     return {"count": len(seeds), "seeds": [seeds[0], seeds[-1]], **how, "nfe": nfe}
-
-
-HOW = (
-    *("of", "count", "seeds", "solver", "num_steps", "times", "shift", "tolerance", "nfe", "guidance"),
-    "guidance_interval",
-    *("step", "weights", "arithmetic", "weights_sha256"),
-    *("distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during"),
-)
-"""What an evaluation says of how it was made."""
 
 
 def keep(path: Path, record: dict[str, Any]) -> None:
     """Add an evaluation to RUN/evaluations.jsonl."""
     with path.open("a+b") as file:
         file.seek(0, 2)
-        if file.tell():  # a line that was cut by a crash would take this one with it
+        if file.tell():  # a crash may have left half a line, which would spoil this one too
             file.seek(-1, 2)
             if file.read(1) != b"\n":
                 file.write(b"\n")
@@ -36,20 +33,20 @@ def keep(path: Path, record: dict[str, Any]) -> None:
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity: such a score is null there."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
+    """The record with null for NaN and infinity, which JSON does not have."""
+    odd = {name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {**record, **dict.fromkeys(odd)}
 
 
 def describe(how: Mapping[str, Any]) -> str:
-    """How a flow was followed, in words; `how` is `Solving.record`, or an evaluation that holds it."""
-    adaptive = how["num_steps"] is None
-    parts = [f"{how['solver']} at {how['tolerance']:g}" if adaptive else f"{how['solver']}, {how['num_steps']} steps"]
-    if not adaptive and how["times"] != "uniform":
-        parts[0] += f" of {how['times']} times"
-    if not adaptive and how["shift"] != 1:
-        parts.append(f"shift {how['shift']:g}")
+    """How a flow was followed, as text; `how` is `Solving.record`, or an evaluation that contains it."""
+    if how["num_steps"] is None:  # an adaptive solver
+        parts = [f"{how['solver']} at {how['tolerance']:g}"]
+    else:
+        grid = "" if how["times"] == "uniform" else f" of {how['times']} times"
+        parts = [f"{how['solver']}, {how['num_steps']} steps{grid}"]
+        if how["shift"] != 1:
+            parts.append(f"shift {how['shift']:g}")
     if how["guidance"] != 1:
         low, high = how["guidance_interval"]
         within = f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
@@ -57,39 +54,40 @@ def describe(how: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def protocol(run: str, found: dict[str, Any]) -> str:
-    """One line that tells all that the figures depend on."""
+def protocol(run: str, record: dict[str, Any]) -> str:
+    """Everything that the scores depend on, on one line."""
     parts = [
-        f"{found['count']:,} samples of seeds {found['seeds'][0]} to {found['seeds'][1]}",
-        *(["classes in equal turns"] if found.get("in_turns") else []),
-        describe(found),
-        f"{found['nfe']} evaluations",
-        found["arithmetic"],
+        f"{record['count']:,} samples of seeds {record['seeds'][0]} to {record['seeds'][1]}",
+        *(["classes in turn"] if record.get("in_turns") else []),
+        describe(record),
+        f"{record['nfe']} evaluations",
+        record["arithmetic"],
     ]
-    if "features" in found:
+    if "features" in record:
         parts += [
-            f"against {found['reference']} ({found['reference_hash']})",
-            f"features {found['features']} ({found['features_sha256']}), resize {found['resize']}",
+            f"against {record['reference']} ({record['reference_hash']})",
+            f"features {record['features']} ({record['features_sha256']}), resize {record['resize']}",
         ]
-    hashed = f" ({found['weights_sha256']})" if "weights_sha256" in found else ""
-    return f"{run}, step {found['step']}, {found['weights']} weights{hashed}: {', '.join(parts)}"
+    sha256 = f" ({record['weights_sha256']})" if "weights_sha256" in record else ""
+    return f"{run}, step {record['step']}, {record['weights']} weights{sha256}: {', '.join(parts)}"
 
 
-def distance_in(found: dict[str, Any]) -> str:
-    """What a distance is called, and in which features it is one: FD@1,000 in proxy-classifier."""
-    return f"{found['distance']} in {found['features']}"
+def distance_in(record: dict[str, Any]) -> str:
+    """The name of a distance with that of its features: FD@1,000 in proxy-classifier."""
+    return f"{record['distance']} in {record['features']}"
 
 
-def figures_of(found: dict[str, Any]) -> dict[str, Any]:
-    """The figures alone, by the names that people know them by."""
-    kept = {name: value for name, value in found.items() if name not in HOW and not isinstance(value, str)}
-    if "frechet" in kept:
-        kept = {found["distance"] if name == "frechet" else name: value for name, value in kept.items()}
-    return kept
+def scores_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a record, under the names by which they are known."""
+    return {
+        record["distance"] if name == "frechet" else name: value
+        for name, value in record.items()
+        if name not in HOW and not isinstance(value, str)
+    }
 
 
-def text_of(name: str, value: Any) -> str:
-    """A figure as it is printed."""
+def score_text(name: str, value: Any) -> str:
+    """A score as it is printed."""
     if isinstance(value, list):
         return " ".join(f"{share:.3f}" for share in value)
     return f"{100 * value:.1f} %" if name in SHARES else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""The reference set: the run's data in the features of a network, kept in the cache folder; and a judge of labels."""
+"""The reference set: the run's data in the features of a network; and a classifier of it. Both are cached."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from flowimg.flow.condition import Condition
 from flowimg.spaces.pixels import Pixels
 
 KEPT = 10_000
-"""Features, and samples, that KID and neighbourhoods are taken of; the Fréchet distance is of all."""
+"""The number of features, and of samples, for KID and neighbourhoods; the Fréchet distance uses all."""
 BATCH = 250
 
 
 class DataSet(NamedTuple):
-    """Training pictures, their name in words, their fingerprint, and the held-out ones with their condition.
+    """Training pictures, their description, their fingerprint, and the held-out pictures with their condition.
 
-    `mirrored` says that a field may have learned them mirrored, too.
+    `mirrored` says that the field may have learned mirrored pictures too.
     """
 
     name: str
@@ -35,7 +35,7 @@ class DataSet(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A data set in features: the moments of all, and some features, (N, F)."""
+    """A data set in features: the moments of all of it, and the features (N, F) of a part."""
 
     data: DataSet
     moments: Moments
@@ -43,13 +43,13 @@ class Reference(NamedTuple):
 
 
 def judge_weights(cache: Path, data: DataSet, classes: int) -> dict[str, Tensor]:
-    """The weights of a classifier of the data, trained once."""
+    """The weights of a classifier of the data; it is trained once and cached."""
     pictures = data.pictures
     assert pictures.labels is not None
     path = cache / "classifiers" / f"{name_of(data.sha256, classes, 1)}.npz"
     if kept := read_arrays(path):
         return {name: torch.from_numpy(value) for name, value in kept.items()}
-    print("training   a classifier of the real pictures, once", flush=True)
+    print("training   a classifier of the real pictures; it is cached", flush=True)
     encode = Pixels(tuple(pictures.pixels.shape[1:])).encode
     weights = train_classifier(pictures.pixels, pictures.labels, classes, encode).state_dict()
     keep_arrays(path, **{name: value.numpy() for name, value in weights.items()})
@@ -57,24 +57,22 @@ def judge_weights(cache: Path, data: DataSet, classes: int) -> dict[str, Tensor]
 
 
 def reference_of(cache: Path, data: DataSet, extractor: Extractor) -> Reference:
-    """The data seen by a network, once."""
+    """The data in the features of a network; they are computed once and cached."""
     pixels = data.pictures.pixels
     count = len(pixels)
     path = cache / "references" / f"{name_of(data.sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
-    kept = read_arrays(path)
-    if kept is not None:
-        found = Moments(count, torch.from_numpy(kept["mean"]), torch.from_numpy(kept["covariance"]))
-        return Reference(data, found, torch.from_numpy(kept["features"]))
-    known: Moments | None = None
+    if kept := read_arrays(path):
+        mean, covariance, features = (torch.from_numpy(kept[name]) for name in ("mean", "covariance", "features"))
+        return Reference(data, Moments(count, mean, covariance), features)
+    merged: Moments | None = None
     parts, wanted = [], evenly(count, KEPT)
-    with tqdm(total=count, unit="picture", desc="the data in features", leave=False, disable=None) as bar:
+    with tqdm(total=count, unit="picture", desc="features of the data", leave=False, disable=None) as bar:
         for rows in torch.arange(count).split(BATCH):
-            seen = extractor(pixels[rows[0] : rows[-1] + 1])
-            known = moments(seen) if known is None else merge(known, moments(seen))
-            parts.append(seen[wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]])
+            batch = extractor(pixels[rows[0] : rows[-1] + 1])
+            merged = merge(merged, moments(batch)) if merged else moments(batch)
+            parts.append(batch[wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]])
             bar.update(len(rows))
-    assert known is not None
+    assert merged is not None
     features = torch.cat(parts)
-    mean, covariance = known.mean.cpu().numpy(), known.covariance.cpu().numpy()
-    keep_arrays(path, mean=mean, covariance=covariance, features=features.numpy())
-    return Reference(data, known, features)
+    keep_arrays(path, mean=merged.mean.numpy(), covariance=merged.covariance.numpy(), features=features.numpy())
+    return Reference(data, merged, features)

@@ -1,1 +1,1 @@
-"""What a run looks like: grids of pictures, plots of points."""
+"""The figures of a run: grids of pictures, plots of points, curves, and the pages that show them."""

@@ -7,40 +7,38 @@ from torch import Tensor
 from flowimg.figures.style import DATA, DENSITY, FLOW, INK, drawing
 
 DEPTH = 6.0
-"""Nats below the densest place at which the map ends."""
+"""The range of the map in nats, down from the highest density."""
 
 
 def log_density_figure(
     density: Tensor, inside: Tensor, nats: Tensor, entropy: float | None, side: float, path: Path, title: str
 ) -> None:
-    """Write the map of log-density, and how it is spread at data.
+    """Write the map of log-density, and a histogram of its values at fresh data.
 
     Args:
-        density: Nats on an even grid, x first, shape (S, S).
-        inside: Whether a place lies on the support, shape (S, S).
+        density: Log-density in nats on an even grid, x first, shape (S, S).
+        inside: Whether a grid point lies on the support of the data, shape (S, S).
         nats: -log p of fresh data, shape (N,).
-        entropy: What its mean is for a perfect field, or None.
+        entropy: The mean of `nats` for a perfect field, or None if unknown.
         side: Half the side of the map.
-        path: The PNG's file.
-        title: Names the run.
+        path: The file of the PNG.
+        title: The title of the figure.
     """
     with drawing(path, 9.6, 4.6, 1, 2) as (figure, (left, right)):
         top = float(density.quantile(0.999))
         square = (-side, side, -side, side)
         shown = left.imshow(density.T.numpy(), origin="lower", extent=square, cmap=DENSITY, vmin=top - DEPTH, vmax=top)
         left.contour(inside.T.numpy(), levels=[0.5], colors=[DATA], linewidths=0.8, extent=square)
-        left.set_title("log-density in nats; blue: the edge of the data")
+        left.set_title("log-density in nats; blue: edge of the data's support")
         left.set(aspect="equal", xticks=[], yticks=[])
         figure.colorbar(shown, ax=left, extend="min", shrink=0.85)
-        most = float(nats.quantile(0.995))
-        low = float(nats.min())
-        right.hist(nats.clamp(max=most).numpy(), bins=60, range=(low, most), color=FLOW)
-        mean = float(nats.mean())
+        most, mean = float(nats.quantile(0.995)), float(nats.mean())
+        right.hist(nats.clamp(max=most).numpy(), bins=60, range=(float(nats.min()), most), color=FLOW)
         right.axvline(mean, color=INK, lw=1.4, label=f"mean {mean:.3f}")
         if entropy is not None:
             right.axvline(entropy, color=DATA, lw=1.4, ls="--", label=f"entropy of the data {entropy:.3f}")
         right.set(xlabel="-log p at fresh data, nats (lower is better)", ylabel="points")
-        right.set_title(f"{len(nats):,} points that the field never saw")
+        right.set_title(f"{len(nats):,} points not used in training")
         right.grid(axis="y")
         right.legend(loc="upper right", fontsize=9)
         figure.suptitle(title, x=0.02, ha="left")

@@ -1,4 +1,4 @@
-"""Pictures with words beside them: tables with a name for each row and column, and grids that grow over training."""
+"""Tables of pictures with named rows and columns, and the animation of the grids of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,35 +15,34 @@ from flowimg.spaces.pixels import TILE
 
 GAP, EDGE = 4, 12
 LETTERS = 15
-"""Height of the letters, in pixels."""
-WIDEST, MOST_FRAMES = 900, 40
-"""An animation is made no wider than this, in pixels, and of no more frames."""
+"""Font size in pixels."""
+MAX_WIDTH, MAX_FRAMES = 900, 40
+"""The maximum width of an animation in pixels, and of its number of frames."""
 
 
 def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path, title: str) -> None:
-    """Write pictures as a table with names.
+    """Write pictures as a table with named rows and columns.
 
     Args:
         pixels: Shape (rows, columns, C, H, W), uint8, C 1 or 3.
-        rows: A name for each row, or empty names.
-        columns: A name for each column.
-        path: The PNG's file.
-        title: Stands above.
+        rows: The names of the rows; all may be empty.
+        columns: The names of the columns.
+        path: The file of the PNG.
+        title: The title above the table.
     """
     factor = max(1, -(-TILE // pixels.shape[-1]))
     large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     high, wide = large.shape[-2:]
     font, bold = letters(), letters(LETTERS + 3)
-    left = EDGE + max(round(font.getlength(name)) for name in rows)
-    left += EDGE if any(rows) else 0
-    names = [_shorten(name, font, wide) for name in columns]
+    left = EDGE * (2 if any(rows) else 1) + max(round(font.getlength(name)) for name in rows)
     top = EDGE + (LETTERS + 3) + EDGE + LETTERS + 8
     width = max(left + len(columns) * (wide + GAP) + EDGE, round(bold.getlength(title)) + 2 * EDGE)
     sheet = Image.new("RGB", (width, top + len(rows) * (high + GAP) + EDGE), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((EDGE, EDGE), title, fill=INK, font=bold)
-    for column, name in enumerate(names):
-        draw.text((left + column * (wide + GAP) + wide / 2, top - 6), name, fill=INK, font=font, anchor="ms")
+    for column, name in enumerate(columns):
+        middle = left + column * (wide + GAP) + wide / 2
+        draw.text((middle, top - 6), _shorten(name, font, wide), fill=INK, font=font, anchor="ms")
     for row, name in enumerate(rows):
         down = top + row * (high + GAP)
         draw.text((left - EDGE, down + high / 2), name, fill=INK, font=font, anchor="rm")
@@ -55,20 +54,20 @@ def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], p
 
 
 def growth_animation(grids: Sequence[tuple[int, Path]], path: Path) -> None:
-    """Write the grids that a run drew of one noise as an animated WebP, the step named on each.
+    """Write the grids that a run drew from the same noise as an animated WebP, with the step on each.
 
     Args:
-        grids: Steps, rising, and the PNG of each.
-        path: The WebP's file.
+        grids: The steps, rising, and the PNG of each.
+        path: The file of the WebP.
     """
     frames = []
     last, file = grids[-1]
     with Image.open(file) as newest:
-        shrunk = min(1, WIDEST / newest.width)
-        size = round(newest.width * shrunk), round(newest.height * shrunk)
+        scale = min(1, MAX_WIDTH / newest.width)
+        size = round(newest.width * scale), round(newest.height * scale)
     head = LETTERS + 2 * EDGE
-    some = sorted({round(place) for place in np.linspace(0, len(grids) - 1, min(MOST_FRAMES, len(grids)))})
-    for step, file in [grids[place] for place in some]:
+    chosen = sorted({round(row) for row in np.linspace(0, len(grids) - 1, min(MAX_FRAMES, len(grids)))})
+    for step, file in [grids[row] for row in chosen]:
         with Image.open(file) as grid:
             frame = Image.new("RGB", (size[0], size[1] + head), "white")
             frame.paste(grid.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, head))
@@ -76,19 +75,16 @@ def growth_animation(grids: Sequence[tuple[int, Path]], path: Path) -> None:
         draw.text((EDGE, EDGE / 2), f"step {step:,} of {last:,}, from the same noise", fill=INK, font=letters())
         draw.rectangle((EDGE, head - 6, EDGE + (size[0] - 2 * EDGE) * step / max(last, 1), head - 4), fill=INK)
         frames.append(frame)
-    # some six seconds in all
+    # about six seconds in all
     write_animation(frames, path, max(80, min(700, 6000 // len(frames))))
 
 
 def letters(height: int = LETTERS) -> ImageFont.FreeTypeFont:
-    """The font of the other figures, which comes with matplotlib and has the letters of many languages."""
+    """The font of the other figures; it comes with matplotlib and has the letters of many languages."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), height)
 
 
 def _shorten(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The name, cut to a width in pixels."""
-    if font.getlength(name) <= width:
-        return name
-    while name and font.getlength(name + "…") > width:
-        name = name[:-1]
-    return name + "…"
+    """The name, cut to a width in pixels with an ellipsis."""
+    fits = (name, *(name[:end] + "…" for end in range(len(name) - 1, 0, -1)))
+    return next((text for text in fits if font.getlength(text) <= width), "…")

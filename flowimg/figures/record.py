@@ -1,7 +1,7 @@
-"""Which figures a run has: a note beside them, for the report."""
+"""The list of a run's figures, kept beside them for the report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from flowimg.files import write_text
 
 
 class Figure(NamedTuple):
-    """A figure of a run: its file in RUN/figures, what is seen, a caption, how it was made; curves need no field."""
+    """A figure of a run: its file in RUN/figures, title, caption and how it was made; `curve`: drawn from metrics."""
 
     file: str
     title: str
@@ -18,17 +18,21 @@ class Figure(NamedTuple):
     curve: bool = False
 
 
+Drawable = tuple[Figure, Callable[[Path], object]]
+"""A figure, and the function that draws it into a file."""
+
+
 def add_figures(folder: Path, drawn: Sequence[Figure]) -> None:
-    """Note figures beside those that are there, in place of older ones of the same file."""
-    there = {figure.file for figure in drawn}
-    all_of_them = [*(figure for figure in kept_figures(folder) if figure.file not in there), *drawn]
-    write_text(folder / "figures.json", json.dumps([figure._asdict() for figure in all_of_them], indent=1) + "\n")
+    """Add figures to the list; a figure replaces the older one in the same file."""
+    replaced = {figure.file for figure in drawn}
+    listed = [*(figure for figure in kept_figures(folder) if figure.file not in replaced), *drawn]
+    write_text(folder / "figures.json", json.dumps([figure._asdict() for figure in listed], indent=1) + "\n")
 
 
 def kept_figures(folder: Path) -> list[Figure]:
-    """The figures that were noted; a folder may come from a stranger, so files are looked for only there."""
+    """The figures on the list. A folder may come from a stranger, so paths are reduced to a name in this folder."""
     try:
-        told = json.loads((folder / "figures.json").read_text())
-        return [Figure(**{**figure, "file": Path(figure["file"]).name}) for figure in told]
+        listed = json.loads((folder / "figures.json").read_text())
+        return [Figure(**{**figure, "file": Path(figure["file"]).name}) for figure in listed]
     except (OSError, ValueError, TypeError, KeyError):
         return []

@@ -1,4 +1,4 @@
-"""Pages about runs: one HTML file each that holds all its pictures, asks nothing of the network and runs no script."""
+"""Pages about runs: HTML files that contain their pictures, load nothing from the network and run no script."""
 
 import base64
 import io
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 STILL_BYTES, STILL_SIDE = 400_000, 1600
-"""A still picture above this is packed as WebP, no wider or higher than this."""
+"""A still picture with more bytes is packed as WebP, with at most this width and height."""
 WIDE = 700
-"""A picture shown wider than this, in a browser's pixels, is not shrunk to a phone's screen."""
+"""Pictures wider than this, in a browser's pixels, are not shrunk to the screen of a phone."""
 INCH = 96
-"""A browser's pixels an inch."""
+"""A browser's pixels per inch."""
 
 
 class Shot(NamedTuple):
-    """A picture on the page: its data, its size, its words; `kind` is "drawing" (dark on white) or "pictures"."""
+    """A picture on a page: data, size, title and caption; `kind` is "drawing" (dark on white) or "pictures"."""
 
     src: str
     width: int
@@ -28,7 +28,7 @@ class Shot(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Whether it scrolls in its own frame on a small screen."""
+        """Whether the picture scrolls in its own frame on a small screen."""
         return self.width >= WIDE
 
 
@@ -39,8 +39,8 @@ class Scores(NamedTuple):
     scores: Sequence[tuple[str, str]]
 
 
-class Told(NamedTuple):
-    """What a page tells of a run."""
+class RunSummary(NamedTuple):
+    """The contents of a page about a run."""
 
     name: str
     path: str
@@ -58,46 +58,43 @@ class Told(NamedTuple):
 
 
 def shot(path: Path, title: str, caption: str, kind: str) -> Shot:
-    """A picture or animation as part of a page."""
+    """A picture or animation for a page."""
     data, form = path.read_bytes(), path.suffix[1:]
     with Image.open(path) as picture:
-        width, height = picture.size
         scale = INCH / picture.info.get("dpi", (INCH, INCH))[0]
-        shown = round(width * scale), round(height * scale)
-        still = getattr(picture, "n_frames", 1) == 1
-        if still and len(data) > STILL_BYTES:
-            small = picture.convert("RGB")
+        width, height = (round(side * scale) for side in picture.size)
+        if getattr(picture, "n_frames", 1) == 1 and len(data) > STILL_BYTES:
+            small, packed = picture.convert("RGB"), io.BytesIO()
             small.thumbnail((STILL_SIDE, STILL_SIDE))
-            packed = io.BytesIO()
             small.save(packed, format="WEBP", quality=85)
             data, form = packed.getvalue(), "webp"
-    return Shot(f"data:image/{form};base64,{base64.b64encode(data).decode()}", *shown, title, caption, kind)
+    src = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
+    return Shot(src, width, height, title, caption, kind)
 
 
-def report_page(run: Told, refresh: int | None) -> str:
-    """The page about a run; it loads itself again after `refresh` seconds, if any."""
+def report_page(run: RunSummary, refresh: int | None) -> str:
+    """The page about a run; it reloads itself every `refresh` seconds unless that is None."""
     return _page("report.html", title=run.name, run=run, refresh=refresh)
 
 
-def compare_page(runs: Sequence[Told], curves: Shot, differ: Sequence[tuple[str, Sequence[str]]], written: str) -> str:
+def compare_page(
+    runs: Sequence[RunSummary], curves: Shot, differ: Sequence[tuple[str, Sequence[str]]], written: str
+) -> str:
     """The page about several runs side by side."""
     title = " and ".join(run.name for run in runs)
     return _page("compare.html", title=title, runs=runs, curves=curves, differ=differ, written=written, refresh=None)
 
 
 def _page(name: str, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # the first step of a run need not wait for it
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed for the first step of a run
 
     pages = Environment(
-        loader=PackageLoader("flowimg.figures", "pages"),
-        autoescape=True,  # a class may be called <script>
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("flowimg.figures", "pages"), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=True,  # names come from the user: a class may be called <script>
+    )  # fmt: skip
     return pages.get_template(name).render(**values)
 
 
 def plane_script() -> str:
-    """The script of the plane on which particles are dropped; `flowimg play` sends it to the browser."""
+    """The browser script of `flowimg play` for points: a plane on which particles are placed."""
     return (Path(__file__).parent / "pages" / "plane.js").read_text()

@@ -1,4 +1,4 @@
-"""Samples as people look at them: pictures in a grid, points in a plot beside data."""
+"""Figures of samples: pictures in a grid, points in a plot beside data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +12,19 @@ from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space
 
-MOST_COLUMNS = 20
-"""Classes that get a column each, while they take turns."""
+MAX_COLUMNS = 20
+"""Up to this number of classes, each has its own column of the grid."""
 
 
 def draw_samples(space: Space, x: Tensor, cond: Condition, path: Path, title: str = "") -> None:
     """Write the figure of samples as a PNG.
 
     Args:
-        space: What they are.
+        space: The space of the samples.
         x: Samples, shape (N, *D).
-        cond: What they were conditioned on.
-        path: The PNG's file.
-        title: Names the samples, where there is room for words.
+        cond: Their condition.
+        path: The file of the PNG.
+        title: The title; a grid of pictures has no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     DRAWN[type(space)](space, x, cond, path, title)
@@ -39,12 +39,11 @@ def save_grid(space: Space, x: Tensor, path: Path, columns: int | None = None) -
 
 def _pixels(space: Pixels, x: Tensor, cond: Condition, path: Path, title: str) -> None:
     classes = 1 if cond.label is None else len(cond.label.unique())
-    # a column a class, while the classes take turns and fit a row
-    save_grid(space, x, path, classes if 1 < classes <= MOST_COLUMNS and len(x) > classes else None)
+    save_grid(space, x, path, classes if 1 < classes <= MAX_COLUMNS and len(x) > classes else None)
 
 
 def _points(space: Points, x: Tensor, cond: Condition, path: Path, title: str) -> None:
-    from flowimg.figures.points import points_figure  # matplotlib takes a while to import
+    from flowimg.figures.points import points_figure  # matplotlib is slow to import
 
     points_figure(x, space.examples(len(x)), space.extent, path, title)
 

@@ -1,12 +1,12 @@
-"""One visual language for all figures: the colours of noise, data and flow, and a plain frame for each.
+"""The style that all figures share: the colours of noise, data and flow, and plain axes.
 
-The colours are Okabe and Ito's (jfly.uni-koeln.de/color), told apart by the colour-blind, and differ in lightness, so
-that they stay apart in a grey print. Every drawing is dark on white; a page in dark mode inverts lightness and keeps
-the hue.
+The colours are those of Okabe and Ito (jfly.uni-koeln.de/color): colour-blind readers can tell them apart, and they
+differ in lightness, so a grey print keeps the difference. Every drawing is dark on white; a page in dark mode inverts
+the lightness and keeps the hue.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 NOISE, DATA, FLOW, OTHER = "#8a8a8a", "#0072b2", "#d55e00", "#009e73"
-"""Colours of noise, of data, of what the field makes of noise, and of a second thing beside it."""
+"""Colours of noise, of data, of samples and their flow, and of one more quantity."""
 INK, FAINT = "#222222", "#d9d9d9"
-"""Text and axes; grids and what stands behind."""
+"""Text and axes; grids and background."""
 SERIES = (FLOW, DATA, OTHER, "#cc79a7", "#e69f00", "#56b4e9")
-"""Lines of several runs side by side."""
+DASHES = ("-", "--", ":", "-.")
 DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#fbc9a0", FLOW, "#5a2400"])
-"""From nothing to dense, in the flow's hue, its lightness falling all the way."""
+"""From empty to dense, in the hue of the flow, with steadily falling lightness."""
 OF_TIME = LinearSegmentedColormap.from_list("time", [NOISE, "#56b4e9", DATA, "#00304d"])
 """From noise (t = 0) to data (t = 1)."""
 DPI = 150
@@ -33,40 +33,23 @@ STYLE: Any = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "figure.titlesize": 12,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
     "figure.facecolor": "white",
     "axes.axisbelow": True,
 }
 
 
-def common_style() -> AbstractContextManager[None]:
-    """Everything drawn inside is drawn in the common style."""
-    return matplotlib.rc_context(STYLE)
-
-
 @contextmanager
 def drawing(
-    path: Path,
-    width: float,
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    layout: str | None = "constrained",
-    **options: Any,
+    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """A figure of so many inches and panels in the common style, written as `path` at the end."""
-    with common_style():
-        figure, panels = blank(width, height, rows, columns, layout, **options)
+    """As `blank`, in the common style; the figure is written to `path` at the end."""
+    with matplotlib.rc_context(STYLE):
+        figure, panels = blank(width, height, rows, columns, **options)
         yield figure, panels
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI)
@@ -75,17 +58,22 @@ def drawing(
 def blank(
     width: float, height: float, rows: int = 1, columns: int = 1, layout: str | None = "constrained", **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of so many inches and its panels, not written anywhere."""
+    """A figure of this size in inches, and its panels; `options` are those of `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
 
 
 def plane(axes: Axes, extent: float, title: str = "", labels: bool = True) -> None:
-    """A panel that shows the plane of points, equal in both directions."""
+    """Make a panel the plane of points, with equal axes from -extent to extent."""
     axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
     axes.spines[["top", "right"]].set_visible(True)
     if labels:
         axes.set(xlabel="$x$", ylabel="$y$")
     else:
         axes.set(xticks=[], yticks=[])
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dash of a line by its number: lines differ in both."""
+    return {"color": SERIES[number % len(SERIES)], "ls": DASHES[number % len(DASHES)]}

@@ -11,7 +11,7 @@ from flowimg.figures import curves
 from flowimg.figures.curves import compare_figure, loss_by_t_figure, loss_figure, series, training_figure
 from flowimg.flow.irreducible import Irreducible
 
-FLOOR = Irreducible(2.0, [3.0] * 9 + [math.nan], "what no field can learn")
+FLOOR = Irreducible(2.0, [3.0] * 9 + [math.nan], "irreducible loss")
 
 
 def records(count=40):
@@ -48,9 +48,9 @@ def plotted(monkeypatch):
 def test_what_is_left_to_learn_is_the_loss_above_the_floor(plotted, tmp_path):
     loss_figure(records(), FLOOR, tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").width == 1350
-    (_, loss), (_, held_out) = plotted("what one sees")
+    (_, loss), (_, held_out) = plotted("training and held-out loss")
     assert list(loss) == [2 + 1 / n for n in range(1, 41)] and set(held_out) == {3.0}
-    ((middle, above),) = plotted("left to learn")
+    ((middle, above),) = plotted("reducible loss")
     assert len(above) == curves.GROUPS
     # means of neighbouring lines: 40 lines in 24 groups, the first of two
     assert middle[0] == 15 and above[0] == pytest.approx((1 + 1 / 2) / 2)
@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_no_failure(tmp_path):
 
 def test_the_loss_by_t_goes_from_the_first_line_to_the_last(plotted, tmp_path):
     loss_by_t_figure(records(), FLOOR, tmp_path / "by_t.png")
-    lines = plotted("along the way")
+    lines = plotted("loss over flow time")
     assert 4 <= len(lines) <= 6
     assert lines[0][1][0] == 3 and lines[-1][1][0] == 2 + 1 / 40
     assert np.allclose(lines[0][0], np.arange(0.05, 1, 0.1))

@@ -115,7 +115,7 @@ def test_an_animation_that_would_be_heavy_is_made_lighter(tmp_path, monkeypatch)
     frames = [Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)) for _ in range(6)]
     write_animation(frames, tmp_path / "heavy.webp")
     heavy = (tmp_path / "heavy.webp").stat().st_size
-    monkeypatch.setattr(motion, "MOST_BYTES", heavy // 3)
+    monkeypatch.setattr(motion, "MAX_BYTES", heavy // 3)
     write_animation(frames, tmp_path / "light.webp")
     assert (tmp_path / "light.webp").stat().st_size <= heavy // 3
     assert Image.open(tmp_path / "light.webp").n_frames == 6

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowimg.figures.report import STILL_BYTES, Scores, Told, compare_page, report_page, shot
+from flowimg.figures.report import STILL_BYTES, RunSummary, Scores, compare_page, report_page, shot
 
 EVIL = "<script>alert('x')</script><img src=http://example.com/x>"
 
@@ -18,7 +18,7 @@ EVIL = "<script>alert('x')</script><img src=http://example.com/x>"
 def told(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
     picture = shot(tmp_path / "a.png", EVIL, EVIL, "pictures")
-    return Told(
+    return RunSummary(
         name=EVIL, path="runs/a", story=f"story {EVIL}", state="trained", running=False, written="now",
         pictures=[picture], curves=[picture._replace(title="curve")],
         evaluations=[Scores("how made", [("off", "3 %")])],

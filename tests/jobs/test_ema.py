@@ -88,7 +88,7 @@ def test_ema_says_what_can_be_made_of_them(kept, capsys):
     assert not found[0.02]["able"] and found[0.05]["able"] and found[0.15]["able"]
     assert f"flowimg sample {kept} --weights " in said.err and " --step 30\n" in said.err
     off = found[0.02]["error"]
-    assert 0.1 < off < 1 and f"0.02     {100 * off:.2g} %   too far off to be made\n" in said.err
+    assert 0.1 < off < 1 and f"0.02     {100 * off:.2g} %   too inaccurate to be made\n" in said.err
     assert not (kept / "averages").exists()
 
 

@@ -140,7 +140,7 @@ def test_the_nearest_training_pictures_are_shown_in_the_report(run):
         assert picture.width > 200 and picture.height > 400
     main(["report", str(folder)])
     page = (folder / "report.html").read_text()
-    assert "Is it a copy?" in page and "FD@40" in page
+    assert "Is any sample a copy?" in page and "FD@40" in page
     main(["evaluate", str(folder), *QUICK])
     noted = [figure.file for figure in kept(folder)]
     assert noted.count("nearest.png") == 1
@@ -170,16 +170,21 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--inception", "w.pth"], 2, "needs --features inception"),
         ("plain", ["--sweep-guidance", "1", "2"], 2, "needs a conditional run on images"),
         ("classes", ["--sweep-guidance", "1", "--sweep-nfe", "2"], 2, "give one of them"),
-        ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is no file"),
-        ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors"),
+        ("classes", ["--features", "inception", "--inception", "nowhere.pth"], 4, "nowhere.pth is not a file"),
+        ("classes", ["--features", "./nowhere"], 4, "no picture network in safetensors at ./nowhere"),
         ("classes", ["--features", "proxy-classifier"], 2, "there are no features proxy-classifier: proxy is"),
         ("classes", ["--count", "1"], 2, "count is 1"),
         ("classes", ["--guidance-interval", "0.2", "0.8"], 2, "without guidance does nothing"),
         ("classes", ["--sweep-solvers", "euler"], 2, "sweep_solvers is of --sweep-nfe"),
         ("classes", ["--sweep-nfe", "4", "--times", "edm"], 2, "times is what --sweep-nfe goes through"),
         ("classes", ["--sweep-nfe", "4", "--sweep-times", "edm", "--sweep-shifts", "3"], 2, "are of the uniform grid"),
-        ("classes", ["--sweep-nfe", "2", "--max-frechet", "1"], 2, "a sweep has no one figure to hold to a limit"),
-        ("points", ["--sweep-nfe", "2", "--max-off", "1"], 2, "a sweep has no one figure to hold to a limit"),
+        (
+            "classes",
+            ["--sweep-nfe", "2", "--max-frechet", "1"],
+            2,
+            "a sweep has more than one score, so no limit applies",
+        ),
+        ("points", ["--sweep-nfe", "2", "--max-off", "1"], 2, "a sweep has more than one score, so no limit applies"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, name, options, status, word, refused):
@@ -239,7 +244,7 @@ def test_a_run_is_evaluated_while_it_trains_and_not_twice_when_it_goes_on(tmp_pa
 def test_features_that_are_not_there_are_refused_before_the_first_step(tmp_path, refused):
     file = write_settings(tmp_path / "r.yaml", train={"evaluate_every": 2, "evaluate_features": "./nowhere"})
     status, said = refused("train", file, "--run", tmp_path / "r")
-    assert status == 4 and "./nowhere is no picture network" in said
+    assert status == 4 and "there is no picture network in safetensors at ./nowhere" in said
     assert not (tmp_path / "r/metrics.jsonl").exists() or '"loss"' not in (tmp_path / "r/metrics.jsonl").read_text()
 
 
@@ -251,7 +256,7 @@ def test_other_pictures_than_the_run_learned_from_are_told(run, capsys):
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("first: null", "first: 500"))
     main(["evaluate", str(folder), *QUICK])
-    assert "warning   digits has changed: the run learned from" in capsys.readouterr().out
+    assert "warning   digits has changed: the run was trained on data of fingerprint" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -380,7 +385,7 @@ def test_training_goes_on_when_an_evaluation_cannot_be_kept(tmp_path, monkeypatc
     monkeypatch.setattr(callbacks, "keep", full)
     file = write_settings(tmp_path / "r.yaml", train={"evaluate_every": 1, "evaluate_count": 6})
     main(["train", str(file), "--run", str(tmp_path / "r")])
-    assert "the evaluation of step 1 is not kept" in capsys.readouterr().out
+    assert "the evaluation of step 1 was not written" in capsys.readouterr().out
     assert (tmp_path / "r/checkpoints/step_00000002").is_dir()
 
 

@@ -68,7 +68,7 @@ def test_a_field_that_stands_still_gives_points_the_density_of_noise(run, monkey
     assert "exact divergence" in capsys.readouterr().out
     main(["report", str(folder)])
     page = (folder / "report.html").read_text()
-    assert "The density that the flow gives" in page
+    assert "Density of the flow" in page
 
 
 @pytest.mark.parametrize("more", [[], ["--split", "train"], ["--batch-size", "3"]])

@@ -38,13 +38,13 @@ def test_a_report_tells_the_whole_run(run, capsys):
     assert str(run / "report.html") in capsys.readouterr().out
     told = words(page)
     for said in (
-        "An MLP of 59,522 parameters, on checkerboard", "2 steps of 16 (32 samples)", "trained: step 2 of 2",
+        "An MLP with 59,522 parameters, trained on checkerboard", "2 steps of 16 (32 samples)", "trained: step 2 of 2",
         "200 samples of seeds 0 to 199", "300 samples of seeds 0 to 299", "euler, 2 steps, 2 evaluations",
         f"flowimg train {run}", f"flowimg sample {run}", f"flowimg evaluate {run}",
         "field.x_frequencies 16 0", "optim.lr 0.005 0.001", "torch 2.",
     ):  # fmt: skip
         assert said in told, said
-    assert "optim.betas" not in told.split("all settings")[0].split("differs from the defaults")[1]
+    assert "optim.betas" not in told.split("all settings")[0].split("differ from the defaults")[1]
     kinds = re.findall(r'src="data:image/(\w+);', page)
     assert kinds == ["png", "webp", "png", "png", "png", "png", "png"]  # the grid, the flow, ..., the curves
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
@@ -120,7 +120,7 @@ def test_half_a_line_and_odd_values_in_evaluations_are_no_failure(run):
 
 
 def test_diffusers_lines_of_a_report_are_those_that_load_the_model(tiny):
-    told = [report.tell(report.find_run(str(getattr(tiny, name)))) for name in ("plain", "classes", "points")]
+    told = [report.summarise(report.find_run(str(getattr(tiny, name)))) for name in ("plain", "classes", "points")]
     code = [dict(run.commands).get("Load it in Python") for run in told]
     assert code[0].startswith("from diffusers import DiffusionPipeline")
     assert code[1].startswith("from flowimg.sampling.pipeline import LabelPipeline")

@@ -1,7 +1,8 @@
-// The plane of `flowimg play` for points: a press drops a particle, a stroke draws noise, and what the server answers
-// flows. The value goes both ways: {particles: [[x, y], ...]} up; with {paths: [[x, y, x, y, ...], ...], times} down,
-// a list a particle. All listeners sit on the element itself, for Gradio may draw what is inside again.
-// `setup` comes before this: the plane's half side, most particles, points of the data, colours.
+// The plane of `flowimg play` for points. A click places a particle as noise, a stroke places several; the server
+// returns their paths, which are animated. The value sent is {particles: [[x, y], ...]}; the value received has also
+// {paths: [[x, y, x, y, ...], ...], times}, with one path per particle. All listeners are on the element itself, since
+// Gradio may replace its contents. `setup` is defined before this script: the plane's half side, the maximum number of
+// particles, points of the data, colours.
 const TRAIL = 12, SECONDS = 4, HOLD = 1.2;
 let particles = [], paths = null, times = null, began = 0, playing = true, at = 0, stroke = null;
 
@@ -9,7 +10,7 @@ const canvas = () => element.querySelector('canvas');
 const slider = () => element.querySelector('input[type=range]');
 const button = () => element.querySelector('button');
 
-function take(value) {
+function receive(value) {
   particles = (value && value.particles) || [];
   paths = (value && value.paths) || null;
   times = (value && value.times) || null;
@@ -18,8 +19,8 @@ function take(value) {
   playing = true;
 }
 
-function place(path, t) {  // on the straight line between the two moments around t
-  let right = times.findIndex(moment => moment >= t);
+function position(path, t) {  // linear interpolation between the two times around t
+  let right = times.findIndex(time => time >= t);
   right = Math.max(1, right < 0 ? times.length - 1 : right);
   const part = (t - times[right - 1]) / (times[right] - times[right - 1]);
   const left = 2 * (right - 1);
@@ -54,12 +55,12 @@ function draw() {
     for (const path of paths.slice(0, TRAIL)) {
       pen.beginPath(); pen.moveTo(px(path[0]), py(path[1]));
       for (let n = 1; n < times.length && times[n] <= at; n++) pen.lineTo(px(path[2 * n]), py(path[2 * n + 1]));
-      const [x, y] = place(path, at); pen.lineTo(px(x), py(y)); pen.stroke();
+      const [x, y] = position(path, at); pen.lineTo(px(x), py(y)); pen.stroke();
     }
   }
   pen.fillStyle = paths ? setup.flow_colour : setup.noise_colour;
   for (let n = 0; n < particles.length; n++) {
-    const [x, y] = paths ? place(paths[n], at) : particles[n];
+    const [x, y] = paths ? position(paths[n], at) : particles[n];
     pen.beginPath(); pen.arc(px(x), py(y), size, 0, 7); pen.fill();
   }
   element.dataset.at = at.toFixed(3);
@@ -68,27 +69,27 @@ function draw() {
   requestAnimationFrame(draw);
 }
 
-function spot(event) {
+function pointOf(event) {
   const box = canvas().getBoundingClientRect();
   return [((event.clientX - box.left) / box.width * 2 - 1) * setup.side,
           (1 - (event.clientY - box.top) / box.height * 2) * setup.side];
 }
 
 function drop(event) {
-  if (particles.length < setup.most) particles = [...particles, spot(event)];
+  if (particles.length < setup.most) particles = [...particles, pointOf(event)];
 }
 
 element.addEventListener('pointerdown', event => {
   if (event.target !== canvas()) return;
-  if (paths) { particles = []; paths = null; }  // after a flow a press begins anew
-  stroke = spot(event);
+  if (paths) { particles = []; paths = null; }  // a click after an animation starts with an empty plane
+  stroke = pointOf(event);
   drop(event);
   event.target.setPointerCapture(event.pointerId);
   event.preventDefault();
 });
 element.addEventListener('pointermove', event => {
   if (!stroke || event.target !== canvas()) return;
-  const here = spot(event), far = Math.hypot(here[0] - stroke[0], here[1] - stroke[1]);
+  const here = pointOf(event), far = Math.hypot(here[0] - stroke[0], here[1] - stroke[1]);
   if (far > setup.side / 60) { drop(event); stroke = here; }
 });
 element.addEventListener('pointerup', () => { if (stroke) { stroke = null; props.value = { particles }; } });
@@ -99,6 +100,6 @@ element.addEventListener('click', event => {
   playing = !playing;
   began = performance.now() - 1000 * SECONDS * (at < 1 ? at : 0);
 });
-watch('value', () => { if (!stroke) { const same = !props.value?.paths && props.value?.particles === particles; if (!same) take(props.value); } });
-take(props.value);
+watch('value', () => { if (!stroke) { const same = !props.value?.paths && props.value?.particles === particles; if (!same) receive(props.value); } });
+receive(props.value);
 requestAnimationFrame(draw);

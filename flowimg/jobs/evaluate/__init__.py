@@ -1,1 +1,1 @@
-"""`flowimg evaluate`: a run's samples against its data, in figures; with limits, a gate; with a sweep, a curve."""
+"""`flowimg evaluate`: scores of a run's samples against its data, with limits that they must keep, or in a sweep."""

@@ -23,21 +23,20 @@ from flowimg.runs.opening import Run, made_by, weights_name
 from flowimg.settings.evaluate import Evaluate
 
 CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
-"""How the flow is followed that the others are compared with."""
+"""The solver that gives the converged distance."""
 
 
 @dataclass
 class Sweep:
-    """Evaluate again and again, with the same seeds; the results go into RUN/figures.
+    """Evaluations of the same seeds with different settings; the results are written into RUN/figures.
 
     Args:
-        settings: Of the verb.
+        settings: The settings of the verb.
         of: The run.
         field: Its field, compiled or not.
-        engine: Scores them.
-        seeds: One a sample.
+        engine: Scores the samples.
+        seeds: One per sample.
         precision: Gives a context to evaluate the field in.
-        is_first: Whether this is the first process, which has the scores.
     """
 
     settings: Evaluate
@@ -46,131 +45,122 @@ class Sweep:
     engine: Engine
     seeds: range
     precision: Callable[[], AbstractContextManager[Any]]
-    is_first: bool
 
-    def run(self, ways: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """All of it; what was found, on the first process."""
-        return self._nfe(ways) if ways else self._guidance()
+    def run(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Sweep over these settings or, if there are none, over guidance; the results, on the first process only."""
+        return self._nfe(tried) if tried else self._guidance()
 
     def _scored(self, quick: bool, **change: Any) -> dict[str, Any] | None:
-        """The scores with other settings, the main one as `score` too."""
-        how = self.settings.model_copy(update=change)
-        run = self.of
+        """The scores with changed settings, with the main one as `score` too."""
+        how, run, engine = self.settings.model_copy(update=change), self.of, self.engine
         sampler = build_sampler(self.field, run.config, run.space, how, self.precision, how.batch_size)
         if quick:
-            return self.engine.quick(sampler, how, self.seeds)
-        found = self.engine(sampler, how, self.seeds)
-        return None if found is None else {**found, "score": found[self.engine.main]}
+            return engine.quick(sampler, how, self.seeds)
+        return engine.with_main(engine(sampler, how, self.seeds))
 
-    def _nfe(self, ways: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        settings, run, seeds = self.settings, self.of, self.seeds
+    def _nfe(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         best = self._scored(True, **CONVERGED)
-        rows = []
-        for way in ways:
-            found = self._scored(True, **way)
+        rows: list[dict[str, Any]] = []
+        lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for change in tried:
+            found = self._scored(True, **change)
             if found is not None:
-                solver, times, shift, num_steps = way.values()
+                solver, times, shift, num_steps = change.values()
                 grid = times if shift == 1 else f"{times}, shift {shift:g}"
-                rows.append({"solver": solver, "grid": grid, "num_steps": num_steps, **found})
+                rows.append(finite({"solver": solver, "grid": grid, "num_steps": num_steps, **found}))
+                lines.setdefault((solver, grid), []).append((found["nfe"], found["score"]))
                 print(f"  {solver:<9} {grid:<20} {found['nfe']:>4} evaluations  {found['score']:.4g}", flush=True)
         if best is None:
             return None
         name = distance_in(best) if "distance" in best else "sliced Wasserstein-2"
-        print(self._line(best))
         converged = best["score"]
-        lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        for row in rows:
-            lines.setdefault((row["solver"], row["grid"]), []).append((row["nfe"], row["score"]))
+        print(self._line(best))
         print(f"converged ({best['nfe']} evaluations of dopri5 at 1e-5): {name} {converged:.4g}")
         enough = {f"{solver}, {grid}": least(points, converged) for (solver, grid), points in lines.items()}
         for which, n in enough.items():
-            needed = "more than were tried" if n is None else f"{n} evaluations"
-            print(f"  {which:<32} {needed} to within {100 * NEAR:.0f} %")
-        made = (
-            f"Step {run.step:,}, {len(seeds):,} samples of seeds from {seeds[0]}, {weights_name(settings.weights)} "
-            f"weights, {settings.precision}."
-        )
-        figure = Figure("nfe.png", "How many evaluations it takes", "The same seeds, followed in many ways.", made)
-        nfe_figure(lines, converged, name, run.folder.figures / figure.file)
-        rows = [finite(row) for row in rows]
+            needed = "more evaluations than were tried" if n is None else f"{n} evaluations"
+            print(f"  {which:<32} {needed} to get within {100 * NEAR:.0f} %")
+        made = f"{self._of()}, {len(self.seeds):,} samples, seeds from {self.seeds[0]}, {self.settings.precision}."
+        figure = Figure("nfe.png", "Distance over evaluations", "The same seeds with different solvers.", made)
+        nfe_figure(lines, converged, name, self.of.folder.figures / figure.file)
         return self._kept(figure, {"converged": finite(best), "rows": rows, "enough": enough})
 
     def _guidance(self) -> dict[str, Any] | None:
-        settings, run, seeds = self.settings, self.of, self.seeds
         rows = []
-        for scale in sorted(settings.sweep_guidance):
+        for scale in sorted(self.settings.sweep_guidance):
             found = self._scored(False, guidance=scale)
             if found is not None:
-                # few pictures have no neighbourhoods, and no coverage then; one class has no judge
-                found = {**dict.fromkeys(("coverage", "precision", "agreement", "judge"), math.nan), **found}
-                rows.append({"scale": scale, **found})
-                said = f"agreement {found['agreement']:.3f}, coverage {found['coverage']:.3f}, {found['score']:.4g}"
-                print(f"  guidance {scale:<6g} {found['nfe']:>4} evaluations  {said}", flush=True)
-        if not self.is_first:
+                # few pictures have no neighbourhoods and so no coverage; with one class there is no classifier
+                missing = dict.fromkeys(("coverage", "precision", "agreement", "judge"), math.nan)
+                found = {"scale": scale, **missing, **found}
+                rows.append(found)
+                scores = f"agreement {found['agreement']:.3f}, coverage {found['coverage']:.3f}, {found['score']:.4g}"
+                print(f"  guidance {scale:<6g} {found['nfe']:>4} evaluations  {scores}", flush=True)
+        if not rows:
             return None
-        low, high = settings.guidance_interval
+        low, high = self.settings.guidance_interval
         within = "" if (low, high) == (0, 1) else f", guided from t = {low:g} to {high:g}"
-        made = (
-            f"Step {run.step:,}, {weights_name(settings.weights)} weights, {len(seeds):,} samples a scale, seeds from "
-            f"{seeds[0]}, {describe({**settings.record, 'guidance': 1.0})}{within}."
-        )
+        how = describe({**self.settings.record, "guidance": 1.0})
+        made = f"{self._of()}, {len(self.seeds):,} samples per scale, seeds from {self.seeds[0]}, {how}{within}."
         print(self._line(rows[0]))
-        figure = Figure("guidance.png", "What guidance buys, and costs", "The same seeds at rising scale.", made)
-        guidance_figure(rows, rows[0]["judge"], distance_in(rows[0]), run.folder.figures / figure.file)
+        figure = Figure("guidance.png", "Effects of guidance", "The same seeds at rising guidance scale.", made)
+        guidance_figure(rows, rows[0]["judge"], distance_in(rows[0]), self.of.folder.figures / figure.file)
         return self._kept(figure, {"rows": [finite(row) for row in rows]})
 
-    def _line(self, found: dict[str, Any]) -> str:
-        """The protocol line of one of a sweep, for what all of them share."""
-        made = made_by(self.of, self.settings.weights, self.settings.precision)
-        return protocol(self.settings.run, {**found, **made})
+    def _of(self) -> str:
+        return f"Step {self.of.step:,}, {weights_name(self.settings.weights)} weights"
 
-    def _kept(self, figure: Figure, found: dict[str, Any]) -> dict[str, Any]:
-        """Note the figure for the report, and keep its numbers beside it."""
+    def _line(self, scores: dict[str, Any]) -> str:
+        """The protocol line of one evaluation of the sweep."""
+        made = made_by(self.of, self.settings.weights, self.settings.precision)
+        return protocol(self.settings.run, {**scores, **made})
+
+    def _kept(self, figure: Figure, results: dict[str, Any]) -> dict[str, Any]:
+        """Add the figure to the list of figures, and write the results beside it."""
         settings, run = self.settings, self.of
         add_figures(run.folder.figures, [figure])
         path = run.folder.figures / figure.file
         how = settings.model_dump(mode="json", exclude={"run"})
-        write_text(path.with_suffix(".json"), json.dumps({"step": run.step, "how": how, **found}, indent=1) + "\n")
+        write_text(path.with_suffix(".json"), json.dumps({"step": run.step, "how": how, **results}, indent=1) + "\n")
         print(path)
-        return {"run": settings.run, "step": run.step, "figure": str(path), **found}
+        return {"run": settings.run, "step": run.step, "figure": str(path), **results}
 
 
-def ways_of(settings: Evaluate) -> list[dict[str, Any]]:
-    """Solvers, grids and steps that come to the evaluations asked for.
+def settings_to_try(settings: Evaluate) -> list[dict[str, Any]]:
+    """Solvers, grids of times and numbers of steps with the requested numbers of evaluations.
 
     Raises:
-        SettingsError: If none does.
+        SettingsError: If there are none.
     """
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
-    calls = 1 if settings.guidance == 1 else 2  # of the network, where it is guided
-    ways = [
+    calls = 1 if settings.guidance == 1 else 2  # calls of the network per evaluation of the velocity
+    tried = [
         {"solver": solver, "times": times, "shift": shift, "num_steps": num_steps}
         for solver in settings.sweep_solvers
         for times, shift in grids
         for num_steps in sorted({wanted // (calls * stages(solver)) for wanted in settings.sweep_nfe} - {0})
-        if num_steps > 1 or times == "uniform"  # one step from 0 to 1 is the same on any grid
+        if num_steps > 1 or times == "uniform"  # a single step from 0 to 1 is the same on any grid
     ]
-    if not ways:
+    if not tried:
         raise SettingsError(
             f"--sweep-nfe {' '.join(map(str, settings.sweep_nfe))} is too few evaluations for a step of "
             f"{', '.join(settings.sweep_solvers)} over {', '.join(settings.sweep_times)} times: give more"
         )
-    return ways
+    return tried
 
 
 def stages(solver: str) -> int:
-    """Evaluations of a step, as they are counted in one."""
+    """Evaluations per step of a solver, counted in one step."""
     return integrate(lambda x, t, cond: x, torch.zeros(1, 1), uniform_grid(1), SOLVERS[solver]).nfe
 
 
 def least(points: Sequence[tuple[int, float]], converged: float) -> int | None:
     """The least evaluations from which on the distance stays within `NEAR` of the converged one; None if none do."""
     enough = None
-    if not math.isfinite(converged):
-        return None
     for nfe, distance in sorted(points, reverse=True):
-        if not abs(distance - converged) <= NEAR * converged:  # one that is no number is not near
+        # `not <=`, since a distance may be nan
+        if not math.isfinite(converged) or not abs(distance - converged) <= NEAR * converged:
             break
         enough = nfe
     return enough

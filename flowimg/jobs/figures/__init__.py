@@ -1,1 +1,1 @@
-"""`flowimg figures`, and the end of every run: the flow made visible, in RUN/figures."""
+"""`flowimg figures`, which every run also does at its end: figures of the flow and the training, in RUN/figures."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from flowimg.conditions.labels import turns
 from flowimg.errors import ExtractorError, Stopped
-from flowimg.evaluation.record import distance_in, figures_of, keep
+from flowimg.evaluation.record import distance_in, keep, scores_of
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
-from flowimg.jobs.evaluate.engine import ENGINES, Asked
+from flowimg.jobs.evaluate.comparison import ComparisonOptions
+from flowimg.jobs.evaluate.engine import ENGINES
 from flowimg.jobs.figures.run import draw_curves
 from flowimg.jobs.report import write_report
 from flowimg.jobs.train.metrics import write_metrics
@@ -110,8 +111,8 @@ def _evaluations(session: Session) -> Callback:
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     try:  # before the first step: network or data may be unavailable, or not there any more later
         kind = ENGINES[type(session.space)]
-        asked = Asked(config.train.evaluate_features)
-        engine = kind.find(config, session.facts, session.space, asked, PartialState())
+        options = ComparisonOptions(config.train.evaluate_features)
+        engine = kind(config, session.facts, options, PartialState())
     except ExtractorError as error:
         how = "what flowimg evaluate fetched once is found here"
         raise ExtractorError(f"train.evaluate_features {config.train.evaluate_features}: {error} ({how})") from None
@@ -129,11 +130,11 @@ def _evaluations(session: Session) -> Callback:
             try:
                 keep(session.folder.evaluations, {**found, **how})
             except OSError as error:  # of a run that continues
-                print(f"warning   the evaluation of step {state.step} is not kept ({error})", flush=True)
-            figures = figures_of(found)
+                print(f"warning   the evaluation of step {state.step} was not written ({error})", flush=True)
+            scores = scores_of(found)
             name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
             print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)
-            numbers = {f"evaluation/{k}": v for k, v in figures.items()}
+            numbers = {f"evaluation/{k}": v for k, v in scores.items()}
             track_numbers(session.accelerator, {"step": state.step, **numbers})
         strategy.wait()
         session.status.at("training")

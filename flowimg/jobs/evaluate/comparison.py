@@ -1,0 +1,106 @@
+"""What pictures are compared with: the run's data in the features of a network, built once and cached."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from flowimg.build.data import DataFacts, build_source, build_space, cache_of, check_same
+from flowimg.data.store import fingerprint
+from flowimg.errors import SettingsError
+from flowimg.evaluation.comparison import Comparison
+from flowimg.evaluation.features import Extractor, classifier_features, inception, random_convolutions, transformer
+from flowimg.evaluation.reference import DataSet, judge_weights, reference_of
+from flowimg.fields.classifier import Classifier
+from flowimg.settings.run import Config
+
+MAX_PICTURES, MAX_BYTES = 200_000, 2**33
+"""The maximum number of training pictures in a reference set, and of the bytes of memory they take."""
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """The choice of features; see the settings of `flowimg evaluate`.
+
+    `learned` is the fingerprint of the data that the run was trained on, if known.
+    """
+
+    features: str = "proxy"
+    inception: str | None = None
+    download: bool = False
+    learned: str | None = None
+
+
+def build_comparison(config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> Comparison:
+    """A network, and the run's data in its features.
+
+    Args:
+        config: The run.
+        facts: The facts of the data that it was trained on.
+        options: The choice of the network. If the data differ from `options.learned`, a warning is printed.
+        state: The processes.
+
+    Raises:
+        SettingsError: If there are no such features.
+        ExtractorError: If the network is unavailable.
+        DataError: If the shape or the classes of the data are not those that the run was trained on.
+    """
+    with state.main_process_first():  # first, because it may fail; one process downloads it for all
+        extractor = _extractor(options, facts.shape, state.device)
+    # an unconditional run, too, is compared in the features of a classifier of its data's labels
+    labels = extractor is None or config.data.labels
+    learned = options.learned if labels == config.data.labels else None
+    config = config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+    with state.main_process_first():  # the first process fills the cache that the others read
+        source = build_source(config)
+    check_same(config, facts, source.facts)
+    classes, cache = len(source.facts.classes), cache_of(config)
+    data = _data_set(config, source.load(torch.device("cpu")), learned) if state.is_main_process else None
+    # all processes get the weights of the first one: a classifier trained elsewhere would be rounded differently
+    weights: list[Any] = [judge_weights(cache, data, classes) if data and classes > 1 else None]
+    broadcast_object_list(weights)
+    judge = None
+    if weights[0] is not None:
+        judge = Classifier(source.facts.shape[0], classes)
+        judge.load_state_dict(weights[0])
+        judge = judge.eval()
+    if extractor is None:
+        shape = facts.shape[0], facts.shape[1]
+        extractor = classifier_features(judge, state.device) if judge else random_convolutions(*shape, state.device)
+    reference = reference_of(cache, data, extractor) if data else None
+    return Comparison(build_space(config, facts), extractor, reference, judge)
+
+
+def _extractor(options: ComparisonOptions, shape: tuple[int, ...], device: torch.device) -> Extractor | None:
+    """The chosen network; None for `proxy`, where the data decide."""
+    features = options.features
+    if features == "proxy":
+        return None
+    if features == "proxy-random":
+        return random_convolutions(shape[0], shape[1], device)
+    if features.startswith("proxy"):
+        raise SettingsError(
+            f"there are no features {features}: proxy is the classifier of the data's labels if there are any, and "
+            "proxy-random needs none"
+        )
+    if features == "inception":
+        return inception(options.inception, options.download, device)
+    return transformer(features, options.download, device)
+
+
+def _data_set(config: Config, batches: Any, learned: str | None) -> DataSet:
+    """The training and held-out pictures; a warning is printed if they changed since the run was trained."""
+    data: Any = config.data
+    if learned not in (None, batches.fingerprint):
+        print(
+            f"warning   {data.source} has changed: the run was trained on data of fingerprint {learned} and is "
+            f"compared with data of fingerprint {batches.fingerprint}"
+        )
+    pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // math.prod(batches.space.shape)))
+    held_out = batches.held_out(data.held_out)
+    batches.close()
+    name = f"{len(pictures.pixels):,} training pictures of {data.source}, {data.split}"
+    return DataSet(name, fingerprint(pictures), pictures, held_out, data.flip or data.augment > 0)
