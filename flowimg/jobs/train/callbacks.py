@@ -23,6 +23,7 @@ from flowimg.jobs.train.saving import keep_averages, keep_checkpoints
 from flowimg.jobs.train.session import Session
 from flowimg.jobs.train.trackers import track_numbers, track_picture
 from flowimg.runs.signals import StopRequests
+from flowimg.spaces.space import chosen
 from flowimg.training.loop import Callback
 from flowimg.training.state import Training
 
@@ -110,7 +111,7 @@ def _evaluations(session: Session) -> Callback:
     config, strategy = session.config, session.strategy
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     try:  # before the first step: network or data may be unavailable, or not there any more later
-        kind = ENGINES[type(session.space)]
+        kind = chosen(ENGINES, session.space)
         options = ComparisonOptions(config.train.evaluate_features)
         engine = kind(config, session.facts, options, PartialState())
     except ExtractorError as error:
