@@ -1,12 +1,14 @@
 """Settings to data: image sources, distributions of points, and the space of x."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
+from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.cache import cache_folder
@@ -16,6 +18,7 @@ from flowimg.data.listing import listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
 from flowimg.errors import DataError
+from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import generator
 from flowimg.machine.device import memory_bytes
 from flowimg.settings.data import ImageData, PointData
@@ -28,14 +31,14 @@ from flowimg.spaces.space import Space
 class DataFacts(NamedTuple):
     """What a network must know of the data: the shape of a sample, and the names of the classes, if it uses them.
 
-    `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers describe an
-    augmentation; `build_field` sets it.
+    `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers each further
+    part of a condition has; `build_field` sets it.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     architecture: dict[str, Any] | None = None
-    numbers: int = 0
+    numbers: Mapping[str, int] = MappingProxyType({})
 
 
 class FoundData(NamedTuple):
@@ -184,6 +187,11 @@ SOURCES: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images"
 def cache_of(config: Config) -> Path:
     """The cache folder of a run's data; the default one for data without a cache."""
     return cache_folder(getattr(config.data, "cache", None))
+
+
+def build_condition(config: Config, facts: DataFacts, seeds: Sequence[int], label: int | None = None) -> Condition:
+    """What the field is given for the samples of these seeds: a class, or by default the classes in turns."""
+    return turns(seeds, facts.classes) if label is None else labelled(label, len(seeds), facts.classes)
 
 
 def build_source(config: Config) -> FoundData:

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from flowimg.build.data import DataFacts
-from flowimg.conditions.augmentation import NUMBERS
 from flowimg.errors import DataError
 from flowimg.fields.cpu.norm import library
 from flowimg.machine.device import pick_device
@@ -52,8 +51,7 @@ def build_field(config: Config, facts: DataFacts) -> nn.Module:
     """The network of a run, with a shape that the data decide, initialised from the seed."""
     if wants_c(config, pick_device()):
         library()  # starts the C compiler, which runs while diffusers is imported
-    if getattr(config.data, "augment", 0):
-        facts = facts._replace(numbers=NUMBERS)
+    facts = facts._replace(numbers=config.data.numbers)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return FIELDS[config.field.kind](config.field, facts)

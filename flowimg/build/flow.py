@@ -46,7 +46,7 @@ def build_objective(config: Config) -> FlowMatching:
         times=TIMES[config.times.kind](config.times),
         stratified=config.times.stratified,
         shift=config.times.shift,
-        label_drop=config.train.label_drop,
+        drops=config.drops,
         batch_size=config.train.batch_size,
         seed=config.seed,
         weighting=WEIGHTINGS[config.weighting.kind](config.weighting),

@@ -29,7 +29,7 @@ from flowimg.spaces.space import chosen
 
 POINTS, PICTURES = 10_000, 100
 """The default numbers of samples."""
-AT_ONCE = {Points: 10_000, Pixels: 50}
+AT_ONCE: dict[type, int] = {Points: 10_000, Pixels: 50}
 """Samples at once: each takes more memory than in sampling."""
 SIDE = 160
 """Grid points per side of the map of log-density."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowimg.build.data import build_condition
 from flowimg.build.sampler import build_sampler, settle
-from flowimg.conditions.labels import labelled, parse_label, turns
+from flowimg.conditions.labels import parse_label
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
 from flowimg.jobs.evaluate.run import evaluate
@@ -87,7 +88,7 @@ class Run:
         number = parse_label(label, self.classes, settings.run)
         check_guidance(settings.guidance, run.facts, run.config)
         seeds = range(seed, seed + count)
-        cond = turns(seeds, self.classes) if number is None else labelled(number, count, self.classes)
+        cond = build_condition(run.config, run.facts, seeds, number)
         precision = partial(autocast, next(self.velocity.parameters()).device, settings.precision)
         sampler = build_sampler(self.velocity, self.config, self.space, settings, precision, settings.batch_size)
         return Drawn(*sampler.draw(seeds, cond), cond, self.space)

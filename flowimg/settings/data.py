@@ -11,6 +11,7 @@ class PointData(Settings):
     """New points in the plane at every step, drawn from a known distribution."""
 
     holds_pictures: ClassVar = False
+    numbers: ClassVar[dict[str, int]] = {}
     kind: Literal["points"] = "points"
     source: Literal["checkerboard", "moons", "eight_gaussians", "spirals", "rings"] = "checkerboard"
     """The distribution."""
@@ -74,6 +75,11 @@ class ImageData(Settings):
     """Decode images of tar shards or parquet files on the fly, at every use; for data too large for a decoded cache."""
     open_shards: Positive = 16
     """Number of shards read at the same time when streaming; more shuffle better but need more memory."""
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many numbers each further part of a condition has."""
+        return {"augmentation": 9} if self.augment else {}
 
     @model_validator(mode="after")
     def _fits(self) -> "ImageData":

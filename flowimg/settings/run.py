@@ -58,6 +58,11 @@ class Config(Settings):
     track: Literal["tensorboard", "wandb", "trackio"] | None = None
     """Also send metrics and sample grids to this tracker."""
 
+    @property
+    def drops(self) -> tuple[tuple[str, float], ...]:
+        """The share of null rows of each part of a condition that is dropped in training."""
+        return (("label", self.train.label_drop),)
+
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         if self.field.learns != self.data.kind:

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from flowimg.conditions.labels import turns
+from flowimg.build.data import build_condition
 from flowimg.errors import ExtractorError, Stopped
 from flowimg.evaluation.record import distance_in, keep, scores_of
 from flowimg.figures.samples import draw_samples
@@ -53,7 +53,7 @@ def _grids(session: Session) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     config, strategy = session.config, session.strategy
     seeds = range(config.grid.count)
-    cond = turns(seeds, session.facts.classes)
+    cond = build_condition(config, session.facts, seeds)
 
     def callback(state: Training) -> None:
         # a run that was asked to end draws no more
