@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from sketch import sketch
 from tiny import write_settings
 
 from flowimg.cli import main
@@ -82,6 +81,8 @@ def tiny(once):
 @pytest.fixture
 def sketches(monkeypatch):
     """Nobody looks at the pictures of runs on points: see sketch.py."""
+    from sketch import sketch  # which imports torch: after the number of its threads is set
+
     monkeypatch.setattr("flowimg.figures.points.points_figure", sketch)
 
 
