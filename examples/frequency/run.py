@@ -27,7 +27,7 @@ from flowimg.files import write_text
 from flowimg.flow.randomness import generator
 from flowimg.jobs.evaluate.run import evaluate
 from flowimg.jobs.train.run import train
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
 from flowimg.settings.base import Positive, Seed, Settings
@@ -93,7 +93,7 @@ def experiment(settings: Experiment) -> dict[str, Any]:
     Returns:
         The folder and, for each run, its scores, steps, FLOPs and seconds.
     """
-    alone("experiment")
+    one_process("experiment")
     folder = Path(settings.run)
     recipes = RECIPES[:1] if settings.plain_only else RECIPES
     runs = [(recipe, cells) for recipe in recipes for cells in settings.cells]

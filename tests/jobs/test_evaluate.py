@@ -264,7 +264,7 @@ def test_one_process_tells_what_is_wrong_and_none_ends_in_a_trace(run, monkeypat
     monkeypatch.setenv("FLOWIMG_CACHE", "/dev/null/cache")  # which the first process alone has to write to
     done = launch(run("classes"))
     assert done.returncode and "/dev/null/cache" in done.stderr
-    assert "fault of flowimg" not in done.stderr and 'jobs/evaluate/engine.py", line' not in done.stderr
+    assert "fault of flowimg" not in done.stderr and 'jobs/evaluate/comparison.py", line' not in done.stderr
 
 
 def test_points_are_evaluated_while_they_train(tmp_path):
