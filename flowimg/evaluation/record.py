@@ -24,11 +24,9 @@ def made_how(how: Mapping[str, Any], seeds: Sequence[int], nfe: int) -> dict[str
 def keep(path: Path, record: dict[str, Any]) -> None:
     """Add an evaluation to RUN/evaluations.jsonl."""
     with path.open("a+b") as file:
-        file.seek(0, 2)
-        if file.tell():  # a crash may have left half a line, which would spoil this one too
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        file.seek(max(file.seek(0, 2) - 1, 0))
+        if file.read() not in (b"", b"\n"):  # a crash left half a line, which would spoil this one too
+            file.write(b"\n")
         file.write((json.dumps(finite(record), allow_nan=False) + "\n").encode())
 
 

@@ -59,6 +59,6 @@ def test_guidance_draws_shares_and_the_distance(tmp_path, drawn):
     guidance_figure(rows, 0.95, "FD@1,000", tmp_path / "guidance.png")
     ((_, (left, right)),) = drawn
     found = {line.get_label(): list(line.get_ydata()) for line in left.lines}
-    assert found["agrees with the asked label"] == [0.9, 1.0] and found["coverage of the data"] == [0.5, 0.3]
-    assert found["the classifier on real pictures"] == [0.95, 0.95]
+    assert found["agreement with the label"] == [0.9, 1.0] and found["coverage of the data"] == [0.5, 0.3]
+    assert found["accuracy of the classifier on real pictures"] == [0.95, 0.95]
     assert list(right.lines[0].get_xdata()) == [1, 3] and list(right.lines[0].get_ydata()) == [3.0, 4.0]
