@@ -6,8 +6,8 @@ Prints the time of a block of steps after which a checkpoint begins, over that o
 at the cadence of the config.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +30,13 @@ from flowimg.training.strategies import strategy_of
 BLOCK = 4
 """Steps of a block: a save is over within them."""
 
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("source")
+parser.add_argument("pairs", type=int, nargs="?", default=7)
+given = parser.parse_args()
 config = load("configs/fashion_mnist.yaml")
 values = config.model_dump(mode="json")
-values["data"]["source"] = sys.argv[1]
+values["data"]["source"] = given.source
 with tempfile.TemporaryDirectory() as folder:
     config = validate(type(config), {**values, "run": folder}, "benchmark")
     strategy = strategy_of(open_accelerator(config))
@@ -52,7 +56,7 @@ with tempfile.TemporaryDirectory() as folder:
         state.wrapped.train()
         warm_up(state)
         taken = {True: [], False: []}
-        for _pair in range(int(sys.argv[2]) if len(sys.argv) > 2 else 7):
+        for _pair in range(given.pairs):
             for saving in (True, False):
                 began = time.perf_counter()
                 if saving:

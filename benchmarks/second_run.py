@@ -5,8 +5,8 @@
 The first round may have to look the source through and decode it; each of the others is what a run does at its start.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
@@ -14,14 +14,18 @@ import torch
 from flowimg.build.data import build_source
 from flowimg.settings.reading import load
 
-config, source, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 9
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("config")
+parser.add_argument("source")
+parser.add_argument("rounds", type=int, nargs="?", default=9)
+given = parser.parse_args()
 taken = []
-for _ in range(rounds + 1):
+for _ in range(given.rounds + 1):
     began = time.perf_counter()
-    settings = load(config)
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": source})})
+    settings = load(given.config)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": given.source})})
     found = build_source(settings)
-    x_1, labels = found.load(torch.device("cpu"))(0, range(settings.train.batch_size))
+    x_1, cond = found.load(torch.device("cpu"))(0, range(settings.train.batch_size))
     taken.append(time.perf_counter() - began)
 print(found.story)
 print(

@@ -1,4 +1,4 @@
-"""The Python API: what `import flowimg` offers, loaded when it is first used.
+"""The Python API of `import flowimg`, loaded when it is first used.
 
 config = flowimg.configure("configs/digits.yaml", {"run": "runs/first", "train.steps": 300})
 flowimg.train(config)
@@ -7,7 +7,8 @@ run.sample(16, label=3, num_steps=20).save("sixteen.png")
 run.evaluate(count=500)
 """
 
-from flowimg.jobs.python import Drawn, Run, configure, train
+from flowimg.jobs.python import Drawn, Run, configure
 from flowimg.jobs.python import load_run as load
+from flowimg.jobs.train.run import train
 
 __all__ = ["Drawn", "Run", "configure", "load", "train"]

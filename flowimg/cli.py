@@ -1,6 +1,7 @@
-"""The verbs of `flowimg`: each reads its settings and calls one job.
+"""The verbs of `flowimg`: each reads its settings, then imports and calls one job.
 
-Everything heavy is imported inside a verb: `flowimg --help` and wrong settings are answered at once.
+A job is named as `module:function` and imported only after its settings were read, so that `flowimg --help` and wrong
+settings are answered at once.
 """
 
 import json
@@ -8,199 +9,126 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, NoReturn
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, NoReturn
 
 from flowimg.errors import SettingsError, Stopped
+from flowimg.settings import verbs
+from flowimg.settings.base import Settings
 from flowimg.settings.command import parse, run_settings, source_settings, start_settings, verb_settings
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import dump, nearest
-from flowimg.settings.verbs import (
-    Check,
-    Doctor,
-    Ema,
-    Export,
-    Figures,
-    Interpolate,
-    Invert,
-    Likelihood,
-    Play,
-    Preview,
-    Report,
-    Sample,
-)
+from flowimg.version import __version__
 
 Result = dict[str, Any] | None
-"""What a verb tells a script: plain values, or nothing on a process that is not the first."""
+"""Plain values for a script that runs a verb; None on every process but the first."""
+Run = Callable[[Sequence[str]], Result]
+"""Runs a verb with the words that follow its name."""
+
+
+class Verb(NamedTuple):
+    """A command of `flowimg`: the words that follow its name, what it does, and how to run it."""
+
+    words: str
+    purpose: str
+    run: Run
+
+
+def call(job: str, *settings: Any) -> Result:
+    """The result of a job, given as `module:function` inside flowimg."""
+    result: Result = resolve_name(f"flowimg.{job}")(*settings)
+    return result
+
+
+def on_run(job: str, model: type[Settings], more: str = "", second: str | None = None) -> Verb:
+    """A verb that takes RUN first, and `more` words after it, which are the values of the setting `second`."""
+    name, words = job.partition(":")[2], f"RUN {more}".strip()
+    purpose = str(model.__doc__).rstrip(".")
+    return Verb(
+        words,
+        purpose[0].lower() + purpose[1:],
+        lambda args: call(job, verb_settings(f"{name} {words}", model, args, second)),
+    )
 
 
 def train(args: Sequence[str]) -> Result:
-    """CONFIG [--KEY VALUE ...]   train; the same again, or the run's folder for CONFIG, goes on"""
+    """Train, or try out, a run."""
     how, args = start_settings(args)
     config = run_settings("train", args)
     if how.dry_run and how.profile:
-        raise SettingsError("--dry-run keeps nothing, --profile writes into the run's folder: give one of them")
-    if how.dry_run:
-        from flowimg.jobs.estimate import dry_run
-
-        return dry_run(config)
-    from flowimg.jobs.train.run import train
-
-    return train(config, how)
-
-
-def estimate(args: Sequence[str]) -> Result:
-    """CONFIG [--KEY VALUE ...]   measure a step, a checkpoint, a grid: memory, disk and hours of the run"""
-    settings = run_settings("estimate", args)
-    from flowimg.jobs.estimate import estimate
-
-    return estimate(settings)
-
-
-def doctor(args: Sequence[str]) -> Result:
-    """[--KEY VALUE ...]          look whether this machine can be trusted with a long run"""
-    settings = parse("doctor", Doctor(), args)
-    from flowimg.jobs.doctor import doctor
-
-    return doctor(settings)
-
-
-def sample(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      draw samples from a run"""
-    settings = verb_settings("sample", Sample, args)
-    from flowimg.jobs.sample import sample
-
-    return sample(settings)
-
-
-def interpolate(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      draw the pictures between seeds"""
-    settings = verb_settings("interpolate", Interpolate, args)
-    from flowimg.jobs.interpolate import interpolate
-
-    return interpolate(settings)
-
-
-def invert(args: Sequence[str]) -> Result:
-    """RUN PICTURE ... [--KEY VALUE ...]   carry pictures to their noise and back"""
-    settings = verb_settings("invert", Invert, args, "pictures")
-    from flowimg.jobs.invert import invert
-
-    return invert(settings)
-
-
-def export(args: Sequence[str]) -> Result:
-    """RUN FOLDER [--KEY VALUE ...]   write the network as a folder that diffusers reads"""
-    settings = verb_settings("export", Export, args, "out")
-    from flowimg.jobs.export import export
-
-    return export(settings)
-
-
-def figures(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      draw the run's flow and curves"""
-    settings = verb_settings("figures", Figures, args)
-    from flowimg.jobs.figures.run import figures
-
-    return figures(settings)
-
-
-def report(args: Sequence[str]) -> Result:
-    """RUN [RUN ...] [--KEY VALUE ...]   write one page about a run, or about several side by side"""
-    settings = verb_settings("report", Report, args, "others")
-    from flowimg.jobs.report import report
-
-    return report(settings)
-
-
-def play(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      a page in the browser to play with a run"""
-    settings = verb_settings("play", Play, args)
-    from flowimg.app.page import play
-
-    return play(settings)
-
-
-def ema(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      list the averages of the weights that can be made after the run"""
-    settings = verb_settings("ema", Ema, args)
-    from flowimg.jobs.ema import ema
-
-    return ema(settings)
-
-
-def evaluate(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      measure a run's samples against its data"""
-    settings = verb_settings("evaluate", Evaluate, args)
-    from flowimg.jobs.evaluate.run import evaluate
-
-    return evaluate(settings)
-
-
-def likelihood(args: Sequence[str]) -> Result:
-    """RUN [--KEY VALUE ...]      measure the density that a run gives to data"""
-    settings = verb_settings("likelihood", Likelihood, args)
-    from flowimg.jobs.likelihood import likelihood
-
-    return likelihood(settings)
+        raise SettingsError("--dry-run keeps nothing, but --profile writes into the run's folder: give one of them")
+    return call("jobs.estimate:dry_run", config) if how.dry_run else call("jobs.train.run:train", config, how)
 
 
 def experiment(args: Sequence[str]) -> Result:
-    """frequency                  moved: python examples/frequency/run.py"""
-    raise SettingsError("flowimg experiment frequency is an example now: python examples/frequency/run.py [--help]")
-
-
-def data(args: Sequence[str]) -> Result:
-    """check | preview SOURCE, prepare CONFIG   look pictures over, draw what is seen, decode beforehand"""
-    known = ("check", "preview", "prepare")
-    if not args or args[0] not in known:
-        if args and args[0] in ("-h", "--help"):
-            print(
-                "usage: flowimg data check SOURCE | preview SOURCE | prepare CONFIG [--KEY VALUE ...]; each has --help"
-            )
-            return None
-        said = f"there is no flowimg data {args[0]}: {nearest(args[0], list(known))}" if args else "flowimg data needs"
-        raise SettingsError(said if args else f"{said} one of {', '.join(known)}")
-    if args[0] == "prepare":
-        settings = run_settings("data prepare", args[1:])
-        from flowimg.jobs.data import prepare
-
-        return prepare(settings)
-    if args[0] == "check":
-        checked, _ = source_settings("data check", Check, args[1:])
-        from flowimg.jobs.data import check
-
-        return check(checked)
-    shown, run = source_settings("data preview", Preview, args[1:])
-    from flowimg.jobs.data import preview
-
-    return preview(shown, run)
+    """Say where the experiments are now."""
+    raise SettingsError("flowimg experiment has moved: run python examples/frequency/run.py (--help lists its options)")
 
 
 def config(args: Sequence[str]) -> Result:
-    """CONFIG [--KEY VALUE ...]   print all settings as YAML, defaults and overrides included"""
+    """Print the settings of a run."""
     settings = run_settings("config", args)
     print(dump(settings), end="")
     return settings.model_dump(mode="json")
 
 
-VERBS: dict[str, Callable[[Sequence[str]], Result]] = {
-    "train": train,
-    "estimate": estimate,
-    "sample": sample,
-    "interpolate": interpolate,
-    "invert": invert,
-    "export": export,
-    "ema": ema,
-    "evaluate": evaluate,
-    "likelihood": likelihood,
-    "figures": figures,
-    "report": report,
-    "play": play,
-    "experiment": experiment,
-    "data": data,
-    "config": config,
-    "doctor": doctor,
+def data(args: Sequence[str]) -> Result:
+    """Run one of the verbs on data."""
+    verb, *rest = args or [""]
+    if verb in DATA:
+        return DATA[verb].run(rest)
+    if verb in ("-h", "--help"):
+        print(f"{usage(DATA, 'data ')}\n\nflowimg data VERB --help lists the settings of a verb")
+        return None
+    if verb:
+        raise SettingsError(f"there is no flowimg data {verb}: {nearest(verb, list(DATA))}")
+    raise SettingsError(f"flowimg data needs one of {', '.join(DATA)}")
+
+
+DATA = {
+    "check": Verb(
+        "SOURCE",
+        "check every image of a source: sizes, classes, duplicates, broken files",
+        lambda args: call("jobs.data:check", source_settings("data check", verbs.Check, args)[0]),
+    ),
+    "preview": Verb(
+        "SOURCE",
+        "draw a grid of images as the network will see them",
+        lambda args: call("jobs.data:preview", *source_settings("data preview", verbs.Preview, args)),
+    ),
+    "prepare": Verb(
+        "CONFIG",
+        "decode the images of a run before training",
+        lambda args: call("jobs.data:prepare", run_settings("data prepare", args)),
+    ),
+}
+
+VERBS = {
+    "train": Verb("CONFIG", "train a run; the same command, or the run's folder, continues it", train),
+    "estimate": Verb(
+        "CONFIG",
+        "predict the memory, disk space and hours of a run from a few measurements",
+        lambda args: call("jobs.estimate:estimate", run_settings("estimate", args)),
+    ),
+    "sample": on_run("jobs.sample:sample", verbs.Sample),
+    "interpolate": on_run("jobs.interpolate:interpolate", verbs.Interpolate),
+    "invert": on_run("jobs.invert:invert", verbs.Invert, "PICTURE ...", "pictures"),
+    "export": on_run("jobs.export:export", verbs.Export, "FOLDER", "out"),
+    "ema": on_run("jobs.ema:ema", verbs.Ema),
+    "evaluate": on_run("jobs.evaluate.run:evaluate", Evaluate),
+    "likelihood": on_run("jobs.likelihood:likelihood", verbs.Likelihood),
+    "figures": on_run("jobs.figures.run:figures", verbs.Figures),
+    "report": on_run("jobs.report:report", verbs.Report, "[RUN ...]", "others"),
+    "play": on_run("app.page:play", verbs.Play),
+    "experiment": Verb("", "moved: python examples/frequency/run.py", experiment),
+    "data": Verb("check|preview|prepare", "check, preview or decode images; see flowimg data --help", data),
+    "config": Verb("CONFIG", "print all settings of a run as YAML", config),
+    "doctor": Verb(
+        "",
+        "check that this machine is fit for a long run",
+        lambda args: call("jobs.doctor:doctor", parse("doctor", verbs.Doctor(), args)),
+    ),
 }
 
 
@@ -209,73 +137,73 @@ def main(args: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     quiet, as_json = "--quiet" in args, "--json" in args
     args = [arg for arg in args if arg not in ("--quiet", "--json")]
+    verb = args[0] if args else "--help"
     try:
-        if not args or args[0] in ("-h", "--help"):
-            print(_usage())
-        elif args[0] == "--version":
-            from flowimg.version import __version__
-
+        if verb in ("-h", "--help"):
+            print(HELP.format(verbs=usage(VERBS)))
+        elif verb == "--version":
             print(f"flowimg {__version__}")
-        elif args[0] not in VERBS:
-            raise SettingsError(f"flowimg has no verb {args[0]}: {nearest(args[0], list(VERBS))}")
+        elif verb not in VERBS:
+            raise SettingsError(f"flowimg has no verb {verb}: {nearest(verb, list(VERBS))}")
         else:
-            with _said(quiet, as_json):
-                result = VERBS[args[0]](args[1:])
+            with redirected(quiet, as_json):
+                result = VERBS[verb].run(args[1:])
             if as_json and result is not None:
                 print(json.dumps(result, allow_nan=False))
         sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
-        goes_on = {"train": " from the last checkpoint", "sample": " where it stopped"}.get(args[0] if args else "")
-        _fail(f"stopped; the same command goes on{goes_on}" if goes_on else "stopped", 130)
+        where = {"train": "continues from the last checkpoint", "sample": "continues where it stopped"}.get(verb)
+        fail(f"stopped; the same command {where}" if where else "stopped", 130)
     except Stopped as stopped:
-        _fail(stopped.message, stopped.exit_status)
+        fail(stopped.message, stopped.exit_status)
     except BrokenPipeError:  # `flowimg config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
         sys.exit(141)
     except OSError as error:  # a full disk, a folder that cannot be written
-        _fail(str(error), 4)
+        fail(str(error), 4)
     except Exception as error:
         status = getattr(error, "exit_status", None)
-        if as_json and (found := getattr(error, "result", None)):
-            print(json.dumps(found, allow_nan=False))
+        if as_json and (result := getattr(error, "result", None)):
+            print(json.dumps(result, allow_nan=False))
         if status is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from flowimg.machine.processes import lost_others
 
             if lost_others(error):
-                _fail("another process of this launch ended: its message says why", 4)
+                fail("another process of this launch ended: its message says why", 4)
         if status is None:
             traceback.print_exc()
-            _fail("that is a fault of flowimg, not yours; please report the lines above", 70)
-        _fail(str(error), status)
+            fail("this is a bug in flowimg, not your mistake; please report the lines above", 70)
+        fail(str(error), status)
 
 
 @contextmanager
-def _said(quiet: bool, as_json: bool) -> Iterator[None]:
-    """Where the words of a verb go: to stdout; with --json to stderr, apart from the result; with --quiet nowhere.
-
-    Errors are on stderr in any case.
-    """
-    with ExitStack() as stack:
-        if quiet:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))  # where bars are drawn; errors are told after this
-        elif as_json:
-            stack.enter_context(redirect_stdout(sys.stderr))
-        yield
+def redirected(quiet: bool, as_json: bool) -> Iterator[None]:
+    """Send what a verb prints to stderr with `--json`, so that stdout holds only the result; nowhere with `--quiet`."""
+    with open(os.devnull, "w") as nowhere:
+        words = nowhere if quiet else sys.stderr if as_json else sys.stdout
+        bars = nowhere if quiet else sys.stderr  # errors are printed after this context
+        with redirect_stdout(words), redirect_stderr(bars):
+            yield
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def fail(message: str, status: int) -> NoReturn:
+    """Print the message to stderr and exit."""
     print("\n".join(f"flowimg: {line}" for line in message.splitlines()), file=sys.stderr)
     sys.exit(status)
 
 
-def _usage() -> str:
-    verbs = "\n".join(f"  flowimg {name:<11} {verb.__doc__}" for name, verb in VERBS.items())
-    return (
-        f"flowimg: image generation by flow matching\n\n{verbs}\n\n"
-        "  flowimg VERB --help           all settings of a verb\n"
-        "  flowimg VERB ... --quiet      errors alone; --json: the result as JSON on stdout, words on stderr\n"
-        "  accelerate launch scripts/train.py CONFIG    the same on many processes\n\n"
-        "first run: flowimg train configs/digits.yaml"
-    )
+def usage(table: dict[str, Verb], group: str = "") -> str:
+    """A line for each verb."""
+    return "\n".join(f"  {f'flowimg {group}{name} {verb.words}':<34} {verb.purpose}" for name, verb in table.items())
+
+
+HELP = """flowimg: image generation by flow matching
+
+{verbs}
+
+  flowimg VERB --help  lists all settings of a verb; --KEY VALUE changes one
+  --quiet  prints errors only
+  --json   prints the result as JSON on stdout and everything else on stderr
+  accelerate launch scripts/train.py CONFIG  trains on several processes
+
+first run: flowimg train configs/digits.yaml"""

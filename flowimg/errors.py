@@ -1,4 +1,4 @@
-"""Every error that ends `flowimg` with an exit status of its own; the message says what, where and how to mend it.
+"""Every error with an exit status of its own; the message says what is wrong, where, and how to fix it.
 
     1    a limit of `flowimg evaluate` was exceeded
     2    settings
@@ -7,28 +7,28 @@
     130  Ctrl-C
     143  preempted
 
-Any other error is a fault of flowimg and ends with 70 and a stack trace.
+Any other error is a bug in flowimg and ends with 70 and a stack trace.
 """
 
 from typing import Any
 
 
 class FlowimgError(Exception):
-    """An error that a user can mend: one message, no stack trace."""
+    """An error that a user can fix: one message, no stack trace."""
 
     exit_status = 70
 
 
 class SettingsError(FlowimgError):
-    """The settings cannot be used; the message says which, why, and how to mend it."""
+    """The settings cannot be used; the message says which, why, and how to fix it."""
 
     exit_status = 2
 
 
 class DataError(FlowimgError):
-    """The data cannot be used; the message says what, where, and how to mend it.
+    """The data cannot be used; the message says what is wrong, where, and how to fix it.
 
-    `result` is what a verb found before it failed, for `--json`.
+    `result` is the result of the verb up to the failure, for `--json`.
     """
 
     exit_status = 3
@@ -51,7 +51,7 @@ class FlowError(FlowimgError):
 
 
 class NotFiniteError(FlowimgError):
-    """Too many steps in a row were not finite; `step` is the last of them."""
+    """Too many steps in a row had NaN or inf in loss or gradient; `step` is the last of them."""
 
     exit_status = 3
 
@@ -61,13 +61,13 @@ class NotFiniteError(FlowimgError):
 
 
 class MachineError(FlowimgError):
-    """The machine or the launch does not fit; the message says what to change."""
+    """The machine or the launch does not fit the job; the message says what to change."""
 
     exit_status = 4
 
 
 class CacheError(FlowimgError):
-    """The cache folder cannot be used; the message says which folder, and how to name another."""
+    """The cache folder cannot be used; the message says which folder, and how to choose another."""
 
     exit_status = 4
 
@@ -79,7 +79,7 @@ class WorkerError(FlowimgError):
 
 
 class ExtractorError(FlowimgError):
-    """The network that gives features is unavailable or cannot be used; the message says why."""
+    """The network for features is unavailable or cannot be used; the message says why."""
 
     exit_status = 4
 
@@ -91,13 +91,13 @@ class GateError(FlowimgError):
 
 
 class PageError(FlowimgError):
-    """A visitor of the page asked for something out of bounds; the message says what is allowed."""
+    """A visitor of the page requested something out of bounds; the message says what is allowed."""
 
     exit_status = 2
 
 
 class Stopped(BaseException):
-    """The run was asked to end, and nothing that was saved is lost. Not an Exception: nobody may swallow it."""
+    """A run stopped on request, after saving. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, exit_status: int, message: str) -> None:
         super().__init__(message)

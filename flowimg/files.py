@@ -60,7 +60,7 @@ def filled(target: Path, replace: bool = True) -> Iterator[Path]:
         OSError: If the disk is full or cannot be written; what was there is whole, under its name or next to it.
     """
     aside = aside_of(target)
-    aside.mkdir()
+    aside.mkdir(parents=True)
     try:
         yield aside
         for path in aside.rglob("*"):

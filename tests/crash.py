@@ -12,7 +12,7 @@ from pathlib import Path
 from sketch import sketched
 
 from flowimg import files
-from flowimg.jobs.train.run import saving
+from flowimg.jobs.train import saving
 from flowimg.training import checkpoint
 
 POINTS = [

@@ -13,7 +13,7 @@ from flowimg.cli import main
 sketched()
 stage = sys.argv[1]
 if stage == "preparing data":
-    from flowimg.jobs.train.run import beginning
+    from flowimg.jobs.train import beginning
 
     def slow_source(config):
         while True:

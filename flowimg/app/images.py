@@ -51,6 +51,8 @@ def two_seeds(
 ) -> Answer:  # fmt: skip
     """The pictures between the noises of two seeds, both included.
 
+    # house: a parameter for each input of the page, as Gradio passes them
+
     Raises:
         PageError: If an input is out of bounds.
     """

@@ -18,6 +18,7 @@ from flowimg.runs.opening import Run, open_run, weights_name
 from flowimg.settings.verbs import Play
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
+from flowimg.spaces.space import chosen
 
 WAITING = 40
 """Visitors who may wait; one is served at a time."""
@@ -76,7 +77,7 @@ def build_page(run: Run, precision: str = "fp32") -> Any:
     from flowimg.app.points import points_page  # Gradio takes seconds to import
 
     pages: dict[type, Any] = {Points: points_page, Pixels: images_page}
-    return pages[type(run.space)](run, precision)
+    return chosen(pages, run.space)(run, precision)
 
 
 def _free_port(host: str, asked: int | None) -> int:

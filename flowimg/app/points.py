@@ -68,10 +68,14 @@ def check_particles(plane: Any) -> list[list[float]]:
     if len(particles) > MOST:
         raise PageError(f"{len(particles):,} particles are too many: {MOST:,} at most")
     for point in particles:
-        fits = isinstance(point, list) and len(point) == 2 and all(type(value) in (int, float) for value in point)
+        fits = isinstance(point, list) and len(point) == 2 and all(_is_number(value) for value in point)
         if not fits or not all(math.isfinite(value) and abs(value) <= FAR for value in point):
             raise PageError(f"a particle is two numbers between -{FAR:g} and {FAR:g}")
     return [[float(value) for value in point] for point in particles]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def gaussian(count: Any, seed: Any) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Settings to data: sources, toys, and the space of x."""
+"""Settings to data: image sources, distributions of points, and the space of x."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
+from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.cache import cache_folder
@@ -16,6 +18,7 @@ from flowimg.data.listing import listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
 from flowimg.errors import DataError
+from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import generator
 from flowimg.machine.device import memory_bytes
 from flowimg.settings.data import ImageData, PointData
@@ -26,22 +29,22 @@ from flowimg.spaces.space import Space
 
 
 class DataFacts(NamedTuple):
-    """What a field must know of the data: the shape of a sample, and the names of the classes it is conditional on.
+    """What a network must know of the data: the shape of a sample, and the names of the classes, if it uses them.
 
-    `architecture` is that of a network that was fetched, in a run that continues from it. `numbers` is what
-    `build_field` adds by the settings: how many numbers describe an augmentation.
+    `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers each further
+    part of a condition has; `build_field` sets it.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     architecture: dict[str, Any] | None = None
-    numbers: int = 0
+    numbers: Mapping[str, int] = MappingProxyType({})
 
 
 class FoundData(NamedTuple):
-    """Data that were found: their facts, and a line about them.
+    """Data before loading: their facts, and a line that describes them.
 
-    `load` makes batches of them on a device; only then are pictures decoded.
+    `load` makes batches of them on a device; images are decoded only then.
     """
 
     facts: DataFacts
@@ -58,15 +61,15 @@ TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
 }
 
 SPACES: dict[str, Callable[[Config, DataFacts], Space]] = {
-    "points": lambda c, facts: _plane(build_toy(c)),
-    "images": lambda c, facts: Pixels(facts.shape),
+    "points": lambda config, facts: _plane(build_toy(config)),
+    "images": lambda config, facts: Pixels(facts.shape),
 }
 
 
 def build_toy(config: Config) -> toys.Toy:
     """The distribution of points that a run learns."""
-    assert isinstance(config.data, PointData)
-    return TOYS[config.data.source](config.data)
+    data: Any = config.data
+    return TOYS[data.source](data)
 
 
 def _plane(toy: toys.Toy) -> Points:
@@ -74,78 +77,72 @@ def _plane(toy: toys.Toy) -> Points:
 
 
 def build_space(config: Config, facts: DataFacts) -> Space:
-    """What x is in a run."""
+    """The space of a run's samples."""
     return SPACES[config.data.kind](config, facts)
 
 
 def _points(config: Config) -> FoundData:
-    data = config.data
-    assert isinstance(data, PointData)
+    data: Any = config.data
     toy = build_toy(config)
     classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
     story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
-    return FoundData(
-        DataFacts((2,), classes), story, lambda device: PointBatches(toy, data.labels, config.seed, device)
-    )
+    load = partial(PointBatches, toy, data.labels, config.seed)
+    return FoundData(DataFacts((2,), classes), story, load)
 
 
 def _images(config: Config) -> FoundData:
-    data = config.data
-    assert isinstance(data, ImageData)
+    data: Any = config.data
     return (_streamed if data.stream else _stored)(config, data)
 
 
+def _common(config: Config, data: ImageData) -> dict[str, Any]:
+    """What batches of images take from the settings, decoded before or streamed."""
+    return {
+        "flip": data.flip,
+        "seed": config.seed,
+        "batch_size": config.train.batch_size,
+        "window": data.size if data.random_crop else None,
+        "augment": data.augment,
+    }
+
+
 def find_images(data: ImageData) -> Found:
-    """Look the source of pictures through."""
-    asked = "source subset root split image_column label_column labels classes first size channels background max_bad"
-    return find(
-        cache=cache_folder(data.cache), workers=data.workers, bar=True, **data.model_dump(include=set(asked.split()))
-    )
+    """The images of a source, checked but not decoded into the cache."""
+    names = "source subset root split image_column label_column labels classes first size channels background max_bad"
+    options = data.model_dump(include=set(names.split()))
+    return find(cache=cache_folder(data.cache), workers=data.workers, bar=True, **options)
 
 
 def store_images(data: ImageData, found: Found) -> Stored:
-    """Decode what was found, or find it decoded."""
-    return store(
-        found,
-        cache_folder(data.cache),
-        data.resize,
-        data.background,
-        data.random_crop,
-        data.max_bad,
-        data.workers,
-        bar=True,
-    )
+    """Decode the images that were found, unless the cache holds them already."""
+    options = data.model_dump(include={"resize", "background", "max_bad", "workers"})
+    return store(found, cache_folder(data.cache), side=data.random_crop, bar=True, **options)
 
 
 def _stored(config: Config, data: ImageData) -> FoundData:
     found = find_images(data)
-    if len(found.rows) <= data.held_out:
-        raise DataError(
-            f"data.held_out {data.held_out} leaves nothing to train on: {data.source} has {len(found.rows)} images"
-        )
+
+    def check_enough(count: int, what: str) -> None:
+        if count <= data.held_out:
+            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {what}")
 
     def load(device: torch.device) -> Batches:
         stored = store_images(data, found)
-        count = len(stored.images.pixels)
-        if count <= data.held_out:
-            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {count} images are good")
-        images = stored.images
+        images, count = stored.images, len(stored.images.pixels)
+        check_enough(count, f"{count} images are good")
         if device.type != "cpu" and images.pixels.nbytes <= data.gpu_share * memory_bytes(device):
             images = images.to(device)
         return ImageBatches(
             images,
             Pixels(found.shape),
             hold_out(count, data.held_out),
-            data.flip,
-            config.seed,
-            config.train.batch_size,
-            device,
-            data.size if data.random_crop else None,
+            device=device,
             fingerprint=stored.fingerprint,
             left_out=(*found.bad, *stored.bad),
-            augment=data.augment,
+            **_common(config, data),
         )
 
+    check_enough(len(found.rows), f"{data.source} has {len(found.rows)} images")
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
     return FoundData(DataFacts(found.shape, found.classes), story, load)
 
@@ -154,17 +151,17 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
     from flowimg.data.sources.streams import open_stream
     from flowimg.data.stream import StreamBatches, keep_apart, look_into
 
-    asked = {"source", "subset", "split", "image_column", "label_column", "labels"}
-    stream = open_stream(cache=cache_folder(data.cache), **data.model_dump(include=asked))
+    options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
+    stream = open_stream(cache=cache_folder(data.cache), **options)
     shape, seen = look_into(stream, data.size, data.channels, data.background)
     try:
         held = keep_apart(stream.counts, data.held_out)
     except ValueError as error:
         raise DataError(f"data.held_out {data.held_out} leaves too little to train on: {error}") from None
     channels, height, width = shape
-    side = data.random_crop or height
-    whole = (channels, side, data.random_crop or width)
-    how = Decoding(channels, side if whole[1] == whole[2] else None, data.resize, data.background, math.prod(whole))
+    height, width = data.random_crop or height, data.random_crop or width
+    side = height if height == width else None
+    how = Decoding(channels, side, data.resize, data.background, channels * height * width)
 
     def load(device: torch.device) -> Batches:
         return StreamBatches(
@@ -172,15 +169,11 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
             how,
             Pixels(shape),
             held,
-            data.flip,
-            config.seed,
-            config.train.batch_size,
-            device,
-            data.open_shards,
-            data.workers or share_of_cores(),
-            data.size if data.random_crop else None,
-            data.max_bad,
-            augment=data.augment,
+            device=device,
+            open_shards=data.open_shards,
+            workers=data.workers or share_of_cores(),
+            max_bad=data.max_bad,
+            **_common(config, data),
         )
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
@@ -192,20 +185,25 @@ SOURCES: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images"
 
 
 def cache_of(config: Config) -> Path:
-    """The cache folder of a run's data; the usual one where they have none."""
+    """The cache folder of a run's data; the default one for data without a cache."""
     return cache_folder(getattr(config.data, "cache", None))
 
 
+def build_condition(config: Config, facts: DataFacts, seeds: Sequence[int], label: int | None = None) -> Condition:
+    """What the field is given for the samples of these seeds: a class, or by default the classes in turns."""
+    return turns(seeds, facts.classes) if label is None else labelled(label, len(seeds), facts.classes)
+
+
 def build_source(config: Config) -> FoundData:
-    """The data of a run: looked through, not yet loaded."""
+    """The data of a run, found and checked but not yet loaded."""
     return SOURCES[config.data.kind](config)
 
 
 def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
-    """Refuse data that are of another form than a run learned from.
+    """Refuse data with another shape or other classes than the run was trained on.
 
     Raises:
-        DataError: With what differs.
+        DataError: With the difference.
     """
     if before.shape != now.shape:
         new, old = (" x ".join(map(str, facts.shape)) for facts in (now, before))

@@ -39,14 +39,14 @@ def build_path(config: Config) -> Path:
 
 
 def build_objective(config: Config) -> FlowMatching:
-    """What a run minimises."""
+    """The objective of a run."""
     return FlowMatching(
         path=build_path(config),
         coupling=COUPLINGS[config.coupling.kind](config.coupling),
         times=TIMES[config.times.kind](config.times),
         stratified=config.times.stratified,
         shift=config.times.shift,
-        label_drop=config.train.label_drop,
+        drops=config.drops,
         batch_size=config.train.batch_size,
         seed=config.seed,
         weighting=WEIGHTINGS[config.weighting.kind](config.weighting),

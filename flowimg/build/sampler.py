@@ -19,30 +19,19 @@ from flowimg.spaces.space import Space
 
 DrawingT = TypeVar("DrawingT", bound=Drawing)
 
-SOLVERS: dict[str, Solver] = {
-    "euler": EULER,
-    "midpoint": MIDPOINT,
-    "heun": HEUN,
-    "rk4": RK4,
-    "ab2": AB2,
-    "dopri5": DOPRI5,
-}
+SOLVERS = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "ab2": AB2, "dopri5": DOPRI5}
 
-TIME_GRIDS: dict[str, Callable[[int], Tensor]] = {
-    "uniform": uniform_grid,
-    "edm": edm_grid,
-    "diffusers": diffusers_grid,
-}
+TIME_GRIDS = {"uniform": uniform_grid, "edm": edm_grid, "diffusers": diffusers_grid}
 
 
 def build_solver(how: Solving) -> Solver:
-    """The solver of these settings, at their tolerance."""
+    """The solver of these settings, with their tolerance."""
     solver = SOLVERS[how.solver]
     return dopri5(how.tolerance) if solver.adaptive else solver
 
 
 def build_times(how: Solving) -> Tensor:
-    """The times the solver visits, from 0 (noise) to 1 (data)."""
+    """The times that the solver visits, from 0 (noise) to 1 (data)."""
     if SOLVERS[how.solver].adaptive:
         return uniform_grid(1)
     return shift_times(TIME_GRIDS[how.times](how.num_steps), how.shift)
@@ -56,15 +45,15 @@ def build_sampler(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     batch_size: int | None = None,
 ) -> Sampler:
-    """A field with the solver, times and guidance of `how`.
+    """A sampler with the solver, times and guidance of `how`.
 
     Args:
-        field: On its device.
+        field: The network, on its device.
         config: The run.
-        space: What x is.
-        how: How the flow is followed.
-        precision: Gives a context to evaluate the field in.
-        batch_size: Samples at once; by default what suits the space.
+        space: The space of its samples.
+        how: The solver settings.
+        precision: Gives a context to evaluate the network in.
+        batch_size: Samples per batch; by default the usual number of the space.
     """
     return Sampler(
         velocity=guided(field, how.guidance, how.guidance_interval),
@@ -79,6 +68,6 @@ def build_sampler(
 
 
 def settle(settings: DrawingT, config: Config) -> DrawingT:
-    """The same settings of a verb that draws, with the precision that they mean on this device."""
+    """The same settings of a verb that draws, with precision `auto` settled for this device."""
     precision = settle_precision(settings.precision, config.field.fast_in_bf16)
     return settings.model_copy(update={"precision": precision})

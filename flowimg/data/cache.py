@@ -1,11 +1,11 @@
-"""The cache folder: what was looked through and decoded before, found again by what it was made of.
+"""The cache folder: results of scanning and decoding, stored under names that depend on what they were made from.
 
-    CACHE/scans/NAME.npz       what a source was found to hold
+    CACHE/scans/NAME.npz       the pictures found in a source
     CACHE/stores/NAME/         decoded pictures
-    CACHE/shards/NAME.npz      where the pictures of a tar file lie
+    CACHE/shards/NAME.npz      where the pictures of a tar file are
 
-Everything in it is written aside, synced and renamed: it is there whole or not at all, whoever is killed and however
-many build the same at once. All of it may be deleted at any time; it is made again.
+Everything in it is written to a temporary name, synced and renamed: it exists completely or not at all, whichever
+process is killed and however many build the same at once. All of it may be deleted at any time; it is then rebuilt.
 """
 
 import hashlib
@@ -28,17 +28,20 @@ from flowimg.errors import CacheError
 from flowimg.files import aside_of, filled, lock, written
 
 OLD = 24 * 3600.0
-"""Seconds after which what another machine left half made is taken for dead."""
+"""Seconds after which the unfinished files of another machine are considered abandoned."""
+Stamp = tuple[int, int, int]
+NO_STAMP = (0, 0, 0)
+"""The stamp of a file that does not exist."""
 
 
-def cache_folder(asked: str | None = None) -> Path:
-    """The folder asked for, or $FLOWIMG_CACHE, or flowimg in the user's cache."""
+def cache_folder(requested: str | None = None) -> Path:
+    """The requested folder, or $FLOWIMG_CACHE, or flowimg in the user's cache."""
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(asked or os.environ.get("FLOWIMG_CACHE") or Path(user, "flowimg")).expanduser()
+    return Path(requested or os.environ.get("FLOWIMG_CACHE") or Path(user, "flowimg")).expanduser()
 
 
 def name_of(*parts: Any) -> str:
-    """A name of plain values and of arrays' bytes: 32 hexadecimal digits of a BLAKE2b hash."""
+    """A name made of plain values and arrays' bytes: 32 hexadecimal digits of a BLAKE2b hash."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode(errors="surrogateescape")
@@ -47,37 +50,38 @@ def name_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def stamp_of(found: os.stat_result) -> tuple[int, int, int]:
-    """What tells that a file is the one that it was: its size, and the times of its content and of its entry in ns."""
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def stamp(status: os.stat_result) -> Stamp:
+    """Size in bytes, modification time and change time in ns: if they are equal, the file is considered unchanged."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def stamp_of(file: str | Path) -> Stamp:
+    """The stamp of a file; `NO_STAMP` if it does not exist or cannot be examined."""
+    with suppress(OSError, TypeError, ValueError):
+        return stamp(os.stat(file))
+    return NO_STAMP
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """Arrays that were kept, or None where there are none; what cannot be read is as good as none."""
+    """Arrays that were stored; None if there are none or they cannot be read, so that they are made again."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except FileNotFoundError:
-        return None
-    except Exception:  # a broken file of ours is made again
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception:  # a damaged file raises almost anything
         return None
 
 
 def keep_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write arrays to a file, whole or not at all; a cache that cannot be written is done without.
+    """Write arrays to a file, completely or not at all; nothing is written if the cache is not writable.
 
-    Text is to be packed by `pack` first: nothing is pickled.
+    Pack text with `pack` first: nothing is pickled.
     """
-
-    def write(file: BinaryIO) -> None:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
     with suppress(OSError):
-        write_whole(path, write)
+        write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file aside, sync it, and put it in its place."""
+    """Write a file under a temporary name, sync it, and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
     with written(path, synced=True) as aside, aside.open("wb") as file:
@@ -90,26 +94,28 @@ def pack(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8]) -> list[str]:
-    """The texts of `pack`."""
+    """The inverse of `pack`."""
     return json.loads(packed.tobytes())
 
 
 def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
-    """Make a folder: filled aside, synced, and renamed to `target`. Nothing is done where it is there already.
+    """Make a folder: filled under a temporary name, synced and renamed to `target`. Does nothing if `target` exists.
 
-    One process of a machine makes it while the others wait. Where a disk of several machines knows no locks, two may
-    make it at once; the first to be done is kept. What dead ones left is swept away.
+    One process of a machine makes it while the others wait. If machines share a disk without locks, two may make it at
+    once; the first to finish is kept. Leftovers of dead processes are deleted.
 
     Args:
-        target: The folder to be.
+        target: The folder to make.
         need: Bytes that it will take.
-        fill: Writes the files into the folder it is given.
+        fill: Writes the files into the folder that it is given.
+
     Raises:
         CacheError: If it cannot be written, or the disk has no room.
     """
+    advice = "make room, or name another folder by data.cache or $FLOWIMG_CACHE"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(target.with_name(f"{target.name}.lock"), _wait):
+        with lock(target.with_name(f"{target.name}.lock"), _report_wait):
             if target.exists():
                 return
             _sweep(target.parent)
@@ -117,23 +123,20 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
             if need > free:
                 raise CacheError(
                     f"the cache {target.parent} needs {_size(need)} for decoded pictures, and its disk has "
-                    f"{_size(free)} free: make room, or name another folder by data.cache or $FLOWIMG_CACHE"
+                    f"{_size(free)} free: {advice}"
                 )
             with filled(target, replace=False) as aside:
                 fill(aside)
     except OSError as error:
-        raise CacheError(
-            f"the cache {target.parent} cannot be written ({error.strerror or error}): make room, or name another "
-            "folder by data.cache or $FLOWIMG_CACHE"
-        ) from None
+        raise CacheError(f"the cache {target.parent} cannot be written ({error.strerror or error}): {advice}") from None
 
 
-def _wait() -> None:
+def _report_wait() -> None:
     print("waiting   for another process that decodes the same pictures", file=sys.stderr, flush=True)
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of ours that is broken, if it can be; whoever reads it has it still."""
+    """Delete a damaged folder of the cache, if possible; processes that have it mapped can still read it."""
     aside = aside_of(folder)
     with suppress(OSError):
         folder.rename(aside)
@@ -141,30 +144,20 @@ def discard(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what dead builders left: those of this machine whose process is gone, others when they are old."""
+    """Delete leftovers: those of dead processes of this machine, and those of other machines that are old."""
+    from psutil import pid_exists
+
     for left in folder.glob(".*.*.*"):
         opening, _, rest = left.name.rpartition(f".{socket.gethostname()}.")
         pid = rest.split(".")[0]
         with suppress(OSError):
             ours = bool(opening) and pid.isdigit()
             newest = max((file.stat().st_mtime for file in left.glob("*")), default=left.stat().st_mtime)
-            if _dead(int(pid)) if ours else time.time() - newest > OLD:
+            if not pid_exists(int(pid)) if ours else time.time() - newest > OLD:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-@lru_cache
-def _sweep_once(folder: Path) -> None:
-    _sweep(folder)
-
-
-def _dead(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is another user's
-        pass
-    return False
+_sweep_once = lru_cache(_sweep)
 
 
 def _size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What a process that decodes does: encoded pictures to pixels, into a file or to whoever asked. Needs no torch."""
+"""What decoder processes do: encoded pictures to pixels, written to a file or returned. Imports no torch."""
 
 from hashlib import blake2b
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from flowimg.data.scan import HASH
 
 
 class Decoding(NamedTuple):
-    """How pictures become pixels; see `pictures.to_pixels`. `bytes` is what one takes."""
+    """How pictures become pixels; see `pictures.to_pixels`. `bytes` is the size of one decoded picture."""
 
     channels: int
     size: int | None
@@ -30,37 +30,39 @@ def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[np.uint8], bytes]:
     with open_picture(content) as picture:
         pixels = to_pixels(picture, how.channels, how.size, how.resize, how.background)
     if pixels.size != how.bytes:
-        raise BadPictureError(f"it has another size than it had, {pixels.shape[2]} x {pixels.shape[1]}")
+        raise BadPictureError(f"its size has changed to {pixels.shape[2]} x {pixels.shape[1]}")
     return pixels, blake2b(content, digest_size=HASH).digest()
 
 
 def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> list[tuple[bytes, str | None, bool]]:
-    """Decode some pictures to their places in a file of pixels; the hash of each, what is wrong, if only for now.
+    """Decode some pictures into their rows of a file of pixels.
 
     Args:
         file: Rows of `how.bytes` bytes.
         how: How to decode.
         task: The row of the first, and the pictures.
+
+    Returns:
+        For each, the hash of its file, why it cannot be used, and whether that reason may be temporary.
     """
     start, pictures = task
     rows = np.zeros((len(pictures), how.bytes), np.uint8)
-    told: list[tuple[bytes, str | None, bool]] = []
+    results: list[tuple[bytes, str | None, bool]] = []
     for row, encoded in zip(rows, pictures, strict=True):
         try:
             pixels, hashed = decode(encoded, how)
             row[:] = pixels.ravel()
-            told.append((hashed, None, False))
+            results.append((hashed, None, False))
         except BadPictureError as error:
-            told.append((b"", str(error), error.fleeting or error.gone))
-    with open(file, "r+b") as opened:  # written and not mapped: a full disk is an error here and not a SIGBUS
+            results.append((b"", str(error), error.fleeting or error.gone))
+    with open(file, "r+b") as opened:  # written and not mapped, so that a full disk is an error and not a SIGBUS
         opened.seek(start * how.bytes)
         opened.write(rows.tobytes())
-        opened.flush()
-    return told
+    return results
 
 
 def decode_some(how: Decoding, pictures: list[Encoded]) -> list[NDArray[np.uint8] | str]:
-    """Decode some pictures; what is wrong with one in place of its pixels."""
+    """The pixels of some pictures; for one that cannot be used, the reason instead."""
     found: list[NDArray[np.uint8] | str] = []
     for encoded in pictures:
         try:

@@ -1,6 +1,6 @@
-"""What every kind of source comes to: encoded pictures of one split in a fixed order, with labels, not yet decoded."""
+"""What every kind of source is turned into: the encoded pictures of one split, in a fixed order, with their labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,20 +11,64 @@ from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 
 CHUNK = 64
-"""Pictures read at a time at most,"""
+"""Most pictures in a chunk, which is read and processed at once."""
 CHUNK_BYTES = 2**20
-"""or so many bytes of them, where that is less."""
+"""About the most bytes in a chunk."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which pictures of a source a run wants, and what they should become.
+
+    Args:
+        subset: The configuration of a hub dataset that has several.
+        root: The folder that contains torchvision's sets.
+        split: Which split.
+        image_column: The column (in tar shards, the file ending) of pictures; None for the only one.
+        label_column: The column (in tar shards, the file ending) of labels; None for the usual one, if any.
+        labels: Use the labels, if there are any.
+        classes: Use only pictures of these classes; empty means all.
+        first: Use only the first N good pictures of these.
+        size: Pixels a side after resizing; None requires all pictures to have the same size.
+        channels: "grey", "rgb", or "auto": grey if no picture has colour.
+        background: The colour under transparent pixels; a colour turns transparent grey pictures into colour ones.
+        max_bad: Largest share of broken pictures.
+    """
+
+    subset: str | None = None
+    root: str = "data"
+    split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    labels: bool = True
+    classes: Sequence[str] = ()
+    first: int | None = None
+    size: int | None = None
+    channels: str = "auto"
+    background: Sequence[int] = (255, 255, 255)
+    max_bad: float = 0.01
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels are read: to train on them, or to choose pictures by class."""
+        return self.labels or bool(self.classes)
+
+    @property
+    def key(self) -> str:
+        """Everything here that changes a scan of the source."""
+        columns = {"split": self.split, "image_column": self.image_column, "label_column": self.label_column}
+        return repr((self.subset, self.root, columns | {"labels": self.reads_labels, "named": bool(self.classes)}))
 
 
 @dataclass(frozen=True)
 class Listing:
     """The pictures of a split.
 
-    `read(rows)` gives them as they are stored; `name(row)` as a person finds one again; `labels` (N,) are int64 or
-    None, numbers into `classes`; `bytes` (N,) are sizes where they are known without reading. `stamps` (N, 3) say
-    that a file is the one that it was: size, time of its content, time of its entry. `wrong` are rows that are no
-    pictures for sure (a pipe, a link to nothing), with the reason; `told` is what there is to say of where pictures and
-    labels were found; `signature` is one that could be known only now; `left_alone` lies there and is not read.
+    `read(rows)` returns them encoded; `name(row)` identifies one for the user; `labels` (N,), int64, index `classes`,
+    or are None; `bytes` (N,) are sizes, if known without reading. `stamps` (N, 3) identify the contents of files (see
+    `cache.stamp_of`). `wrong` maps rows that cannot be pictures (a pipe, a dangling link) to the reason; `origin` says
+    where pictures and labels come from; `signature` is one that was unknown before listing; `unused` names files that
+    are not used.
     """
 
     count: int
@@ -35,16 +79,16 @@ class Listing:
     bytes: NDArray[np.int64] | None = None
     stamps: NDArray[np.int64] | None = None
     wrong: Mapping[int, str] = field(default_factory=dict)
-    told: tuple[str, str] = ("", "")
+    origin: tuple[str, str] = ("", "")
     signature: str | None = None
-    left_alone: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was recognised: what it is in words, its signature, and its listing, which may take a while.
+    """A recognised source: its kind in words, its name in errors, its signature, and how to list it (may be slow).
 
-    `signature` changes whenever a file of the source does; None where only the pictures themselves can tell.
+    `signature` changes whenever a file of the source does; None if only the pictures themselves can tell.
     """
 
     kind: str
@@ -54,7 +98,7 @@ class Source:
 
 
 class Opened(NamedTuple):
-    """A shard that is open: the picture of a row as it is stored, its name, and the labels of all rows."""
+    """An open shard: the encoded picture of a row, its name, and the labels of all rows."""
 
     picture: Callable[[int], Encoded]
     name: Callable[[int], str]
@@ -63,7 +107,7 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """Shards: their samples (S,), the names of the classes, how to open one, what they are, and their fingerprint."""
+    """Shards: a description, their sample counts (S,), the class names, how to open one, and a fingerprint of all."""
 
     where: str
     story: str
@@ -74,44 +118,38 @@ class Stream:
 
 
 def chunks(rows: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
-    """Rows cut into runs of at most `CHUNK` pictures and about `CHUNK_BYTES`, in order."""
+    """Rows cut into chunks of at most `CHUNK` pictures and about `CHUNK_BYTES`, in order."""
     if not len(rows):
         return []
     cuts = np.arange(len(rows)) // CHUNK
     if sizes is not None:
-        # a photo of ten megabytes is a run of its own; thousands of small files are 64 a run
+        # a photo of ten megabytes is a chunk of its own; thousands of small files are 64 a chunk
         cuts = cuts + np.cumsum(sizes[rows]) // CHUNK_BYTES
     return np.split(rows, np.flatnonzero(np.diff(cuts)) + 1)
 
 
 def listed(names: Any) -> str:
-    """Names for a sentence: the first twenty, and how many more."""
+    """Names joined for a sentence: the first twenty, and the number of the others."""
     names = [plain(str(name)) for name in names]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
 
 
-def only_train(where: str, split: str) -> None:
-    """Refuse another split than "train" of what has no splits.
+def check_split(where: str, split: str, splits: Collection[str] = ("train",)) -> None:
+    """Refuse a split that the source does not have.
 
     Raises:
-        DataError: If another is asked for.
+        DataError: With the splits that it has.
     """
-    if split != "train":
-        raise DataError(f"{where} has no split {split!r}: data.split may be train")
+    if split not in splits:
+        raise DataError(f"{where} has no split {split!r}: data.split may be {listed(splits)}")
 
 
 def plain(name: str) -> str:
-    """A name as it may stand in a line: what cannot be printed, a line break or half a letter, is escaped."""
+    """A name in printable form: line breaks and undecodable bytes are escaped."""
     return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-def first_line(error: Exception) -> str:
-    """An error in a line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def number_labels(values: Sequence[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels of any kind as numbers into their names, which are in order of value."""
-    known = sorted(set(values))
-    numbers = {value: number for number, value in enumerate(known)}
-    return np.array([numbers[value] for value in values], dtype=np.int64), tuple(str(value) for value in known)
+def number_classes(labels: Iterable[Any]) -> tuple[dict[Any, int], tuple[str, ...]]:
+    """The number of each label, and the class names, both in order of the labels' values."""
+    known = sorted(set(labels))
+    return {label: number for number, label in enumerate(known)}, tuple(map(str, known))

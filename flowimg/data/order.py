@@ -1,20 +1,20 @@
-"""Which sample comes when: a keyed permutation of the data set for each epoch, computed per index, never stored.
+"""The order of samples: a keyed permutation of the data set for each epoch, computed per index and never stored.
 
-    epoch = p // n,   index = permute(p mod n, n, key(seed, "order", epoch)),   p = step * batch_size + offset + place
+    p = step * batch_size + offset + position,   epoch = p // n
+    index = permute(p mod n, n, key(seed, "order", epoch))
 
-The permutation is a Feistel network on the smallest even number of bits that holds n, walked until it lands below n
-(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its memory does not grow with n; a resumed run
-needs nothing but the step; any number of processes agree.
+The permutation is a Feistel network on the smallest even number of bits that holds n, applied until the result is below
+n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Its memory does not grow with n, a resumed run
+needs only the step, and the order does not depend on the number of processes.
 
-What does not fit a disk cannot be read in any order: `ShardOrder` shuffles by blocks. The shards of an epoch follow
-each other in keyed order; that row of samples is cut into lanes of one length, a lane for some positions of the batch;
-in a lane a group of shards is open at a time, and their samples come in keyed order. A process reads the lanes of its
-positions and nothing else.
+Streamed data cannot be read in arbitrary order, so `ShardOrder` shuffles in blocks. The shards of an epoch follow each
+other in keyed order. This sequence of samples is cut into lanes of equal length, each for some positions of the batch.
+In each lane one group of shards is open at a time, and their samples come in keyed order. A process reads only the
+lanes of its positions.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from flowimg.flow.randomness import key
 
 ROUNDS = 8
 RUN = 2**14
-"""Indices that are permuted at a time."""
+"""Indices that are permuted at once."""
 BLOCK = 2**12
-"""Positions of a run that are looked up at a time at most."""
+"""Most positions of a run whose samples are computed at once."""
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -41,27 +41,28 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def permute(index: NDArray[np.uint64], n: int, keyed: int) -> NDArray[np.uint64]:
-    """Where a keyed pseudo-random permutation of range(n) sends each index.
+    """Apply a keyed pseudo-random permutation of range(n) to each index.
 
     Args:
-        index: Whole numbers in [0, n), any shape.
+        index: Integers in [0, n), any shape.
         n: Size of the set, up to 2^62.
-        keyed: The key; other keys give other permutations.
+        keyed: The key; each key gives another permutation.
+
     Returns:
-        Whole numbers in [0, n), the shape of `index`.
+        Integers in [0, n), the shape of `index`.
     """
     half = np.uint64(max(1, -(-(n - 1).bit_length() // 2)))
     keys = _round_keys(keyed)
     index = np.asarray(index, np.uint64)
     found = np.empty(index.size, np.uint64)
-    for start in range(0, index.size, RUN):  # as many as a core's cache holds
+    for start in range(0, index.size, RUN):  # as many as fit a core's cache
         x = index.ravel()[start : start + RUN]
-        walking = np.arange(start, start + len(x))
-        while len(walking):
+        pending = np.arange(start, start + len(x))
+        while len(pending):
             x = _network(x, half, keys)
-            well = x < n
-            found[walking[well]] = x[well]
-            x, walking = x[~well], walking[~well]
+            done = x < n
+            found[pending[done]] = x[done]
+            x, pending = x[~done], pending[~done]
     return found.reshape(index.shape)
 
 
@@ -82,21 +83,22 @@ def _network(x: NDArray[np.uint64], half: np.uint64, keys: tuple[np.uint64, ...]
 def sample_indices(seed: int, step: int, positions: range, batch_size: int, n: int, offset: int = 0) -> Tensor:
     """The samples of the data set that a step sees at these positions of its batch.
 
-    Batches run on across the end of an epoch; a set smaller than the batch wraps round.
+    Batches continue across the end of an epoch; a set smaller than the batch wraps around.
 
     Args:
         seed: Seed of the run.
         step: Optimiser step, from 0.
-        positions: Places in the global batch.
+        positions: Positions in the global batch.
         batch_size: Size of the global batch.
         n: Samples in the data set.
-        offset: Samples seen other than step * batch_size, where the batch was another one before.
+        offset: Samples seen beyond step * batch_size, if the batch size was different in earlier steps.
+
     Returns:
         Indices in [0, n), shape (len(positions),), int64; every epoch visits each sample once.
     """
     start = step * batch_size + offset + positions.start
     stop = start + len(positions)
-    size = min(BLOCK, max(64, n))  # of a tiny set a long block would hold many epochs
+    size = min(BLOCK, max(64, n))  # a long block of a tiny set would span many epochs
     rows = [
         _block(seed, n, size, block)[max(start - block * size, 0) : stop - block * size]
         for block in range(start // size, -(-stop // size))
@@ -106,7 +108,7 @@ def sample_indices(seed: int, step: int, positions: range, batch_size: int, n: i
 
 @lru_cache(4)
 def _block(seed: int, n: int, size: int, block: int) -> NDArray[np.int64]:
-    """The samples at `size` positions of a run; a batch is a slice of them, as numpy's calls cost more than it."""
+    """The samples at `size` positions of a run; a batch is a slice of them, because numpy's calls are slow."""
     position = np.arange(block * size, (block + 1) * size, dtype=np.uint64)
     epoch, within = np.divmod(position, np.uint64(n))
     index = np.empty_like(within)
@@ -115,23 +117,16 @@ def _block(seed: int, n: int, size: int, block: int) -> NDArray[np.int64]:
     return index.astype(np.int64)
 
 
-class Lane(NamedTuple):
-    """A part of an epoch's row of shards: where in the row its groups of open shards begin and end."""
-
-    start: int
-    stop: int
-    edges: NDArray[np.int64]
-
-
 class ShardOrder:
-    """Which sample of which shard comes when, for shards that are read a few at a time.
+    """The order of samples in shards of which only a few are open at a time.
 
-    Lane l of L has the positions of the batch from l B / L on, and of the row of N samples those from l N / L to
-    (l + 1) N / L: each epoch visits each sample once, and a sample is a function of (seed, step, place).
+    Of a batch of B positions and an epoch of N samples, lane l of L has the positions from l B / L to (l + 1) B / L and
+    the samples from l N / L to (l + 1) N / L. So each epoch visits each sample once, and a sample is a function of
+    (seed, step, position).
 
     Args:
         counts: Samples of each shard, shape (S,), none of them 0.
-        open_shards: Shards read from at a time, over the whole batch; more mix better and take more memory.
+        open_shards: Shards that are open at a time, in total; more of them mix better and use more memory.
         seed: Seed of the run.
         batch_size: Size of the global batch.
     """
@@ -142,16 +137,17 @@ class ShardOrder:
         most = min(open_shards, len(counts), batch_size)
         self.lanes = next(lanes for lanes in range(most, 0, -1) if batch_size % lanes == 0)
         self.group = max(1, open_shards // self.lanes)
-        self._row = lru_cache(4)(self._make_row)
-        self._lane = lru_cache(4 * self.lanes)(self._make_lane)
+        self._sequence = lru_cache(4)(self._make_sequence)
+        self._edges = lru_cache(4 * self.lanes)(self._make_edges)
 
     def __call__(self, step: int, positions: range, offset: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shards, and the rows in them, that a step sees at these positions.
 
         Args:
             step: Optimiser step, from 0.
-            positions: Places in the global batch.
-            offset: Samples seen other than step * batch_size, where the batch was another one before.
+            positions: Positions in the global batch.
+            offset: Samples seen beyond step * batch_size, if the batch size was different in earlier steps.
+
         Returns:
             Shards and rows, each of shape (len(positions),).
         """
@@ -160,11 +156,12 @@ class ShardOrder:
         shards, rows = [], []
         for lane in self.lanes_of(positions):
             first, last = max(positions.start, lane * width), min(positions.stop, (lane + 1) * width)
-            length = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
+            start, stop = self._span(lane)
+            length = stop - start
             counter = seen + np.arange(first, last) - lane * width
             for epoch in range(int(counter[0]) // length, int(counter[-1]) // length + 1):
                 within = counter[counter // length == epoch] % length
-                for shard, row in self._places(epoch, lane, within):
+                for shard, row in self._samples(epoch, lane, within):
                     shards.append(shard)
                     rows.append(row)
         return np.concatenate(shards), np.concatenate(rows)
@@ -174,29 +171,36 @@ class ShardOrder:
         width = self.batch_size // self.lanes
         return range(positions.start // width, -(-positions.stop // width))
 
-    def _places(
+    def _span(self, lane: int) -> tuple[int, int]:
+        """Where a lane begins and ends in the sequence of an epoch's samples."""
+        return lane * self.total // self.lanes, (lane + 1) * self.total // self.lanes
+
+    def _samples(
         self, epoch: int, lane: int, within: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        order, ends = self._row(epoch)
-        start, _, edges = self._lane(epoch, lane)
-        group = np.searchsorted(edges, start + within, side="right") - 1
+        """Shards and rows of some samples of a lane, one group of open shards after another."""
+        order, ends = self._sequence(epoch)
+        edges = self._edges(epoch, lane)
+        position = edges[0] + within
+        group = np.searchsorted(edges, position, side="right") - 1
         for number in np.unique(group).tolist():  # in order, as `within` rises
             low, high = int(edges[number]), int(edges[number + 1])
-            inside = (start + within[group == number] - low).astype(np.uint64)
             keyed = key(self.seed, "open shards", epoch, lane, number)
-            place = low + permute(inside, high - low, keyed).astype(np.int64)
-            which = np.searchsorted(ends, place, side="right")
+            inside = (position[group == number] - low).astype(np.uint64)
+            permuted = low + permute(inside, high - low, keyed).astype(np.int64)
+            which = np.searchsorted(ends, permuted, side="right")
             shard = order[which]
-            yield shard, place - (ends[which] - self.counts[shard])
+            yield shard, permuted - (ends[which] - self.counts[shard])
 
-    def _make_row(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards in the order of an epoch, and where each ends in their row."""
+    def _make_sequence(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards in the order of an epoch, and where each ends in the sequence of its samples."""
         numbers = np.arange(len(self.counts), dtype=np.uint64)
         order = permute(numbers, len(self.counts), key(self.seed, "shards", epoch)).astype(np.int64)
         return order, np.cumsum(self.counts[order])
 
-    def _make_lane(self, epoch: int, lane: int) -> Lane:
-        _, ends = self._row(epoch)
-        start, stop = lane * self.total // self.lanes, (lane + 1) * self.total // self.lanes
+    def _make_edges(self, epoch: int, lane: int) -> NDArray[np.int64]:
+        """Where the groups of open shards of a lane begin in the sequence, and where the last one ends."""
+        _, ends = self._sequence(epoch)
+        start, stop = self._span(lane)
         inside = ends[(ends > start) & (ends < stop)]
-        return Lane(start, stop, np.array([start, *inside[self.group - 1 :: self.group], stop]))
+        return np.array([start, *inside[self.group - 1 :: self.group], stop])

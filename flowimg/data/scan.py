@@ -1,7 +1,6 @@
-"""Looking pictures through before anything is decoded: sizes, modes and hashes from their files, in parallel, kept.
+"""Scans of pictures, made before any is decoded: sizes, modes and hashes from their files, read in parallel and cached.
 
-A scan is kept in the cache and found again as long as no file of the source has changed; of a folder that has grown,
-only what is new is read.
+A scan is reused as long as no file of the source has changed. If a folder has grown, only its new files are read.
 """
 
 from collections import Counter
@@ -17,61 +16,62 @@ from tqdm import tqdm
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Listing, Source, chunks, plain
-from flowimg.data.pictures import (
-    BadPictureError,
-    Encoded,
-    moves,
-    open_picture,
-    read_bytes,
-    see_through,
-    to_pixels,
-    upright_size,
-)
+from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
 
 VERSION = 2
-"""Rises when scans of older versions are to be made anew."""
+"""Increased when scans of older versions must be repeated."""
 Arrays = dict[str, NDArray[Any]]
 
 HASH = 16
 """Bytes of a picture's hash."""
+COLUMNS = np.dtype(
+    [
+        ("hashes", np.uint8, HASH),
+        ("sizes", np.int32, 2),  # height and width, upright
+        ("kind", np.int32),  # "MODE FORMAT", as an index of `kinds`
+        ("clear", np.bool_),  # has transparency
+        ("moving", np.bool_),  # has several frames or pages
+    ]
+)
 
 
 class Scan(NamedTuple):
-    """What a listing holds, an entry a picture.
+    """What is known of the pictures of a listing.
 
-    Its hash (N, 16), size in pixels (N, 2) as height and width, mode and format as a number into `kinds`, whether one
-    can see through it, whether it moves; what is wrong with some, and their names. Labels, classes and `told` are the
-    listing's. `fleeting` are rows that the disk or the memory failed for, and that may be good another time.
+    `table` (N,) has the `COLUMNS` of each; `wrong` and `names` are the reasons and names of those that cannot be used.
+    Labels, classes, `origin` and `unused` are those of the listing. `fleeting` are rows for which the disk or the
+    memory failed, and which may be usable later.
     """
 
-    hashes: NDArray[np.uint8]
-    sizes: NDArray[np.int32]
-    kind: NDArray[np.int32]
-    clear: NDArray[np.bool_]
-    moving: NDArray[np.bool_]
+    table: NDArray[np.void]
     kinds: list[str]
     wrong: dict[int, str]
     names: dict[int, str]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    told: tuple[str, str]
-    left_alone: tuple[str, ...] = ()
+    origin: tuple[str, str]
+    unused: tuple[str, ...] = ()
     fleeting: frozenset[int] = frozenset()
 
     def of_kind(self, rows: NDArray[np.int64], part: int) -> Counter[str]:
-        """How many of these rows have which mode (part 0) or format (part 1)."""
-        numbers, counts = np.unique(self.kind[rows], return_counts=True)
+        """The number of these rows with each mode (part 0) or format (part 1)."""
+        numbers, counts = np.unique(self.table["kind"][rows], return_counts=True)
         found: Counter[str] = Counter()
         for number, count in zip(numbers, counts, strict=True):
             found[self.kinds[number].split(" ")[part]] += int(count)
         return found
 
+    def of_size(self, rows: NDArray[np.int64]) -> Counter[tuple[int, int]]:
+        """The number of these rows with each height and width."""
+        pairs, counts = np.unique(self.table["sizes"][rows], axis=0, return_counts=True)
+        return Counter({(h, w): n for (h, w), n in zip(pairs.tolist(), counts.tolist(), strict=True)})
+
 
 class Seen(NamedTuple):
-    """What is to be said of one picture: its hash, height, width, "MODE FORMAT", whether it is clear and moves.
+    """A scanned picture: its hash, height, width, "MODE FORMAT", whether it has transparency and whether it moves.
 
-    Or what is wrong with it, and whether that may be another time.
+    Or the reason why it cannot be used, and whether that may be temporary.
     """
 
     hash: bytes
@@ -85,7 +85,7 @@ class Seen(NamedTuple):
 
 
 def look(pictures: list[Encoded], deep: bool = False) -> list[Seen]:
-    """Look at some pictures; `deep` decodes them as well, and their hash is of what is seen and not of the file."""
+    """Scan some pictures; `deep` also decodes them, and hashes their pixels instead of their files."""
     return [_look(picture, deep) for picture in pictures]
 
 
@@ -94,120 +94,102 @@ def _look(encoded: Encoded, deep: bool) -> Seen:
         content = read_bytes(encoded)
         with open_picture(content) as picture:
             width, height = upright_size(picture)
-            kind, clear, moving = f"{picture.mode} {picture.format}", see_through(picture), moves(picture)
-            found = content
+            kind, clear, moving = f"{picture.mode} {picture.format}", picture.has_transparency_data, moves(picture)
             if deep:
                 pixels = to_pixels(picture, 3, None, "keep", (255, 255, 255))
-                found = repr(pixels.shape).encode() + pixels.tobytes()
-        return Seen(blake2b(found, digest_size=HASH).digest(), height, width, kind, clear, moving)
+                content = repr(pixels.shape).encode() + pixels.tobytes()
+        return Seen(blake2b(content, digest_size=HASH).digest(), height, width, kind, clear, moving)
     except BadPictureError as error:
         return Seen(bytes(HASH), 0, 0, "? ?", False, False, str(error), error.fleeting)
 
 
 def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
-    """The file that keeps what a source was found to hold."""
+    """The file of the cache for a source's scan."""
     return cache / "scans" / f"{name_of(VERSION, PIL.__version__, source.kind, source.where, key, deep)}.npz"
 
 
 def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False, deep: bool = False) -> Scan:
-    """What a source holds: as it was kept, or looked through now.
+    """The scan of a source, from the cache or made now.
 
     Args:
-        source: A source that was recognised.
+        source: A recognised source.
         cache: The cache folder.
-        key: A name of what was asked of the source.
-        workers: Processes to look in.
+        key: `Request.key`.
+        workers: Number of processes.
         bar: Show progress on a terminal.
-        deep: Decode every picture too; such scans are kept apart.
+        deep: Decode every picture too; such scans are cached separately.
+
     Raises:
         DataError: If the source cannot be listed.
     """
     path = kept_at(source, cache, key, deep)
     kept = read_arrays(path)
-    if kept and source.signature and _text(kept["signature"]) == source.signature:
-        return _unpacked(kept)
+    old = _unpacked(kept) if kept else None
+    before = unpack(kept["signature"])[0] if kept else None
+    if old and source.signature and before == source.signature:
+        return old
     listing = source.list()
-    # a table that points to files elsewhere does not change with them: what its listing knows of them counts
+    # a table that points to files elsewhere does not change with them, so the signature of its listing counts
     outside = listing.signature is not None and listing.stamps is not None
     signature = listing.signature if outside else source.signature or listing.signature
-    if kept and signature and _text(kept["signature"]) == signature:
-        return _unpacked(kept)
-    found = _looked(listing, kept, workers, bar, deep)
+    if old and signature and before == signature:
+        return old
+    unchanged = _unchanged(listing, kept, old) if kept and old else np.full(listing.count, -1)
+    found = _scanned(listing, old, unchanged, workers, bar, deep)
     if signature and not found.fleeting:
         keep_arrays(path, **_packed(found, signature, listing))
     return found
 
 
-def _looked(listing: Listing, kept: Arrays | None, workers: int, bar: bool, deep: bool) -> Scan:
-    """A scan made now, with what is still true of an older one."""
-    count = listing.count
-    hashes, sizes = np.zeros((count, HASH), np.uint8), np.zeros((count, 2), np.int32)
-    kind = np.zeros(count, np.int32)
-    clear, moving = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
-    kinds: dict[str, int] = {"? ?": 0}
-    wrong = dict(listing.wrong)
-    fleeting: set[int] = set()
-    fresh = np.ones(count, np.bool_)
+def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> NDArray[np.int64]:
+    """The row in an older scan of each row that is the same file, unchanged and usable; -1 for other rows."""
+    if listing.stamps is None or "stamps" not in kept:
+        return np.full(listing.count, -1)
+    files = zip(unpack(kept["files"]), kept["stamps"].tolist(), strict=True)
+    before = {(name, *stamp): row for row, (name, stamp) in enumerate(files) if any(stamp) and row not in old.wrong}
+    now = enumerate(listing.stamps.tolist())
+    return np.array([before.get((listing.name(row), *stamp), -1) for row, stamp in now], np.int64)
+
+
+def _scanned(
+    listing: Listing, old: Scan | None, unchanged: NDArray[np.int64], workers: int, bar: bool, deep: bool
+) -> Scan:
+    """A scan made now, except for the rows that an older one has."""
+    table = np.zeros(listing.count, COLUMNS)
+    kinds = {name: number for number, name in enumerate(old.kinds if old else ["? ?"])}
+    wrong, fleeting = dict(listing.wrong), frozenset[int]()
+    unchanged[list(wrong)] = -1
+    if old:
+        table[unchanged >= 0] = old.table[unchanged[unchanged >= 0]]
+    fresh = unchanged < 0
     fresh[list(wrong)] = False
-    if kept and listing.stamps is not None and "stamps" in kept:
-        old = _unpacked(kept)
-        kinds = {name: number for number, name in enumerate(old.kinds)}
-        here, there = _same(listing, kept)
-        well = np.array([there_row not in old.wrong for there_row in there.tolist()], np.bool_)
-        here, there = here[well & fresh[here]], there[well & fresh[here]]
-        for new, before in zip((hashes, sizes, kind, clear, moving), old[:5], strict=True):
-            new[here] = before[there]  # type: ignore[index, call-overload]
-        fresh[here] = False
-    rows = np.flatnonzero(fresh)
-    parts = chunks(rows, listing.bytes)
-    with tqdm(total=len(rows), unit="picture", desc="looking", leave=False, disable=None if bar else True) as progress:
-        tasks = (listing.read(part) for part in parts)
-        for part, told in zip(parts, spread(partial(look, deep=deep), tasks, workers), strict=True):
-            for row, seen in zip(part.tolist(), told, strict=True):
-                if seen.wrong is not None:
+    parts = chunks(np.flatnonzero(fresh), listing.bytes)
+    results = spread(partial(look, deep=deep), (listing.read(part) for part in parts), workers)
+    hidden = None if bar else True
+    with tqdm(total=fresh.sum(), unit="picture", desc="scanning", leave=False, disable=hidden) as progress:
+        for part, pictures in zip(parts, results, strict=True):
+            for row, seen in zip(part.tolist(), pictures, strict=True):
+                if seen.wrong is None:
+                    kind = kinds.setdefault(seen.kind, len(kinds))
+                    table[row] = tuple(seen.hash), (seen.height, seen.width), kind, seen.clear, seen.moving
+                else:
                     wrong[row] = seen.wrong
-                    if seen.fleeting:
-                        fleeting.add(row)
-                    continue
-                hashes[row] = np.frombuffer(seen.hash, np.uint8)
-                sizes[row] = seen.height, seen.width
-                kind[row] = kinds.setdefault(seen.kind, len(kinds))
-                clear[row], moving[row] = seen.clear, seen.moving
+                    fleeting |= {row} if seen.fleeting else set()
             progress.update(len(part))
     wrong = dict(sorted(wrong.items()))
     names = {row: plain(listing.name(row)) for row in wrong}
-    return Scan(
-        hashes, sizes, kind, clear, moving, list(kinds), wrong, names,
-        listing.labels, listing.classes, listing.told, tuple(map(plain, listing.left_alone)), frozenset(fleeting),
-    )  # fmt: skip
-
-
-def _same(listing: Listing, kept: Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of now and of then that are the same file, unchanged."""
-    assert listing.stamps is not None
-    before = {
-        (name, *stamp): row
-        for row, (name, stamp) in enumerate(zip(unpack(kept["files"]), kept["stamps"].tolist(), strict=True))
-    }
-    now = [before.get((listing.name(row), *stamp), -1) for row, stamp in enumerate(listing.stamps.tolist())]
-    there = np.array(now, np.int64)
-    there[~listing.stamps.any(axis=1)] = -1  # rows that are no files of their own
-    here = np.flatnonzero(there >= 0)
-    return here, there[here]
-
-
-def _text(packed: NDArray[np.uint8]) -> str:
-    return unpack(packed)[0]
+    unused = tuple(map(plain, listing.unused))
+    return Scan(table, list(kinds), wrong, names, listing.labels, listing.classes, listing.origin, unused, fleeting)
 
 
 def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
     arrays: Arrays = {
-        **{name: getattr(found, name) for name in ("hashes", "sizes", "kind", "clear", "moving")},
+        **{name: found.table[name] for name in COLUMNS.names or ()},
         "signature": pack([signature]),
         "kinds": pack(found.kinds),
         "classes": pack(found.classes),
-        "told": pack(found.told),
-        "left_alone": pack(found.left_alone),
+        "told": pack(found.origin),
+        "left_alone": pack(found.unused),
         "wrong": np.array(list(found.wrong), np.int64),
         "reasons": pack(list(found.wrong.values())),
         "names": pack(list(found.names.values())),
@@ -220,19 +202,18 @@ def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
 
 
 def _unpacked(kept: Arrays) -> Scan:
+    table = np.zeros(len(kept["kind"]), COLUMNS)
+    for name in COLUMNS.names or ():
+        table[name] = kept[name]
     rows = kept["wrong"].tolist()
-    among, by = unpack(kept["told"])
+    pictures_from, labels_from = unpack(kept["told"])
     return Scan(
-        hashes=kept["hashes"],
-        sizes=kept["sizes"],
-        kind=kept["kind"],
-        clear=kept["clear"],
-        moving=kept["moving"],
+        table=table,
         kinds=unpack(kept["kinds"]),
         wrong=dict(zip(rows, unpack(kept["reasons"]), strict=True)),
         names=dict(zip(rows, unpack(kept["names"]), strict=True)),
         labels=kept.get("labels"),
         classes=tuple(unpack(kept["classes"])),
-        told=(among, by),
-        left_alone=tuple(unpack(kept["left_alone"])),
+        origin=(pictures_from, labels_from),
+        unused=tuple(unpack(kept["left_alone"])),
     )

@@ -1,7 +1,7 @@
 """Points in the plane from distributions that are known exactly.
 
-Each toy turns uniform numbers into exact samples and tells which of its parts a point lies in, or that it lies off the
-support: so what a trained field got wrong can be counted, not guessed. All parts of a toy hold the same mass.
+Each toy turns uniform numbers into exact samples, and determines in which of its parts a point lies, or that it lies
+off the support. So the errors of a trained field can be counted. All parts of a toy have the same mass.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 OFF = -1
 """The part of a point that lies off the support."""
 EDGE = 1e-5
-"""What rounding may move a point at the edge of a part."""
+"""How far rounding may move a point at the edge of a part."""
 
 
 class Toy(ABC):
@@ -29,11 +29,11 @@ class Toy(ABC):
     @property
     @abstractmethod
     def extent(self) -> float:
-        """Half the side of a square around the origin that holds all of the support."""
+        """Half the side of a square around the origin that contains the support."""
 
     @property
     def entropy(self) -> float | None:
-        """Differential entropy in nats, where it is known: what -log p of a perfect field is on average."""
+        """Differential entropy in nats, if known: the mean of -log p for a perfect field."""
         return None
 
     @abstractmethod
@@ -60,7 +60,7 @@ def _first(inside: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Checkerboard(Toy):
-    """Uniform on every other square of a board; column + row is even on the filled ones.
+    """Uniform on every other square of a board, those where column + row is even.
 
     The board has the size of facebookresearch/flow_matching's 2D notebook, (-2, 2)^2 / 0.45, for any number of cells.
     """
@@ -70,32 +70,32 @@ class Checkerboard(Toy):
 
     @property
     def parts(self) -> int:
-        """Filled cells."""
+        """Number of filled cells."""
         return (self.cells**2 + 1) // 2
 
     @property
     def entropy(self) -> float | None:
-        """ln of the filled area."""
+        """The logarithm of the filled area."""
         return math.log(self.parts * (2 * self.extent / self.cells) ** 2)
 
     def sample(self, u: Tensor) -> Tensor:
         side = 2 * self.extent / self.cells
         corner = _corners(self.cells, self.extent).index_select(0, (u[:, 0] * self.parts).long())
-        # off the edges of the cell by more than rounding may move the point, or it might land on the next cell
+        # keep off the edges of the cell, or rounding might move the point to the next cell
         return torch.add(corner, u[:, 1:].clamp(EDGE, 1 - EDGE), alpha=side)
 
     def part(self, x: Tensor) -> Tensor:
-        place = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
-        column, row = place.unbind(1)
-        filled = ((place >= 0) & (place < self.cells)).all(1) & ((column + row) % 2 == 0)
+        cell = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
+        column, row = cell.unbind(1)
+        filled = ((cell >= 0) & (cell < self.cells)).all(1) & ((column + row) % 2 == 0)
         return torch.where(filled, (row * self.cells + column) // 2, OFF)
 
 
-@lru_cache(maxsize=4)  # a run asks for them at every step
+@lru_cache(maxsize=4)  # needed at every step
 def _corners(cells: int, extent: float) -> Tensor:
-    """The lowest point of every filled cell of a board, shape (parts, 2), row by row."""
-    places = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
-    return torch.tensor(places) * (2 * extent / cells) - extent
+    """The lower left corner of every filled cell of a board, shape (parts, 2), row by row."""
+    filled = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
+    return torch.tensor(filled) * (2 * extent / cells) - extent
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Moons(Toy):
 
 @dataclass(frozen=True)
 class EightGaussians(Toy):
-    """Eight Gaussians on a circle of radius 3, standard deviation `std`, cut off at three of them."""
+    """Eight Gaussians on a circle of radius 3, of standard deviation `std`, cut off at three standard deviations."""
 
     std: float = 0.3
     parts = 8
@@ -169,7 +169,7 @@ class Spirals(Toy):
         inside = []
         for arm in (0, 1):
             on_arm = torch.zeros_like(radius, dtype=torch.bool)
-            for turn in range(-1, 3):  # every angle that this direction may stand for
+            for turn in range(-1, 3):  # every angle that has this direction
                 theta = angle - math.pi * arm + 2 * math.pi * turn
                 near = (radius - self.PITCH * theta).abs() <= self.width + EDGE
                 on_arm |= near & (theta >= self.START - EDGE) & (theta <= self.END + EDGE)

@@ -1,9 +1,9 @@
-"""Processes that decode pictures beside the run: started on demand, deaf to signals, gone when their parent is.
+"""Processes that decode pictures for the run: started on demand; they ignore signals and exit with their parent.
 
-A scheduler's signal goes to the whole group of processes; the run decides what it means, and its workers finish what
-they were given. Each is a fresh Python that imports Pillow and numpy and no torch (a third of a second), takes tasks
-from its stdin and gives results on its stdout; so nobody's main module is imported a second time, and the end of the
-parent, however it ends, is the end of its input.
+A scheduler sends a signal to the whole process group; the run decides what to do, and its workers finish their tasks.
+Each is a new Python process that imports Pillow and numpy but not torch (0.3 s), reads tasks from its stdin and writes
+results to its stdout. So the main module is not imported a second time, and however the parent ends, its workers' input
+ends too.
 """
 
 import os
@@ -25,26 +25,26 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ALONE = 1.0
-"""Seconds of work that are done without help first: small sets are done before a process has started."""
+"""Seconds of work before the first worker is started; small sets are then done already."""
 AHEAD = 4
-"""Tasks a worker that wait for it at most, so that memory is bounded."""
+"""Most waiting tasks for each worker, so that memory is bounded."""
 GRACE = 30.0
-"""Seconds that a worker has to end what it was given, when its pool is closed."""
+"""Seconds for a worker to finish its task when its pool is closed."""
 IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 def cores() -> int:
-    """Cores that this process may use; where it was launched with others, they may use the same."""
+    """Number of cores that this process may use; other processes of the same launch may use the same ones."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cores() -> int:
-    """Cores beside the one of each of the processes that were launched together on this machine; 1 at least."""
+    """Number of cores for workers if each process of a launch keeps one for its own work; at least 1."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 class Pool:
-    """Processes to work in, each started when it is first needed; a thread here waits for each."""
+    """Worker processes, each started when it is first needed; a thread of this process waits for each."""
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, "worker")
@@ -52,21 +52,21 @@ class Pool:
         self._all: list[subprocess.Popen[bytes]] = []
 
     def submit(self, do: Callable[[Task], Result], task: Task) -> "Future[Result]":
-        """Do a task; `do` is a function at the top level of a module that imports no torch.
+        """Do a task; `do` is a function at the top level of a module that does not import torch.
 
         The future raises what `do` raised, or WorkerError if the process died.
         """
         return self._threads.submit(self._ask, do, task)
 
     def close(self) -> None:
-        """Let the tasks that were begun end, and no other begin."""
+        """Finish the tasks that have begun, and cancel the others."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
-            # beside: where a worker hangs, a thread that still writes to it holds the pipe's lock
+            # in a thread, because one that still writes to a hanging worker holds the pipe's lock
             threading.Thread(target=_close, args=(process.stdin,), daemon=True).start()
             try:
                 process.wait(GRACE)
-            except subprocess.TimeoutExpired:  # it hangs, or was stopped
+            except subprocess.TimeoutExpired:  # it hangs, or was suspended
                 process.kill()
                 process.wait()
         self._threads.shutdown()
@@ -81,15 +81,15 @@ class Pool:
         try:
             pickle.dump((do, task), process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
-            well, found = pickle.load(process.stdout)  # of our own process
+            succeeded, found = pickle.load(process.stdout)  # safe: from our own process
         except (OSError, EOFError, pickle.UnpicklingError):
-            how = process.wait()
-            why = "signal 9: most often want of memory" if how == -9 else f"exit status {how}"
+            status = process.wait()
+            reason = "signal 9, usually for lack of memory" if status == -9 else f"exit status {status}"
             raise WorkerError(
-                f"a process that decodes pictures died ({why}): give --data.workers a smaller number, or the machine "
-                "more memory; the same command goes on"
+                f"a process that decodes pictures died ({reason}): use a smaller --data.workers, or give the machine "
+                "more memory; the same command resumes the run"
             ) from None
-        if not well:
+        if not succeeded:
             raise found
         return found
 
@@ -104,23 +104,23 @@ def _start() -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "flowimg.data.workers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # the folder that a run is started in may hold anything, a subprocess.py as well
+        # the working directory may contain anything, even a subprocess.py
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"},
-        start_new_session=True,  # a terminal's Ctrl-C is for the run
+        start_new_session=True,  # so that a terminal's Ctrl-C reaches only the run
     )
 
 
 def _work() -> None:
-    """What a worker does until its input ends."""
+    """Do tasks until the input ends."""
     for name in IGNORED:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    given, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed must not come among the results
+    tasks, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a task prints must not mix with the results
     while True:
         try:
-            do, task = pickle.load(given)
-        except (EOFError, pickle.UnpicklingError):  # half a task, of a parent that was killed
+            do, task = pickle.load(tasks)
+        except (EOFError, pickle.UnpicklingError):  # no task, or half of one from a parent that was killed
             return
         try:
             answer: tuple[bool, Any] = True, do(task)
@@ -132,17 +132,17 @@ def _work() -> None:
 
 
 def spread(do: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """The results of tasks, in their order: the first second's here, what is left in so many processes.
+    """The results of tasks, in order; this process does the tasks of the first second, workers do the others.
 
     Args:
-        do: A function at the top level of a module that imports no torch.
+        do: A function at the top level of a module that does not import torch.
         tasks: Read only a little ahead of the results.
-        workers: Processes at most; 1 does everything here.
+        workers: Most processes; with 1, this process does everything.
+
     Raises:
         WorkerError: If one of them died.
     """
-    tasks = iter(tasks)
-    began = time.monotonic()
+    tasks, began = iter(tasks), time.monotonic()
     for task in tasks:
         yield do(task)
         if workers > 1 and time.monotonic() - began > ALONE:

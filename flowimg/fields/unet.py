@@ -8,8 +8,9 @@ and the network inside is, as it stands, the unet of a stock `DDPMPipeline` with
 Where pictures are augmented, a linear layer beside it, which is 0 for pictures as they are, adds to its time embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import UNet2DModel
@@ -62,7 +63,7 @@ class UNetField(nn.Module):
         unet: The network, in diffusers' convention; `new_unet` or `pretrained_unet` make one.
         num_classes: Number of classes, one less than the network embeds; 0 makes the field unconditional.
         gradient_checkpointing: Compute activations again in the backward pass: slower, far less memory.
-        numbers: Numbers of a condition's augmentation; 0 where pictures are not augmented.
+        numbers: How many numbers each further part of a condition has, by its name.
     """
 
     edges = ("unet.conv_in", "unet.conv_out", "unet.class_embedding", "augment")
@@ -71,13 +72,18 @@ class UNetField(nn.Module):
     """The attribute that holds the network of a stock diffusers pipeline."""
 
     def __init__(
-        self, unet: UNet2DModel, num_classes: int = 0, gradient_checkpointing: bool = False, numbers: int = 0
+        self,
+        unet: UNet2DModel,
+        num_classes: int = 0,
+        gradient_checkpointing: bool = False,
+        numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.unet = quicken(unet)
         self.num_classes = num_classes
         # without bias: an augmentation of 0 adds 0, so that the network itself is the field of unchanged pictures
-        self.augment = nn.Linear(numbers, unet.time_embedding.linear_2.out_features, bias=False) if numbers else None
+        inside, count = unet.time_embedding.linear_2.out_features, numbers.get("augmentation")
+        self.augment = nn.Linear(count, inside, bias=False) if count else None
         if self.augment is not None:
             nn.init.zeros_(self.augment.weight)
         if gradient_checkpointing:

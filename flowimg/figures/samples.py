@@ -10,7 +10,7 @@ from torch import Tensor
 from flowimg.flow.condition import Condition
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
-from flowimg.spaces.space import Space
+from flowimg.spaces.space import Space, chosen
 
 MAX_COLUMNS = 20
 """Up to this number of classes, each has its own column of the grid."""
@@ -27,7 +27,7 @@ def draw_samples(space: Space, x: Tensor, cond: Condition, path: Path, title: st
         title: The title; a grid of pictures has no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    DRAWN[type(space)](space, x, cond, path, title)
+    chosen(DRAWN, space)(space, x, cond, path, title)
 
 
 def save_grid(space: Space, x: Tensor, path: Path, columns: int | None = None) -> None:

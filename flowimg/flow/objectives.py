@@ -90,7 +90,7 @@ class FlowMatching:
     times: TimeDistribution
     stratified: bool
     shift: float
-    label_drop: float
+    drops: tuple[tuple[str, float], ...]
     batch_size: int
     seed: int
     weighting: Weighting | None = None
@@ -120,9 +120,10 @@ class FlowMatching:
         lot, how = lot_of(step, len(positions)), (self.times, self.shift, self.stratified, self.batch_size, self.seed)
         times = _times if len(lot) > 1 else _times.__wrapped__  # many rows are not kept
         t = _to(times(*how, lot, positions)[step - lot.start], x_1.device)
-        if cond.label is not None and self.label_drop > 0:
-            dropped = randomness.uniform(self.seed, "label drop", step, positions) < self.label_drop
-            cond = cond.drop("label", _to(dropped, x_1.device))
+        for part, share in self.drops:
+            if getattr(cond, part) is not None and share > 0:
+                dropped = randomness.uniform(self.seed, f"{part} drop", step, positions) < share
+                cond = cond.drop(part, _to(dropped, x_1.device))
         return Draw(x_0, x_1, t, cond)
 
     def fixed_draw(self, x_1: Tensor, cond: Condition) -> Draw:

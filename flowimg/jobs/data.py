@@ -1,18 +1,21 @@
-"""`flowimg data`: a source looked over, drawn as a field will see it, or decoded beforehand."""
+"""`flowimg data`: check a source, draw what a field will see of it, or decode it beforehand."""
 
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flowimg.build.data import build_source, find_images, store_images
 from flowimg.data.cache import cache_folder
-from flowimg.data.find import FEW, recognise_asked, select
-from flowimg.data.listing import Listing, Source, plain
-from flowimg.data.scan import Scan, scan
+from flowimg.data.find import FEW, select
+from flowimg.data.listing import Request, plain
+from flowimg.data.scan import HASH, Scan, scan
+from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
@@ -23,132 +26,101 @@ from flowimg.settings.run import Config
 from flowimg.settings.verbs import Check, Preview
 
 BAR = 30
-"""Characters of the longest bar of a class."""
+"""Characters of the bar of the largest class."""
 SHOWN = 40
-"""Classes and sizes shown at most; --json has all."""
+"""Most classes that are printed; --json has all."""
 SPARSE, SPARSE_SHARE = 10, 0.05
-"""A class is near-empty below so many pictures, or so small a share of what classes have on average."""
+"""A class with fewer pictures, or with a smaller share of the mean over classes, is near-empty."""
 
 
 def check(settings: Check) -> dict[str, Any]:
-    """Look every picture over, say what there is, and list what is odd.
+    """Decode every picture of a source, and report what there is and what is wrong with it.
 
     Raises:
-        DataError: If more than `max_bad` are broken; its `result` is all that was found.
+        DataError: If more than `max_bad` are broken; its `result` has all findings.
     """
     alone("data check")
     began = time.perf_counter()
-    cache, named = cache_folder(settings.cache), bool(settings.classes)
-    known, key = recognise_asked(
-        settings.source,
-        cache,
-        settings.subset,
-        settings.root,
-        split=settings.split,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        labels=settings.labels or named,
-        named=named,
-    )
-    seen = scan(known, cache, key, settings.workers or cores(), bar=True, deep=True)
-    rows, well, _, _ = select(known.where, seen, settings.classes, settings.first)
-    listing: Listing | None = None
-
-    def name(row: int) -> str:
-        nonlocal listing
-        if row in seen.names:
-            return seen.names[row]
-        listing = listing or known.list()
-        return plain(listing.name(row))
-
-    count, good = len(rows), rows[well[rows]]
+    request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
+    cache = cache_folder(settings.cache)
+    source = recognise(settings.source, cache, request)
+    seen = scan(source, cache, request.key, settings.workers or cores(), bar=True, deep=True)
+    rows, well, _, _ = select(source.where, seen, request.classes, request.first)
+    good = rows[well[rows]]
     bad = [{"name": seen.names[row], "reason": seen.wrong[row]} for row in rows[~well[rows]].tolist()]
-    sizes = Counter({f"{w} x {h}": int(n) for (h, w), n in zip(*_unique(seen.sizes[good]), strict=True)})
-    classes = _classes(seen, good)
-    twice = [[name(row) for row in group] for group in _twice(seen, good)]
+    duplicates = _duplicates(seen, good)
+    listing = source.list() if duplicates else None
+    classes = _count_classes(seen, good)
+    sparse = max(SPARSE, SPARSE_SHARE * sum(classes.values()) / max(len(classes), 1))
     result = {
         "source": settings.source,
-        "kind": known.kind,
+        "kind": source.kind,
         "split": settings.split,
-        "pictures": count,
+        "pictures": len(rows),
         "good": len(good),
         "bad": bad,
-        "sizes": dict(sizes.most_common()),
+        "sizes": {f"{w} x {h}": count for (h, w), count in seen.of_size(good).most_common()},
         "modes": dict(seen.of_kind(good, 0).most_common()),
         "formats": dict(seen.of_kind(good, 1).most_common()),
-        "transparent": int(seen.clear[good].sum()),
-        "moving": int(seen.moving[good].sum()),
+        "transparent": int(seen.table["clear"][good].sum()),
+        "moving": int(seen.table["moving"][good].sum()),
         "classes": classes,
-        "near_empty": _sparse(classes),
-        "twice": twice,
-        "left_alone": list(seen.left_alone),
+        "near_empty": [name for name, count in classes.items() if count < sparse],
+        "twice": [[plain(listing.name(row)) for row in group] for group in duplicates] if listing else [],
+        "left_alone": list(seen.unused),
     }
-    _tell(settings, known, result, time.perf_counter() - began)
-    share = len(bad) / max(count, 1)
+    _print_findings(result, settings.list_most, time.perf_counter() - began)
+    share = len(bad) / max(len(rows), 1)
     if share > settings.max_bad or not len(good):
         raise DataError(
-            f"{settings.source}: {len(bad):,} of {count:,} pictures ({share:.1%}) cannot be used, more than max_bad "
-            f"{settings.max_bad:g} allows: mend or remove them, or train with a higher --data.max-bad",
+            f"{settings.source}: {len(bad):,} of {len(rows):,} pictures ({share:.1%}) cannot be used, more than "
+            f"max_bad {settings.max_bad:g} allows: repair or remove them, or train with a higher --data.max-bad",
             result,
         )
     return result
 
 
-def _unique(sizes: np.ndarray) -> tuple[list[list[int]], list[int]]:  # type: ignore[type-arg]
-    pairs, counts = np.unique(sizes, axis=0, return_counts=True)
-    return pairs.tolist(), counts.tolist()
-
-
-def _classes(seen: Scan, good: np.ndarray) -> dict[str, int]:  # type: ignore[type-arg]
+def _count_classes(seen: Scan, good: NDArray[np.int64]) -> dict[str, int]:
     if seen.labels is None:
         return {}
     counts = np.bincount(seen.labels[good], minlength=len(seen.classes))
     return {plain(name): int(count) for name, count in zip(seen.classes, counts, strict=True)}
 
 
-def _sparse(classes: dict[str, int]) -> list[str]:
-    mean = sum(classes.values()) / max(len(classes), 1)
-    return [name for name, count in classes.items() if count < max(SPARSE, SPARSE_SHARE * mean)]
-
-
-def _twice(seen: Scan, good: np.ndarray) -> list[list[int]]:  # type: ignore[type-arg]
-    """Rows of pictures that show the same, group by group."""
-    whole = np.ascontiguousarray(seen.hashes[good]).view(np.dtype((np.void, seen.hashes.shape[1]))).ravel()
-    _, number, counts = np.unique(whole, return_inverse=True, return_counts=True)
-    several = np.flatnonzero(counts[number] > 1)
+def _duplicates(seen: Scan, good: NDArray[np.int64]) -> list[list[int]]:
+    """Groups of rows whose pictures have the same pixels."""
+    hashes = np.ascontiguousarray(seen.table["hashes"][good]).view(f"V{HASH}").ravel()
+    _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     groups: dict[int, list[int]] = {}
-    for place in several.tolist():
-        groups.setdefault(int(number[place]), []).append(int(good[place]))
+    for position in np.flatnonzero(counts[number] > 1).tolist():
+        groups.setdefault(int(number[position]), []).append(int(good[position]))
     return list(groups.values())
 
 
-def _tell(settings: Check, known: Source, found: dict[str, Any], seconds: float) -> None:
-    """Say what was found, a line each."""
+def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> None:
+    """Print the findings, one in each line; of lists, at most the first `list_most` lines."""
 
     def line(head: str, text: str) -> None:
         print(f"{head:<10}{text}")
 
-    def some(head: str, lines: list[str]) -> None:
-        for number, text in enumerate(lines[: settings.list_most]):
+    def lines(head: str, texts: list[str]) -> None:
+        if len(texts) > list_most:
+            texts = [*texts[:list_most], f"... {len(texts):,} in all; --list-most N or --json shows more"]
+        for number, text in enumerate(texts):
             line("" if number else head, text)
-        if len(lines) > settings.list_most:
-            line("" if settings.list_most else head, f"... {len(lines):,} in all; --list-most N or --json shows more")
 
-    bad, classes, twice = found["bad"], found["classes"], found["twice"]
-    line("source", f"{settings.source}: {known.kind}")
-    each = f", {found['pictures'] / seconds:,.0f}/s" if seconds > 1 else ""
-    line(
-        "pictures",
-        f"{found['pictures']:,} in {settings.split}: {found['good']:,} good, {len(bad):,} bad ({seconds:.1f} s{each})",
-    )
+    bad, classes, duplicates = found["bad"], found["classes"], found["twice"]
+    line("source", f"{found['source']}: {found['kind']}")
+    count, good = found["pictures"], found["good"]
+    took = f"{seconds:.1f} s, {count / seconds:,.0f}/s" if seconds > 1 else f"{seconds:.1f} s"
+    line("pictures", f"{count:,} in {found['split']}: {good:,} good, {len(bad):,} bad ({took})")
     for head in ("sizes", "modes", "formats"):
-        values = list(found[head].items())
-        more = f", ... {len(values):,} in all" if len(values) > 8 else ""
-        line(head, ", ".join(f"{name} ({count:,})" for name, count in values[:8]) + more)
+        texts = [f"{name} ({count:,})" for name, count in found[head].items()]
+        line(head, ", ".join(texts[:8]) + (f", ... {len(texts):,} in all" if len(texts) > 8 else ""))
     if found["transparent"]:
         line("", f"{found['transparent']:,} are transparent: laid over data.background")
     if found["moving"]:
-        line("", f"{found['moving']:,} have several frames or pages: the first is taken")
+        line("", f"{found['moving']:,} have several frames or pages: the first is used")
     if classes:
         widest, most = max(map(len, classes)), max(max(classes.values()), 1)
         line("classes", f"{len(classes):,}")
@@ -158,58 +130,56 @@ def _tell(settings: Check, known: Source, found: dict[str, Any], seconds: float)
             line("", f"... {len(classes) - SHOWN:,} more")
     if found["near_empty"]:
         line("warning", f"near-empty classes: {', '.join(found['near_empty'][:20])}")
-    if twice:
-        line(
-            "twice",
-            f"{sum(map(len, twice)) - len(twice):,} pictures show what another one shows, in {len(twice):,} groups",
+    if duplicates:
+        extra = sum(map(len, duplicates)) - len(duplicates)
+        line("duplicate", f"{extra:,} pictures have the same pixels as another one, in {len(duplicates):,} groups")
+        lines(
+            "", [" = ".join(group[:4]) + (f" = ... ({len(group)})" if len(group) > 4 else "") for group in duplicates]
         )
-        some("", [" = ".join(group[:4]) + (f" = ... ({len(group)})" if len(group) > 4 else "") for group in twice])
     if bad:
-        reasons = Counter(item["reason"] for item in bad)
-        line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5)))
-        some("", [f"{item['name']}: {item['reason']}" for item in bad])
-    if found["left_alone"]:
-        some("unread", found["left_alone"])
-    if found["good"] < FEW:
-        line("warning", few(found["good"]))
+        reasons = Counter(item["reason"] for item in bad).most_common(5)
+        line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons))
+        lines("", [f"{item['name']}: {item['reason']}" for item in bad])
+    lines("unused", found["left_alone"])
+    if good < FEW:
+        line("warning", few(good))
 
 
 def few(count: int) -> str:
-    """What is to be said of a small set."""
+    """The warning about a small set."""
     return (
-        f"{count:,} pictures are few: below about {FEW:,} a field may learn them by heart; more pictures, "
-        "--data.flip true and fewer steps help, and the nearest pictures in `flowimg evaluate` tell"
+        f"{count:,} pictures are few: with fewer than about {FEW:,}, a field may memorise them; more pictures, "
+        "--data.flip true and fewer steps help, and the nearest pictures in `flowimg evaluate` show whether it does"
     )
 
 
 def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
-    """Draw the first batch of a run on a source, as the field will see it.
+    """Draw the first pictures of a run on a source, as the field will see them.
 
     Args:
-        settings: The source, how its pictures are treated, and how many are drawn.
-        config: The run, where it is one of a settings file: its first step is drawn.
+        settings: The source, how its pictures are processed, and how many are drawn.
+        config: The run whose first pictures are drawn, if the source is a settings file or a run.
     """
     alone("data preview")
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
-    data = ImageData(**{name: getattr(settings, name) for name in ImageData.model_fields})
+    data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
     if config is None and not data.stream and len(find_images(data).rows) <= data.held_out:
-        print(f"held out  1 and not {data.held_out}, as a run would need: there are too few")
+        print(f"held out  1 and not {data.held_out} as in a run: there are too few")
         data = data.model_copy(update={"held_out": 1})
-    config = config or Config(field=UNet(), data=data, seed=settings.seed)
+    config = config or Config(field=UNet(), data=data)
     config = config.model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
     print(f"data      {source.story}")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-    batches: Any = source.load(torch.device("cpu"))
-    draw_preview(batches, settings.count, config.train.batch_size, Path(settings.out))
+    draw_preview(source.load(torch.device("cpu")), settings.count, config.train.batch_size, Path(settings.out))
     print(f"pictures  {settings.out}: the first {settings.count} that a run of seed {config.seed} sees")
     return {"out": settings.out, "count": settings.count, "shape": source.facts.shape, "story": source.story}
 
 
 def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
-    """A grid of what the first steps of a run see."""
-    fresh = batches.seen_from(0)  # a run that continues has counted otherwise
+    """Draw a grid of the first pictures of a run."""
+    fresh = batches.seen_from(0)  # a resumed run may count from another sample
     steps = range(0, count, batch_size)
     seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(steps)]
     fresh.close()
@@ -217,32 +187,30 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
 
 
 def prepare(config: Config) -> dict[str, Any]:
-    """Decode a run's pictures to the cache, so that the run finds them there."""
+    """Decode a run's pictures to the cache, where the run will find them."""
     alone("data prepare")
     data: Any = config.data
     if not data.holds_pictures:
         raise SettingsError(f"data.kind {data.kind} needs no preparation: points are drawn afresh")
     began = time.perf_counter()
     if data.stream:
-        source = build_source(config)
-        print(
-            f"data      {source.story}\ncache     {cache_folder(data.cache)}: where each picture lies; none is decoded"
-        )
-        return {"cache": str(cache_folder(data.cache)), "story": source.story}
+        story, cache = build_source(config).story, cache_folder(data.cache)
+        print(f"data      {story}\ncache     {cache}: where each picture is stored; none is decoded")
+        return {"cache": str(cache), "story": story}
     found = find_images(data)
     stored = store_images(data, found)
-    size = stored.images.pixels.nbytes
+    pixels, bad = stored.images.pixels, (*found.bad, *stored.bad)
     print(f"data      {data.source}: {found.story}")
-    for name, reason in (*found.bad, *stored.bad)[:20]:
+    for name, reason in bad[:20]:
         print(f"left out  {name}: {reason}")
-    shape = " x ".join(map(str, stored.images.pixels.shape))
-    print(f"store     {stored.folder}: {shape} bytes, {size / 2**20:,.1f} MiB, {time.perf_counter() - began:.1f} s")
-    print("          it may be deleted at any time, and is made again")
+    size = f"{' x '.join(map(str, pixels.shape))} bytes, {pixels.nbytes / 2**20:,.1f} MiB"
+    print(f"store     {stored.folder}: {size}, {time.perf_counter() - began:.1f} s")
+    print("          it may be deleted at any time, and is then made again")
     return {
         "store": str(stored.folder),
-        "shape": list(stored.images.pixels.shape),
-        "bytes": size,
+        "shape": list(pixels.shape),
+        "bytes": pixels.nbytes,
         "fingerprint": stored.fingerprint,
-        "bad": [bad._asdict() for bad in (*found.bad, *stored.bad)],
+        "bad": [one._asdict() for one in bad],
         "story": found.story,
     }

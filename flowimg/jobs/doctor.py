@@ -1,4 +1,4 @@
-"""`flowimg doctor`: is this machine, and this folder, one that a long run can trust?"""
+"""`flowimg doctor`: checks that this machine and a folder are fit for a long run."""
 
 import importlib.metadata
 import os
@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 
 from flowimg.errors import MachineError
 from flowimg.fields.cpu.norm import library
-from flowimg.files import existing
+from flowimg.files import existing, filled, lock
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import fast_in_bf16
 from flowimg.machine.throughput import product_flops
@@ -34,17 +36,17 @@ assert bool((x == 3).all()), x
 dist.destroy_process_group()
 """
 PATIENCE = 90
-"""Seconds that two processes may take to find each other and add."""
+"""Longest time in seconds for two processes to start and to complete an all-reduce."""
 
 Finding = tuple[str, str]
-"""ok, note or bad; and a sentence."""
+"""A verdict (ok, note or bad), and a sentence."""
 
 
 def doctor(settings: Doctor) -> dict[str, Any]:
-    """Look at everything, say it, and fail if something is bad.
+    """Run and print all checks.
 
     Raises:
-        MachineError: With what is bad.
+        MachineError: If a check found something bad; the message lists all such findings.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "versions": _versions,
@@ -52,26 +54,26 @@ def doctor(settings: Doctor) -> dict[str, Any]:
         "precision": _precision,
         "memory": _shared_memory,
         "processes": _processes,
-        "folder": lambda: _folder(Path(settings.run)),
+        "folder": partial(_folder, Path(settings.run)),
     }
     found: dict[str, Finding] = {}
     for name, check in checks.items():
         try:
             found[name] = check()
-        except Exception as error:  # whatever is wrong with a machine, the other checks are of use
+        except Exception as error:  # the other checks are useful whatever is wrong with the machine
             found[name] = ("bad", f"{type(error).__name__}: {error}")
-        print(f"{found[name][0]:<5} {name:<10} {found[name][1]}", flush=True)
-    bad = [f"{name}: {sentence}" for name, (verdict, sentence) in found.items() if verdict == "bad"]
-    if bad:
+        verdict, sentence = found[name]
+        print(f"{verdict:<5} {name:<10} {sentence}", flush=True)
+    if bad := [f"{name}: {sentence}" for name, (verdict, sentence) in found.items() if verdict == "bad"]:
         raise MachineError("\n".join(bad))
     return {name: {"verdict": verdict, "says": sentence} for name, (verdict, sentence) in found.items()}
 
 
 def _versions() -> Finding:
-    import torchvision  # noqa: F401  a pair that does not fit torch fails here
+    import torchvision  # noqa: F401  this import fails if its version does not fit torch
 
-    told = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return "ok", f"Python {platform.python_version()}, {told}"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return "ok", ", ".join([f"Python {platform.python_version()}", *versions])
 
 
 def _device() -> Finding:
@@ -80,26 +82,26 @@ def _device() -> Finding:
         gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
         torch.ones(8, device=device).sum().item()
         return "ok", "; ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
-    note = (
-        "no GPU that torch sees" if shutil.which("nvidia-smi") is None else "nvidia-smi is here, and torch sees no GPU"
-    )
-    return "note" if shutil.which("nvidia-smi") else "ok", f"{device}, {torch.get_num_threads()} threads; {note}"
+    threads = f"{device}, {torch.get_num_threads()} threads"
+    if shutil.which("nvidia-smi"):
+        return "note", f"{threads}; torch finds no GPU, although nvidia-smi is installed"
+    return "ok", f"{threads}; torch finds no GPU"
 
 
 def _precision() -> Finding:
-    """Matrix products in fp32 and bf16 on this device."""
+    """Compare the speed of matrix products in bf16 and fp32 with the precision that `auto` takes."""
     device = pick_device()
-    times = product_flops(device, torch.bfloat16) / product_flops(device, torch.float32)
-    told = f"bf16 is {times:.1f} times as fast as fp32 in matrix products"
-    taken = "bf16" if fast_in_bf16(device) else "fp32"
-    told += f"; train.precision auto takes {taken} for U-Nets"
-    if (times > 1.2) != (taken == "bf16"):
-        return "note", f"{told}, the slower one here: ask for the other"
-    if device.type == "cpu" and taken == "bf16":
-        if library().functions() is None:
-            return "note", f"{told}, whose blocks are not in C: a C compiler (cc) would make them faster"
-        told += ", whose blocks are in C"
-    return "ok", told
+    speedup = product_flops(device, torch.bfloat16) / product_flops(device, torch.float32)
+    fast = fast_in_bf16(device)
+    summary = f"bf16 is {speedup:.1f} times as fast as fp32 in matrix products; train.precision auto takes "
+    summary += "bf16 for U-Nets" if fast else "fp32 for U-Nets"
+    if (speedup > 1.2) != fast:
+        return "note", f"{summary}, the slower one here: set train.precision to the other"
+    if device.type != "cpu" or not fast:
+        return "ok", summary
+    if library().functions() is None:
+        return "note", f"{summary}, whose blocks are not in C: a C compiler (cc) would make them faster"
+    return "ok", f"{summary}, whose blocks are in C"
 
 
 def _shared_memory() -> Finding:
@@ -108,12 +110,14 @@ def _shared_memory() -> Finding:
         return "ok", "no /dev/shm on this system"
     free = shutil.disk_usage(shm).free / 2**20
     if free < 64:
-        return "note", f"/dev/shm has {free:.0f} MiB: in a container give more, --shm-size=1g"
+        return "note", f"/dev/shm has only {free:.0f} MiB free: give a container more with --shm-size=1g"
     return "ok", f"/dev/shm has {free:,.0f} MiB free"
 
 
 def _processes() -> Finding:
+    """Start two processes that add numbers."""
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    what = f"two-process {backend} all-reduce"
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "all_reduce.py")
         script.write_text(ALL_REDUCE.format(backend=backend))
@@ -122,47 +126,33 @@ def _processes() -> Finding:
         try:
             done = subprocess.run(launch, capture_output=True, text=True, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            return "bad", f"two processes did not add by {backend} within {PATIENCE} s: see NCCL_DEBUG=INFO, firewalls"
+            return "bad", f"{what} did not finish within {PATIENCE} s: check firewalls, and set NCCL_DEBUG=INFO"
     if done.returncode:
         why = next((line for line in done.stderr.splitlines() if "Error:" in line), "no reason given")
-        return "bad", f"two processes could not add by {backend}: {why.strip()}"
-    return "ok", f"two processes add by {backend}, {time.perf_counter() - began:.0f} s with their start"
+        return "bad", f"{what} failed: {why.strip()}"
+    return "ok", f"{what} works ({time.perf_counter() - began:.0f} s including start-up)"
 
 
 def _folder(run: Path) -> Finding:
-    """Write, sync, rename, lock, as a run does."""
-    standing = existing(run)
-    free = shutil.disk_usage(standing).free / 2**30
+    """Write, sync, rename and lock in a folder, as a run does."""
+    parent = existing(run)
+    free = shutil.disk_usage(parent).free / 2**30
     try:
-        with tempfile.TemporaryDirectory(dir=standing, prefix=".flowimg-doctor-") as folder:
-            file = Path(folder, "a")
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".flowimg-doctor-") as folder:
             began = time.perf_counter()
-            with file.open("wb") as stream:
-                stream.write(os.urandom(2**22))
-                stream.flush()
-                os.fsync(stream.fileno())
+            with filled(Path(folder, "step")) as step:
+                (step / "weights").write_bytes(os.urandom(2**22))
             seconds = time.perf_counter() - began
-            Path(folder, "step").mkdir()
-            Path(folder, "step").rename(Path(folder, "renamed"))
-            locks = _locks(file)
+            locks = _locks_hold(Path(folder, "lock"))
     except OSError as error:
-        return "bad", f"{standing} cannot hold a run: {error}"
-    told = f"{standing}: {free:,.1f} GiB free, 4 MiB synced in {1000 * seconds:.0f} ms, folders are renamed"
+        return "bad", f"{parent} cannot hold a run: {error}"
+    summary = f"{parent}: {free:,.1f} GiB free, a folder of 4 MiB synced and renamed in {1000 * seconds:.0f} ms"
     if not locks:
-        return "note", f"{told}; it has no locks: two runs in one folder would not see each other"
-    return "ok", f"{told}, locks hold"
+        return "note", f"{summary}; it has no locks: two runs in one folder would not notice each other"
+    return "ok", f"{summary}, locks hold"
 
 
-def _locks(file: Path) -> bool:
-    try:
-        import fcntl
-
-        with file.open() as one, file.open() as two:
-            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    except (ImportError, OSError):
-        pass
-    return False
+def _locks_hold(file: Path) -> bool:
+    with suppress(TimeoutError), lock(file, lambda: None), lock(file, lambda: None, patience=0):
+        return False
+    return True

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from flowimg.build.data import build_source, build_space
+from flowimg.build.data import build_condition, build_source, build_space
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.build.sampler import build_sampler
-from flowimg.conditions.labels import turns
 from flowimg.errors import MachineError
 from flowimg.files import existing
 from flowimg.jobs.evaluate.run import evaluate
@@ -68,7 +67,7 @@ def estimate(config: Config) -> dict[str, Any]:
     space = build_space(config, source.facts)
     few = range(min(space.at_once // PART, config.grid.count))
     sampler = build_sampler(state.ema, config, space, config.grid, strategy.autocast)
-    drawing = _seconds(strategy.device, lambda: sampler.draw(few, turns(few, source.facts.classes)))
+    drawing = _seconds(strategy.device, lambda: sampler.draw(few, build_condition(config, source.facts, few)))
     grid = 2 * drawing * config.grid.count / len(few)  # averaged and raw
 
     there = existing(Path(str(config.run)))

@@ -101,10 +101,9 @@ def _card(
     """The model card: a description, three lines of code, and the settings of the run."""
     # a card may be published: it names data and run without their paths on this machine
     data, run = _public(config.data.source), Path(str(config.run)).resolve().name
-    told = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
+    shown = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
     if pretrained := getattr(config.field, "pretrained", None):
-        field = config.field.model_copy(update={"pretrained": _public(pretrained)})
-        told = told.model_copy(update={"field": field})
+        shown = shown.model_copy(update={"field": config.field.model_copy(update={"pretrained": _public(pretrained)})})
     channels, height, width = facts.shape
     which = f"conditional on {len(facts.classes)} classes" if facts.classes else "unconditional"
     guidance = ", guidance_scale=2.0" if facts.classes and config.train.label_drop > 0 else ""
@@ -112,16 +111,16 @@ def _card(
         use = f"""from flowimg.sampling.pipeline import LabelPipeline
 pipeline = LabelPipeline.from_pretrained("FOLDER")
 picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
-        alone = """
+        more = """
 LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
 itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
 "no class". The classes, in order: """
-        alone += ", ".join(facts.classes) + ".\n"
+        more += ", ".join(facts.classes) + ".\n"
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 picture = pipeline(num_inference_steps={num_steps}).images[0]"""
-        alone = ""
+        more = ""
     pictured = f"![Samples at step {int(grid.stem.split('_')[1])}](samples.png)" if grid else ""
     average = {"ema": "averaged (EMA)", "raw": "raw"}.get(str(weights), f"averaged ({weights_name(weights)})")
     return f"""---
@@ -144,11 +143,11 @@ trained by flow matching on {data} with flowimg: {step:,} steps of {config.train
 
 FOLDER is this folder, or its id on the hub. The scheduler's `shift_terminal` of 1 / {num_steps} makes {num_steps}
 steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler` a `shift_terminal` of 1 / N.
-{alone}
+{more}
 ## How it was made
 
 ```yaml
-{dump(told)}```
+{dump(shown)}```
 """
 
 

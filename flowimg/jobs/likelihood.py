@@ -25,10 +25,11 @@ from flowimg.runs.opening import Run, made_by, open_run, weights_name
 from flowimg.settings.verbs import Likelihood
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
+from flowimg.spaces.space import chosen
 
 POINTS, PICTURES = 10_000, 100
 """The default numbers of samples."""
-AT_ONCE = {Points: 10_000, Pixels: 50}
+AT_ONCE: dict[type, int] = {Points: 10_000, Pixels: 50}
 """Samples at once: each takes more memory than in sampling."""
 SIDE = 160
 """Grid points per side of the map of log-density."""
@@ -39,7 +40,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     alone("likelihood")
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     settings = settle(settings, run.config)
-    measured, divergence = MEASURES[type(run.space)](settings, run)
+    measured, divergence = chosen(MEASURES, run.space)(settings, run)
     record = {**measured, **made_by(run, settings.weights, settings.precision)}
     keep(run.folder.evaluations, record)
     print(
@@ -55,7 +56,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
 def _log_density(settings: Likelihood, run: Run, x_1: Tensor, cond: Condition, exact: bool) -> LogDensity:
     """Log-densities of all samples, batch by batch, with the exact divergence or with Hutchinson's probes."""
     device = next(run.field.parameters()).device
-    size = settings.batch_size or AT_ONCE[type(run.space)]
+    size = settings.batch_size or chosen(AT_ONCE, run.space)
     parts: list[LogDensity] = []
     with autocast(device, settings.precision), tqdm(total=len(x_1), unit="sample", leave=False, disable=None) as bar:
         for rows in torch.arange(len(x_1)).split(size):

@@ -1,4 +1,4 @@
-"""What the Python API does: build settings, train, load a run, sample, evaluate. `flowimg.api` exports it."""
+"""The Python API except for training: build settings, load a run, sample, evaluate. `flowimg.api` exports it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowimg.build.data import build_condition
 from flowimg.build.sampler import build_sampler, settle
-from flowimg.conditions.labels import labelled, parse_label, turns
+from flowimg.conditions.labels import parse_label
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
 from flowimg.jobs.evaluate.run import evaluate
-from flowimg.jobs.train.run import train as train_run
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.runs import opening
@@ -23,12 +23,12 @@ from flowimg.runs.opening import check_guidance
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import changed, load, validate
 from flowimg.settings.run import Config
-from flowimg.settings.verbs import Drawing, Sample
+from flowimg.settings.verbs import Sample
 from flowimg.spaces.space import Space
 
 
 def configure(file: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a YAML file with changes by dotted keys, such as {"train.steps": 300}; all checked.
+    """The settings of a YAML file, with changes by dotted keys such as {"train.steps": 300}.
 
     Raises:
         SettingsError: With one line for each wrong key or value.
@@ -36,18 +36,12 @@ def configure(file: str | Path, changes: Mapping[str, Any] | None = None) -> Con
     return changed(load(str(file)), dict(changes or {}), "configure")
 
 
-def train(config: Config) -> dict[str, Any] | None:
-    """Train, or continue, the run of these settings, as `flowimg train` does.
-
-    Returns:
-        Results by name: step, loss, checkpoint, grid, ...; None on a process that is not the first.
-    """
-    return train_run(config)
-
-
 @dataclass(frozen=True)
 class Drawn:
-    """Samples: `x`, shape (N, *D), in the space of the run ([-1, 1] for pictures); evaluations of the network each."""
+    """Samples `x`, shape (N, *D), in the space of the run ([-1, 1] for images), and their conditions.
+
+    `nfe` is the number of network evaluations per sample.
+    """
 
     x: Tensor
     nfe: int
@@ -56,18 +50,18 @@ class Drawn:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Pictures as (N, H, W, C) uint8; points as (N, 2)."""
+        """Images as (N, H, W, C) uint8; points as (N, 2)."""
         return self.space.rows(self.x).numpy()
 
     def save(self, path: str | Path) -> None:
-        """Write the grid of all pictures, or the plot of all points, as a PNG."""
+        """Write a grid of all images, or a plot of all points, as a PNG file."""
         draw_samples(self.space, self.x, self.cond, Path(path), "samples")
 
 
 class Run:
-    """A trained run: its settings, its field on a device, and what can be done with them.
+    """A trained run: its settings, and its network on a device.
 
-    `velocity` is the field, an nn.Module (x, t, cond=None) -> v; `classes` are the names of the classes, in order.
+    `velocity` is the network, an nn.Module (x, t, cond=None) -> v; `classes` are the names of the classes, in order.
     """
 
     def __init__(self, run: opening.Run, weights: str | float) -> None:
@@ -81,38 +75,35 @@ class Run:
 
         Args:
             count: Number of samples.
-            seed: Seed of the first.
+            seed: Seed of the first sample.
             label: A class by number or name; by default the classes take turns.
-            how: As the options of `flowimg sample`: num_steps, solver, times, shift, guidance, precision, ...
+            how: Options of `flowimg sample`: num_steps, solver, times, shift, guidance, precision, ...
 
         Raises:
             SettingsError: If an option is unknown or out of range, or does not fit the run.
         """
         run = self._run
-        asked = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
-        settings = settle(validate(Sample, asked, "sample"), run.config)
+        options = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
+        settings = settle(validate(Sample, options, "sample"), run.config)
         number = parse_label(label, self.classes, settings.run)
         check_guidance(settings.guidance, run.facts, run.config)
         seeds = range(seed, seed + count)
-        cond = turns(seeds, self.classes) if number is None else labelled(number, count, self.classes)
-        x, nfe = self._sampler(settings, settings.batch_size).draw(seeds, cond)
-        return Drawn(x, nfe, cond, self.space)
-
-    def _sampler(self, settings: Drawing, batch_size: int | None) -> Any:
+        cond = build_condition(run.config, run.facts, seeds, number)
         precision = partial(autocast, next(self.velocity.parameters()).device, settings.precision)
-        return build_sampler(self.velocity, self.config, self.space, settings, precision, batch_size)
+        sampler = build_sampler(self.velocity, self.config, self.space, settings, precision, settings.batch_size)
+        return Drawn(*sampler.draw(seeds, cond), cond, self.space)
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
-        """Score samples against the run's data, print the scores and keep them, as `flowimg evaluate` does.
+        """Compare samples with the run's data, print the scores and record them, as `flowimg evaluate` does.
 
         Args:
-            options: As the options of `flowimg evaluate`: count, seed, num_steps, features, ...
+            options: Options of `flowimg evaluate`: count, seed, num_steps, features, ...
 
         Raises:
             SettingsError: If an option is unknown or out of range, or does not fit the run.
         """
-        asked = {"run": str(self._run.folder.path), "weights": self._weights, "step": self.step, **options}
-        return evaluate(validate(Evaluate, asked, "evaluate")) or {}
+        run = {"run": str(self._run.folder.path), "weights": self._weights, "step": self.step}
+        return evaluate(validate(Evaluate, run | options, "evaluate")) or {}
 
 
 def load_run(
@@ -124,11 +115,11 @@ def load_run(
         run: The folder.
         weights: "ema", "raw", or the length of a post-hoc average.
         step: The checkpoint of this step; None for the newest.
-        device: Where the field goes; None for the GPU if there is one.
+        device: Where the network goes; None for the GPU if there is one.
 
     Raises:
         SettingsError: If the folder holds no run, or not these weights.
         CheckpointError: If there is no whole checkpoint.
     """
-    where = torch.device(device) if device is not None else pick_device()
+    where = pick_device() if device is None else torch.device(device)
     return Run(opening.open_run(str(run), weights, step, where), weights)

@@ -12,9 +12,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from flowimg.build.data import cache_of
+from flowimg.build.data import build_condition, cache_of
 from flowimg.build.sampler import build_sampler, settle
-from flowimg.conditions.labels import labelled, parse_label, turns
+from flowimg.conditions.labels import parse_label
 from flowimg.errors import MachineError, SettingsError
 from flowimg.figures.samples import draw_samples
 from flowimg.files import write_text
@@ -41,7 +41,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     check_guidance(settings.guidance, run.facts, run.config)
     sampler = _sampler(settings, run, state)  # which refuses before anything is written
     seeds = range(settings.seed, settings.seed + settings.count)
-    cond = turns(seeds, classes) if label is None else labelled(label, len(seeds), classes)
+    cond = build_condition(run.config, run.facts, seeds, label)
 
     about = {**_about(settings, run, label), "format": form}
     usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"

@@ -1,4 +1,4 @@
-"""Compiling a field: whether it is worth it, and what torch.compile is told."""
+"""Compiling a network: whether it is worth it, and with which options."""
 
 import os
 import shutil
@@ -11,34 +11,34 @@ from torch import Tensor, nn
 from flowimg.errors import MachineError
 from flowimg.machine.device import pick_device
 
-WORTH = 4000
-"""Evaluations of the field, a batch each, from which a compiler's minute pays on a GPU."""
-LONG = 2000
-"""Steps of a run for which a compiler's minute is no loss: an H100 wins 30 to 60 ms in each of CIFAR-10's."""
+MIN_EVALUATIONS = 4000
+"""Evaluations of a batch from which a minute of compiling pays off on a GPU."""
+MIN_STEPS = 2000
+"""Steps of a run from which a minute of compiling pays off: an H100 saves 30 to 60 ms per step on CIFAR-10."""
 
 
 def compiles(asked: bool | str, name: str, cache: Path, worth: bool = True) -> bool:
-    """Whether a field is compiled: as requested, or where it is worth the wait and the compiler is at its best.
+    """Whether to compile a network: as requested; `auto` compiles on GPUs where it is worth it.
 
-    Its code is kept in the cache folder, for the next start.
+    Prepares torch for it, whose compiled code is then cached for the next start.
 
     Args:
         asked: True, False, auto, or graphs.
-        name: Name of the setting.
+        name: Name of the setting, for errors.
         cache: The cache folder.
-        worth: Whether it would be worth it, on a GPU.
+        worth: Whether compiling for a GPU takes less time than it saves.
 
     Raises:
-        MachineError: If there is no compiler for the code that it writes for a CPU, or no GPU for graphs.
+        MachineError: If a CPU has no C++ compiler, or graphs are requested without an NVIDIA GPU.
     """
     device = pick_device().type
     if asked == "graphs" and (device != "cuda" or torch.version.hip is not None):
-        raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or say true")
+        raise MachineError(f"{name} graphs needs an NVIDIA GPU: leave it out, or use true")
     if not (worth and device == "cuda" if asked == "auto" else asked):
         return False
     if device == "cpu" and not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise MachineError(f"{name} needs a C++ compiler on a CPU, such as g++: install one, or leave it out")
-    # torch would suggest TF32 for fp32, and report that diffusers caches what it looks up
+    # torch would suggest TF32 for fp32, and warn about a cached function in diffusers
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
@@ -48,25 +48,26 @@ def compiles(asked: bool | str, name: str, cache: Path, worth: bool = True) -> b
 def compiler_options(
     asked: bool | str, steps: int, processes: int, cache: Path, convolutions: bool
 ) -> dict[str, bool] | None:
-    """Options of torch.compile for a training step on `processes` processes; None where it is not compiled.
+    """Options of torch.compile for a training step; None where it is not compiled.
 
-    A GPU waits for the host to send it the thousand operations of a step, unless they are recorded as CUDA graphs. And
-    the convolutions of a U-Net in 16 bits have their channels last throughout: the compiler, left to itself, decides so
-    for all of a network or for none, and for none where one has half as many channels out as in, as every U-Net has;
-    then pictures are transposed around each of them. Both are done on NVIDIA's GPUs, on one process: where several
-    average their gradients nobody has tried it yet.
+    The two options are used on one NVIDIA GPU only; with several processes, which average gradients, they are untested.
+
+        triton.cudagraphs          otherwise a GPU waits for the host to send it the thousand operations of a step
+        force_layout_optimization  convolutions in 16 bits get their channels last. Otherwise the compiler decides for
+                                   the whole network, and against it where one convolution halves the channels, as in
+                                   every U-Net; then images are transposed around each convolution.
 
     Args:
         asked: train.compile.
-        steps: Steps of the run; a compiler's minute pays from `LONG` on.
-        processes: Processes of the launch.
+        steps: Number of steps of the run.
+        processes: Number of processes of the launch.
         cache: The cache folder.
-        convolutions: Whether the field is made of convolutions in 16 bits.
+        convolutions: Whether the network consists of convolutions in 16 bits.
 
     Raises:
         MachineError: See `compiles`.
     """
-    if not compiles(asked, "train.compile", cache, steps >= LONG):
+    if not compiles(asked, "train.compile", cache, steps >= MIN_STEPS):
         return None
     if pick_device().type != "cuda":
         return {}
@@ -78,7 +79,7 @@ def compiler_options(
 
 
 def how_compiled(options: dict[str, bool] | None) -> str:
-    """What `compiler_options` amount to, in words."""
+    """A description of `compiler_options`."""
     if options is None:
         return "not compiled"
     words = {"triton.cudagraphs": "in graphs", "force_layout_optimization": "channels last"}
@@ -86,9 +87,9 @@ def how_compiled(options: dict[str, bool] | None) -> str:
 
 
 class Compiled(nn.Module):
-    """A field that is compiled for batches of one size, and of twice that, as guidance has them.
+    """A network that is compiled for batches of one size, and of twice that size, which guidance needs.
 
-    Any other, as the last one, goes through the field as it is: it is not worth a compiler's time.
+    Batches of other sizes, such as the last one, use the network as it is: compiling for them would take too long.
     """
 
     def __init__(self, field: nn.Module, size: int) -> None:
@@ -97,7 +98,7 @@ class Compiled(nn.Module):
         self.compiled = torch.compile(field, dynamic=False)
 
     def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
-        """The field's velocity, shape of x; see the field."""
+        """The velocity, shape of x."""
         velocity: Tensor = (self.compiled if len(x) in self.sizes else self.field)(x, t, cond)
         return velocity
 
@@ -105,7 +106,7 @@ class Compiled(nn.Module):
 def compiled_for(
     field: nn.Module, asked: bool | str, count: int, batch_size: int, num_steps: int, cache: Path
 ) -> nn.Module:
-    """The field, compiled where that is requested, or worth it for `count` samples on this process."""
+    """The network, compiled if that is requested, or worth it for `count` samples on this process."""
     size = min(count, batch_size)
-    worth = size > 0 and count // size * num_steps >= WORTH
+    worth = size > 0 and count // size * num_steps >= MIN_EVALUATIONS
     return Compiled(field, size) if compiles(asked, "--compile", cache, worth) else field

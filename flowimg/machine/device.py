@@ -1,4 +1,4 @@
-"""The device, and the C library's memory."""
+"""The device, and the memory allocator of the C library."""
 
 import ctypes
 import os
@@ -6,11 +6,11 @@ import os
 import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""What mallopt of glibc may be told, by malloc.h: what is kept of freed memory, fetched ahead, and mapped by itself."""
+"""Parameters of glibc's mallopt, from malloc.h: freed memory kept, memory fetched ahead, size mapped separately."""
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU (also if ACCELERATE_USE_CPU asks for it)."""
+    """The GPU if there is one, else the CPU; the CPU too if ACCELERATE_USE_CPU is set."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -19,16 +19,16 @@ def pick_device() -> torch.device:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory of a GPU, or what Apple's lets one process have."""
+    """Memory of a GPU; on Apple's, as much as one process should use."""
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return torch.cuda.get_device_properties(device).total_memory
 
 
 def keep_memory() -> None:
-    """Have glibc keep memory that is freed: else a CPU maps and zeroes the large tensors of every step anew.
+    """Let glibc keep freed memory; otherwise a CPU maps and zeroes the large tensors again in every step.
 
-    Where there is a GPU, another C library, or where MALLOC_ variables are set, all stays as it is.
+    Changes nothing with a GPU, with another C library, or if MALLOC_ variables are set.
     """
     if pick_device().type != "cpu" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -37,6 +37,6 @@ def keep_memory() -> None:
     except (AttributeError, ValueError, OSError):
         return
     mallopt = ctypes.CDLL(None).mallopt
-    if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # older ones take no more
+    if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):  # older versions allow no more
         mallopt(M_TRIM_THRESHOLD, 2**30)
         mallopt(M_TOP_PAD, 2**27)

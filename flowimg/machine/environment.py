@@ -1,4 +1,4 @@
-"""What a run was made with, for its folder."""
+"""The versions and the hardware that a run used, for its folder."""
 
 import platform
 from typing import Any
@@ -9,11 +9,10 @@ from flowimg.version import __version__
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """What a run was made with, for its folder."""
+    """The content of environment.json."""
     import accelerate
     import numpy
 
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "flowimg": __version__,
         "python": platform.python_version(),
@@ -22,7 +21,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "device": str(device),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "processes": processes,
     }

@@ -1,9 +1,9 @@
-"""How much memory a pass takes, and the largest micro-batch that fits.
+"""How much memory training takes, and the largest micro-batch that fits.
 
-    fixed       weights, gradients, the optimiser's two averages, those of the weights: known from the parameters
-    per sample  what the backward pass keeps of the forward pass, measured at two sizes
+    fixed       weights, gradients, the optimiser's state and the averages of the weights: known from the parameters
+    per sample  what the forward pass stores for the backward pass: measured at two batch sizes
 
-The global batch stays as it is: what does not fit at once is accumulated.
+The global batch stays the same: gradients are accumulated over micro-batches.
 """
 
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from torch import Tensor, nn
 
 from flowimg.errors import MachineError
 
-SLACK = 1.4
-"""What a pass takes over what it keeps: gradients of activations and workspaces come and go."""
-SHARE = 0.85
-"""Share of the free memory that training may take."""
-TRIED = 4
-"""Samples in the smaller of the two passes that are measured."""
+OVERHEAD = 1.4
+"""Peak memory of a pass relative to what it stores: gradients of activations and workspaces come on top."""
+USABLE = 0.85
+"""Fraction of the free memory that training may use."""
+PROBE_SIZE = 4
+"""Samples in the smaller of the two measured passes."""
 
 
 def fixed_bytes(field: nn.Module, averages: int = 1) -> dict[str, int]:
-    """Bytes of everything that does not grow with the batch, with so many averages of the weights.
+    """Bytes of everything that does not grow with the batch, with this number of averages of the weights.
 
-    AdamW has two averages of its own; Muon has one of a matrix, and needs as much again while it moves it.
+    AdamW stores two averages per weight; Muon stores one, and needs as much again during an update.
     """
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
     return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": averages * weights}
 
 
 def kept_bytes(field: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that a forward pass of this field keeps for its backward pass, each memory once."""
+    """Bytes that a forward pass of this network stores for its backward pass; shared memory counts once."""
     own = {p.untyped_storage().data_ptr() for p in field.parameters()}
     kept: dict[int, int] = {}
 
@@ -46,13 +46,12 @@ def kept_bytes(field: nn.Module, forward: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()
-    del loss
+        forward()
     return sum(kept.values())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device, or of the machine within what its container allows."""
+    """Free memory of a GPU; else of the machine, within the limit of its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
@@ -63,18 +62,18 @@ def free_bytes(device: torch.device) -> int:
 
 
 def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
-    """The largest divisor of a process's share of the batch that fits.
+    """The largest micro-batch that fits, a divisor of a process's share of the batch.
 
     Raises:
-        MachineError: If not even one sample does.
+        MachineError: If not even one sample fits.
     """
     for size in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-        if fixed + size * per_sample * SLACK <= free * SHARE:
+        if fixed + size * per_sample * OVERHEAD <= free * USABLE:
             return size
-    need = (fixed + per_sample * SLACK) / 2**30
+    need = (fixed + per_sample * OVERHEAD) / 2**30
     raise MachineError(
-        f"not even a micro-batch of 1 fits: about {need:.1f} GiB are needed, {free * SHARE / 2**30:.1f} GiB may be "
-        "taken; take a smaller field or data.size, or field.gradient_checkpointing"
+        f"not even a micro-batch of 1 fits: it needs about {need:.1f} GiB, and {free * USABLE / 2**30:.1f} GiB are "
+        "usable; use a smaller network or data.size, or field.gradient_checkpointing"
     )
 
 
@@ -82,26 +81,26 @@ def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: 
     """The largest micro-batch that fits on this process's device.
 
     Args:
-        field: On its device, not wrapped yet.
-        forward: Samples to their mean loss, in the precision of the run.
-        share: Samples of the global batch that each process has.
-        averages: Averages of the weights that are kept.
+        field: The network, on its device, not wrapped yet.
+        forward: Number of samples to their mean loss, in the precision of the run.
+        share: Samples of the global batch per process.
+        averages: Number of averages of the weights.
 
     Raises:
         MachineError: If not even one sample fits.
     """
     training = field.training
     field.train()
-    small = min(TRIED, share)
+    small = min(PROBE_SIZE, share)
     first = kept_bytes(field, partial(forward, small))
     more = min(2 * small, share)
     per_sample = first / small
     if more > small:
         per_sample = max(kept_bytes(field, partial(forward, more)) - first, 0) / (more - small)
-    fixed = sum(fixed_bytes(field, averages).values()) - fixed_bytes(field)["weights"]  # those are there already
+    fixed = sum(fixed_bytes(field, averages).values()) - fixed_bytes(field)["weights"]  # allocated already
     device = next(field.parameters()).device
     size = largest(share, per_sample, fixed, free_bytes(device))
-    while device.type == "cuda" and size > 1:  # the true answer, with what else is in the memory
+    while device.type == "cuda" and size > 1:  # the final answer, with everything else in memory
         try:
             forward(size).backward()
             break

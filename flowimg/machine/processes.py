@@ -16,17 +16,17 @@ from flowimg.machine.device import keep_memory, pick_device
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one that fetches data or draws; ten minutes, NCCL's own, are soon over."""
+"""How long processes wait for another that downloads data or draws; NCCL's default of ten minutes is too short."""
 
 
 def alone(verb: str) -> None:
-    """Refuse several processes where they would all do the same work and write the same files."""
+    """Refuse several processes, which would all do the same work and write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MachineError(f"flowimg {verb} runs on one process for now: start it without a launcher")
 
 
 def processes(verb: str) -> PartialState:
-    """All processes of a launch, for work that they share.
+    """The processes of a launch, for work that they share.
 
     Raises:
         MachineError: If they do not see each other.
@@ -38,44 +38,44 @@ def processes(verb: str) -> PartialState:
 
 
 def get_ready() -> None:
-    """What a process does before it meets others; see `leave_together`."""
+    """Prepare a process for meeting the others."""
     keep_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # its functions keep, for ever, the group that there is when it is imported, as torch's compiler does
+        # this module keeps the process group that exists when it is first imported, by torch's compiler for example
         import torch.distributed.nn.functional  # noqa: F401
 
 
 def leave_together() -> None:
-    """Wait for all processes; at the exit of this one, take their group apart before Python does.
+    """Wait for all processes; when this one exits, destroy the process group before Python shuts down.
 
-    One that went ahead, or left the group's threads to the interpreter's end, may be aborted, and its launcher would
-    then kill the others and call the launch a failure.
+    A process that exits earlier, or with threads of the group still running, may be aborted; the launcher would then
+    kill the others and report a failure.
     """
     PartialState().wait_for_everyone()
     if torch.distributed.is_initialized():
-        atexit.register(_take_apart)
+        atexit.register(_destroy_group)
 
 
-def _take_apart() -> None:
+def _destroy_group() -> None:
     PartialState().destroy_process_group()
-    gc.collect()  # the threads end with the last that holds the group, which may be a cycle
+    gc.collect()  # the threads end when nothing refers to the group, and a reference cycle may
 
 
 def is_first() -> bool:
-    """Whether this is the first of the processes that were launched together."""
+    """Whether this is the first process of the launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def lost_others(error: Exception) -> bool:
-    """Whether a process of many fails because another one, which told why, has ended."""
+    """Whether this process fails because another one has ended, which reported why."""
     return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
 
 
 def check_launch(processes: int, verb: str) -> None:
-    """Refuse processes that were launched together and do not see each other.
+    """Refuse processes that were launched together but do not see each other.
 
     Raises:
-        MachineError: With the launch that works.
+        MachineError: With a launch command that works.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > processes:
@@ -86,5 +86,5 @@ def check_launch(processes: int, verb: str) -> None:
 
 
 def share(items: Sequence[Item], process: int, processes: int) -> Sequence[Item]:
-    """The items that are this process's: all of them are shared out, in order, as evenly as they go."""
+    """The items of this process: all items are divided among the processes in order, as evenly as possible."""
     return items[len(items) * process // processes : len(items) * (process + 1) // processes]

@@ -1,4 +1,4 @@
-"""What a run makes of its machine: the share of the speed of matrix products that its network reaches."""
+"""Hardware utilisation of a run (MFU): the speed of its network relative to plain matrix products."""
 
 import sys
 import time
@@ -8,30 +8,30 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 SIZES = {"cuda": 8192}
-"""Rows of the square matrices that are multiplied to know a device; 1,024 where it is not named."""
+"""Rows of the square matrices that measure a kind of device; 1,024 for other kinds."""
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of large matrices: the best of a few, after one to warm up."""
+    """Floating-point operations per second in products of large matrices: the best of five, after a warm-up."""
     size = SIZES.get(device.type, 1024)
     a = torch.randn(size, size, device=device).to(dtype)
     taken = []
     for _ in range(6):
         began = time.perf_counter()
-        (a @ a)[0, 0].item()  # which waits for the product
+        (a @ a)[0, 0].item()  # waits for the product
         taken.append(time.perf_counter() - began)
     return float(2 * size**3 / min(taken[1:]))
 
 
 @torch.no_grad()
 def pass_flops(field: nn.Module, shape: tuple[int, ...]) -> int:
-    """Floating-point operations of a sample's way forward and back, as torch counts them: back is twice forward.
+    """Floating-point operations per sample in a forward and a backward pass; the backward pass counts twice.
 
     Args:
-        field: On its device, in evaluation mode.
-        shape: Of a sample, *D.
+        field: The network, on its device, in evaluation mode.
+        shape: Shape of a sample, *D.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # which imports triton
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
 
     first: Tensor = next(field.parameters())
     x, t = first.new_zeros(1, *shape), first.new_full((1,), 0.5)
@@ -41,7 +41,7 @@ def pass_flops(field: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def samples_at_peak(accelerator: Accelerator, field: nn.Module, shape: tuple[int, ...]) -> float:
-    """Samples a second of all processes, if their network ran as fast as matrix products do on this one's device."""
+    """Samples per second over all processes if the network ran as fast as matrix products do on this device."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     with accelerator.autocast():
         needed = pass_flops(field, shape)
@@ -49,7 +49,7 @@ def samples_at_peak(accelerator: Accelerator, field: nn.Module, shape: tuple[int
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """MiB that were in use at most: of the GPU by tensors, of a CPU by this process; None where nobody counts."""
+    """Peak memory in MiB: of tensors on a GPU, of this process on a CPU; None on systems that do not measure it."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     try:

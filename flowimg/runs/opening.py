@@ -16,7 +16,7 @@ from flowimg.runs.folder import RunFolder, find_run
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
 from flowimg.spaces.space import Space
-from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder
+from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder, whole
 from flowimg.training.snapshots import find_kept, make_average, percent
 
 
@@ -121,7 +121,7 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
         CheckpointError: If no data look like that.
     """
     shape, classes = state.get("shape"), state.get("classes")
-    right = isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= 4096 for n in shape)
+    right = isinstance(shape, list) and len(shape) in (1, 3) and all(whole(n) and 1 <= n <= 4096 for n in shape)
     right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not right:
         raise CheckpointError(f"{path} was trained on data that cannot be: shape {str(shape)[:60]}")

@@ -95,7 +95,7 @@ def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], N
     Raises:
         CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
     """
-    if type(start.resume) is int:
+    if not isinstance(start.resume, bool):
         path = step_folder(folder.checkpoints, start.resume)
         if why := problem(path):
             said = why if path.exists() else "there is no such checkpoint"

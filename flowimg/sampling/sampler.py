@@ -113,10 +113,10 @@ class Sampler:
             cond: What the field is given, a row a sample; None for null.
             times: Flow times wanted, rising from 0 to 1; an adaptive solver visits them besides its own.
             back: From data to noise; the states are still in the order of `times`, turned around.
-            seeds: One a sample, for stochastic solvers.
+            seeds: One a sample, for stochastic solvers; by default the rows' numbers.
             hook: (rows, x, t) -> x after every solver step: it may replace the state.
         """
-        cond = cond or Condition()
+        cond, seeds = cond or Condition(), range(len(x)) if seeds is None else seeds
         visited = torch.tensor(times) if self.solver.adaptive else self.times
         whole = len(times) > 2
 
@@ -126,7 +126,7 @@ class Sampler:
                 flow = integrate(
                     self.velocity, x[mine].to(self.device), visited.flip(0) if back else visited, self.solver,
                     cond.rows(mine).to(self.device), trajectory=whole, path=self.path,
-                    noise=None if seeds is None else self._noise(seeds[mine]),
+                    noise=self._noise(seeds[mine]),
                     hook=None if hook is None else lambda state, t: hook(mine, state, t),
                 )  # fmt: skip
             if flow.trajectory is None:

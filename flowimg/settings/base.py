@@ -14,7 +14,7 @@ Length = Annotated[float, Field(ge=0.001, le=0.28)]
 
 
 def one_of(words: str) -> WrapValidator:
-    """One sentence for all that a setting of several types may be."""
+    """A single error for a setting of several types, in place of one error per type."""
 
     def check(value: Any, read: Callable[[Any], Any]) -> Any:
         try:

@@ -8,78 +8,83 @@ from flowimg.settings.base import Fraction, Level, Positive, Settings, Unit
 
 
 class PointData(Settings):
-    """Points in the plane, drawn afresh from a known distribution."""
+    """New points in the plane at every step, drawn from a known distribution."""
 
     holds_pictures: ClassVar = False
+    numbers: ClassVar[dict[str, int]] = {}
     kind: Literal["points"] = "points"
     source: Literal["checkerboard", "moons", "eight_gaussians", "spirals", "rings"] = "checkerboard"
-    """Which distribution."""
+    """The distribution."""
     cells: Annotated[int, Field(ge=2, le=64)] = 4
-    """Cells a side of the checkerboard, on the same square; the other sources ignore it."""
+    """Squares per side of the checkerboard, whose total size stays the same; the other sources ignore it."""
     labels: bool = False
-    """Train conditional on the part (cell, mode, arm, ring) a point comes from."""
+    """Condition the network on the part (square, mode, arm or ring) that a point comes from."""
     held_out: Positive = 1024
-    """Fresh points for the held-out loss."""
+    """Number of new points for the held-out loss."""
 
 
 class ImageData(Settings):
-    """Images, decoded once to a cache, or streamed."""
+    """Images, decoded once into a cache, or streamed."""
 
     holds_pictures: ClassVar = True
     kind: Literal["images"] = "images"
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """digits; a folder of pictures; parquet, arrow or tar; CIFAR10, FashionMNIST or OxfordIIITPet; or a hub id."""
+    """digits; a folder of images; parquet, arrow or tar files; CIFAR10, FashionMNIST or OxfordIIITPet; or a hub id."""
     root: str = "data"
-    """The folder that sets of torchvision lie in."""
+    """The folder for datasets of torchvision."""
     subset: str | None = None
-    """Which configuration, of a hub dataset that has several."""
+    """The configuration of a hub dataset that has several."""
     split: str = "train"
-    """Which split to train on."""
+    """The split to train on."""
     image_column: str | None = None
-    """The column (in tar shards, the ending) of pictures; by default the only one there is."""
+    """The column of images (in tar shards, their file extension); by default the only such column."""
     label_column: str | None = None
-    """The column (in tar shards, the ending) of labels; by default the only one there is, if any."""
+    """The column of labels (in tar shards, their file extension); by default the only such column, if there is one."""
     labels: bool = True
-    """Train conditional on the class, where the source has classes."""
+    """Condition the network on the class, where the source has classes."""
     classes: tuple[str, ...] = ()
-    """Keep pictures of these classes alone; empty keeps all."""
+    """Use only these classes; empty means all."""
     first: Positive | None = None
-    """Keep the first so many, for a try."""
+    """Use only the first N images, for a quick trial."""
     size: Annotated[int, Field(ge=2, le=4096)] | None = None
-    """Bring every picture to a square of so many pixels a side; null where they all are of one square size."""
+    """Resize all images to squares with this many pixels per side; null if they are squares of one size already."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
-    """How: scale and cut the middle out, scale and fill, scale both sides, or fill and cut without scaling."""
+    """crop: scale and crop the centre; pad: scale and pad; stretch: ignore proportions; keep: crop or pad only."""
     random_crop: Annotated[int, Field(ge=2, le=8192)] | None = None
-    """Bring them to so many pixels a side, and cut a window of data.size out at random every time."""
+    """Resize to this many pixels per side instead, and crop a random window of data.size at every use."""
     channels: Literal["auto", "grey", "rgb"] = "auto"
-    """Grey or RGB; auto takes grey if no picture has colour."""
+    """Colour mode; auto is grey if no image has colour, otherwise rgb."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
-    """Red, green, blue under transparent pixels and around padded pictures."""
+    """Red, green and blue (0 to 255) behind transparent pixels and around padded images."""
     flip: bool = False
-    """Flip left to right, half of the time."""
+    """Flip each image left to right with probability 1/2."""
     augment: Unit = 0.0
-    """Turn, scale, stretch, move, each so often; mirror half. The field is told, so samples are not (0.12: EDM's)."""
+    """Probability of each augmentation (rotate, scale, stretch, shift; mirror: 1/2), 0.12 in EDM; 0 for none.
+    The network is conditioned on it, so samples are unaffected."""
     held_out: Positive = 97
-    """Images kept apart for the held-out loss."""
+    """Number of images kept out of training for the held-out loss."""
     max_bad: Fraction = 0.01
-    """Fraction of pictures that may be broken; they are left out and listed."""
+    """Largest allowed fraction of broken images; they are skipped and listed."""
     cache: Annotated[str, Field(min_length=1)] | None = None
-    """Folder for decoded pictures; by default $FLOWIMG_CACHE, or ~/.cache/flowimg."""
+    """Folder for decoded images; by default $FLOWIMG_CACHE, or ~/.cache/flowimg."""
     gpu_share: Unit = 0.25
-    """Decoded pictures go to the GPU if they take no more than this share of its memory."""
+    """Keep the decoded images on the GPU if they need at most this fraction of its memory."""
     workers: Positive | None = None
-    """Processes that decode; by default one a core, one less while streaming."""
+    """Number of decoder processes; by default one per core, one fewer when streaming."""
     stream: bool = False
-    """Read tar shards or parquet as they come, decoded each time: for what no disk holds decoded."""
+    """Decode images of tar shards or parquet files on the fly, at every use; for data too large for a decoded cache."""
     open_shards: Positive = 16
-    """Streaming: shards read from at a time; more mix better and take more memory."""
+    """Number of shards read at the same time when streaming; more shuffle better but need more memory."""
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many numbers each further part of a condition has."""
+        return {"augmentation": 9} if self.augment else {}
 
     @model_validator(mode="after")
-    def _cut(self) -> "ImageData":
+    def _fits(self) -> "ImageData":
         if self.random_crop is not None and (self.size is None or self.random_crop <= self.size):
-            raise ValueError(
-                f"random_crop {self.random_crop} cuts windows of size {self.size}: give a size, and more than it"
-            )
+            raise ValueError(f"random_crop {self.random_crop} must be larger than size {self.size}, the window it cuts")
         if self.stream and (self.classes or self.first):
             raise ValueError("stream takes all pictures of a split: leave out classes and first")
         return self

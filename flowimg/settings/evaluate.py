@@ -10,39 +10,40 @@ from flowimg.settings.verbs import Many
 
 
 class Evaluate(Many):
-    """Measure a run's samples against its data."""
+    """Compare a run's samples with its data."""
 
     count: Annotated[int, Field(ge=2)] | None = None
-    """Samples; by default 20,000 points or 1,000 images."""
+    """Number of samples; by default 20,000 points or 1,000 images."""
     seed: Seed = 0
-    """Seed of the first sample."""
+    """Seed of the first sample; sample k has seed + k."""
     num_steps: Positive = 100
-    """Solver steps."""
+    """Number of solver steps; dopri5 chooses its own."""
     features: Annotated[str, Field(min_length=1)] = "proxy"
-    """Images: what samples and data are compared in: inception, for FID; a folder or hub id of a picture network in
-    safetensors, as CLIP or DINOv2; proxy, a small classifier of the run's own labels or, without any, proxy-random."""
+    """Images: the network whose features are compared. inception gives FID; a folder or hub id names a network in
+    safetensors, such as CLIP or DINOv2; proxy is a small classifier of the run's labels, with random weights if the
+    run has no labels."""
     inception: str | None = None
-    """The file of Inception's weights; by default the one in torch's cache."""
+    """File with the weights of Inception; by default the one in torch's cache."""
     download: bool = False
-    """Fetch the network of --features where it is not on this machine."""
+    """Download the network of --features if it is not on this machine."""
     max_off: float | None = None
-    """Points: fail (exit status 1) if a larger share lies off the support."""
+    """Points: fail (exit status 1) if a larger fraction of samples lies outside the support of the data."""
     max_sw2: float | None = None
-    """Points: fail if the sliced Wasserstein-2 distance to fresh data is larger."""
+    """Points: fail if the sliced Wasserstein-2 distance to new data is larger."""
     max_mass_ratio: float | None = None
-    """Points: fail if the fullest part holds more than this many times the emptiest."""
+    """Points: fail if the fullest part of the support holds more than this many times the samples of the emptiest."""
     max_frechet: float | None = None
     """Images: fail if the Fréchet distance is larger."""
     sweep_nfe: tuple[Positive, ...] = ()
-    """Instead: draw the distance over these numbers of evaluations, for each solver and grid; guided ones count 2."""
+    """Instead, plot the distance against these numbers of network evaluations per sample; a guided step counts 2."""
     sweep_solvers: Annotated[tuple[Fixed, ...], Field(min_length=1)] = get_args(Fixed)
-    """Solvers of that sweep."""
+    """Solvers in the sweep of sweep_nfe."""
     sweep_times: Annotated[tuple[Times, ...], Field(min_length=1)] = ("uniform", "edm")
-    """Grids of times of that sweep."""
+    """Time grids in the sweep of sweep_nfe."""
     sweep_shifts: Annotated[tuple[Annotated[float, Field(ge=0.001, le=1000)], ...], Field(min_length=1)] = (0.5, 1, 2)
-    """Shifts of its uniform grid."""
+    """Shifts of the uniform time grid in the sweep of sweep_nfe."""
     sweep_guidance: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Instead: draw agreement with the label, coverage and distance over these guidance scales."""
+    """Instead, plot agreement with the label, coverage and distance against these guidance scales."""
 
     def _scales(self) -> tuple[float, ...]:
         return self.sweep_guidance or (self.guidance,)

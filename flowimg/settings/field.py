@@ -7,30 +7,39 @@ from pydantic import Field
 from flowimg.settings.base import Fraction, Positive, Settings
 
 
-class MLP(Settings):
-    """Multilayer perceptron, for points."""
+class Network(Settings):
+    """The traits of a network, which a kind may change."""
 
     learns: ClassVar = "points"
+    """The kind of data that it learns."""
     fast_in_bf16: ClassVar = False
+    """Whether bf16 makes it faster on a device with fast bf16."""
     has_cpu_blocks: ClassVar = False
+    """Whether parts of it are written in C for CPUs."""
     has_utilisation: ClassVar = False
+    """Whether hardware utilisation is worth reporting: matrix products take most of its time."""
+
+
+class MLP(Network):
+    """Multilayer perceptron, for points."""
+
     kind: Literal["mlp"] = "mlp"
     width: Positive = 128
-    """Units a hidden layer."""
+    """Units per hidden layer."""
     depth: Positive = 4
-    """Hidden layers."""
+    """Number of hidden layers."""
     x_frequencies: Annotated[int, Field(ge=0)] = 0
-    """Sines and cosines of x among the inputs."""
+    """Number of frequencies of the Fourier features of x; 0 turns them off."""
     t_frequencies: Annotated[int, Field(ge=0)] = 0
-    """Sines and cosines of t among the inputs."""
+    """Number of frequencies of the Fourier features of t; 0 turns them off."""
     dropout: Fraction = 0.0
     """Fraction of hidden units dropped in training."""
     zero_output: bool = True
-    """Start from the velocity 0."""
+    """Initialise the output layer to zero, so that training starts from the velocity 0."""
 
 
-class UNet(Settings):
-    """diffusers' UNet2DModel, for images."""
+class UNet(Network):
+    """U-Net (diffusers' UNet2DModel), for images."""
 
     learns: ClassVar = "images"
     fast_in_bf16: ClassVar = True
@@ -38,18 +47,18 @@ class UNet(Settings):
     has_utilisation: ClassVar = True
     kind: Literal["unet"] = "unet"
     channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256)
-    """Channels of each level; each level after the first halves the size."""
+    """Channels of each level; each level after the first halves the resolution."""
     layers: Positive = 2
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     attention: tuple[Positive, ...] = ()
-    """Sizes (pixels a side) with self-attention; the middle always has it."""
+    """Resolutions (pixels per side) with self-attention; the middle block always has it."""
     dropout: Fraction = 0.0
-    """Dropout in the residual blocks."""
+    """Dropout rate in the residual blocks."""
     scale_shift: bool = False
-    """Time and class scale and shift what the second norm of a residual block gives, in place of a mere shift."""
+    """Let time and class scale and shift the second norm of each residual block; by default they only shift it."""
     zero_output: bool = True
-    """Start from the velocity 0."""
+    """Initialise the output layer to zero, so that training starts from the velocity 0."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, far less memory."""
+    """Recompute activations in the backward pass: slower, but much less memory."""
     pretrained: str | None = None
-    """Start from the weights of this UNet2DModel, a hub id or a folder; its channels, layers and the like win."""
+    """Start from the weights of this UNet2DModel, a hub id or a folder; overrides channels, layers and attention."""

@@ -20,7 +20,7 @@ class CosinePath(Settings):
 
 
 class IndependentCoupling(Settings):
-    """Noise and data as they were drawn."""
+    """Independent noise and data."""
 
     kind: Literal["independent"] = "independent"
 
@@ -30,7 +30,7 @@ class OTCoupling(Settings):
 
     kind: Literal["ot"] = "ot"
     block: Annotated[int, Field(ge=2, le=512)] = 256
-    """Places of the global batch that may exchange noise."""
+    """Noise is exchanged only within blocks of this many consecutive positions in the global batch."""
 
 
 class TimesBase(Settings):
@@ -43,13 +43,13 @@ class TimesBase(Settings):
 
 
 class UniformTimes(TimesBase):
-    """Every flow time alike."""
+    """Uniform flow times."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class LogitNormalTimes(TimesBase):
-    """logit(t) is normal."""
+    """Flow times whose logit is normal."""
 
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
@@ -59,25 +59,25 @@ class LogitNormalTimes(TimesBase):
 
 
 class SkewedTimes(TimesBase):
-    """logit(t) ~ N(1.2, 1.2^2), not below 1e-4: Meta's CIFAR-10 recipe."""
+    """Meta's CIFAR-10 recipe: logit(t) ~ N(1.2, 1.2^2), with t at least 1e-4."""
 
     kind: Literal["skewed"] = "skewed"
 
 
 class NoWeighting(Settings):
-    """Every flow time counts alike."""
+    """The same weight for every flow time."""
 
     kind: Literal["none"] = "none"
 
 
 class CosmapWeighting(Settings):
-    """2 / (pi (1 - 2t + 2t^2)): the middle counts twice as much as the ends."""
+    """w(t) = 2 / (pi (1 - 2t + 2t^2)): the middle weighs twice as much as the ends."""
 
     kind: Literal["cosmap"] = "cosmap"
 
 
 class PowerWeighting(Settings):
-    """t^a (1 - t)^b, of mean 1: a 0 and b 2 weigh errors of the data alike, a 2 and b 0 those of the noise."""
+    """w(t) ~ t^a (1 - t)^b, with mean 1; a = 0, b = 2 weighs errors of predicted data evenly, a = 2, b = 0 of noise."""
 
     kind: Literal["power"] = "power"
     a: Annotated[float, Field(ge=0, le=10)] = 0.0

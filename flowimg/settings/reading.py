@@ -1,7 +1,6 @@
-"""Reading settings: YAML in, resolved YAML out, and one sentence for each wrong key or value.
+"""Reading and writing settings as YAML, with one sentence for each wrong key or value.
 
-A settings file is read by `load`, which refuses unknown keys, wrong types and values out of range with one sentence
-each, and names the nearest right key. `2e-4` is a number and a YAML list a tuple; nothing else is coerced.
+`2e-4` is read as a number and a list as a tuple; nothing else is coerced.
 """
 
 import json
@@ -19,14 +18,14 @@ from flowimg.settings.base import Model, Settings
 from flowimg.settings.run import Config, members
 
 MOST_YAML = 2**20
-"""Characters of a settings file at most."""
+"""Largest size of a settings file in bytes."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `2e-4` is a number, a key given twice is an error; no tags of objects, no aliases."""
+    """YAML without aliases and object tags, where `2e-4` is a number and a key given twice is an error."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # ten lines of them can stand for gigabytes
+        if self.check_event(yaml.AliasEvent):  # ten lines of aliases can expand to gigabytes
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
@@ -60,7 +59,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def load(file: str) -> Config:
-    """The settings in a YAML file; what it leaves out has its default.
+    """The settings in a YAML file; those that it leaves out have their defaults.
 
     Raises:
         SettingsError: If there is no such file, or it does not hold settings.
@@ -77,8 +76,7 @@ def load(file: str) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read as a settings file: {error}") from None
     values = parse_yaml(text, file)
-    if values is None:
-        values = {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{file} must hold settings as `key: value` lines, not a {type(values).__name__}")
     if values.get("run") is None:
@@ -87,13 +85,13 @@ def load(file: str) -> Config:
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """Plain values as settings.
+    """Settings from plain values.
 
     Raises:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
     try:
-        # as JSON, pydantic's strict mode takes lists for tuples and coerces nothing else; a YAML date is text there
+        # pydantic's strict mode accepts a JSON list for a tuple, and coerces nothing else; a YAML date becomes text
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise SettingsError("\n".join(f"{where}: {line}" for line in _explain(error, model))) from None
@@ -108,15 +106,14 @@ def changed(settings: Model, changes: Mapping[str, Any], where: str) -> Model:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
     values: dict[str, Any] = settings.model_dump(mode="json")
-    place: Any
     for key, value in changes.items():
         *groups, last = key.split(".")
-        place = values
+        holder: Any = values
         for group in groups:
-            place = place.get(group) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            holder = holder.get(group) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or last not in holder:
             raise SettingsError(f"{where}: unknown key {key}: {nearest(key, list(flatten(settings)))}")
-        place[last] = value
+        holder[last] = value
     return validate(type(settings), values, where)
 
 
@@ -135,61 +132,60 @@ def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """A hint that names the nearest right name, or all of a few."""
+    """A hint with the nearest right name, or with all names if they are few."""
     near = get_close_matches(name, names, n=1, cutoff=0.5)
-    # the same last word elsewhere: `lr` for `optim.lr`
+    # or a name with the same last word: `lr` for `optim.lr`
     near = near or [other for other in names if other.split(".")[-1] == name.split(".")[-1]][:1]
     if near:
         return f"did you mean {near[0]}?"
     return f"known are {', '.join(names)}" if len(names) <= 16 else "see --help for all"
 
 
+def _choose(given: Any, allowed: list[str]) -> str:
+    """A hint with the nearest allowed value, or with all of them."""
+    near = get_close_matches(str(given), allowed, n=1)
+    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+
+
 def _explain(error: ValidationError, model: type[Settings]) -> Iterator[str]:
+    """A sentence for each mistake in the values of a model."""
     details = error.errors(include_url=False)
     for detail in details:
-        location, kind, given = detail["loc"], detail["type"], detail["input"]
+        location, kind, given, context = detail["loc"], detail["type"], detail["input"], detail.get("ctx", {})
         if kind == "too_short" and any(
-            len(other["loc"]) > len(location) for other in details if other["loc"][: len(location)] == location
+            len(other["loc"]) > len(location) and other["loc"][: len(location)] == location for other in details
         ):
-            continue  # pydantic does not count the wrong items of a list, which are named on their own
+            continue  # pydantic does not count the wrong items of a list, which have sentences of their own
         keys, holder = _locate(location, model)
         name = ".".join(keys) or "settings"
-        if kind == "extra_forbidden":
-            names = list(holder.model_fields) if holder else []
-            inside = f" in {'.'.join(keys[:-1])}" if keys[:-1] else ""
-            everywhere = list(flatten(Config())) if model is Config else names
-            near = get_close_matches(keys[-1], names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else nearest(keys[-1], names if keys[:-1] else names + everywhere)
-            yield f"unknown key {keys[-1]}{inside}: {hint}"
-        elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            kinds = [tag.strip(" '") for tag in detail["ctx"].get("expected_tags", "").split(",")]
-            if kind == "union_tag_not_found":
+        match kind:
+            case "extra_forbidden":
+                names = list(holder.model_fields) if holder else []
+                group = ".".join(keys[:-1])
+                if model is Config and not group:
+                    names += flatten(Config())
+                yield f"unknown key {keys[-1]}{f' in {group}' if group else ''}: {nearest(keys[-1], names)}"
+            case "union_tag_not_found":
                 kinds = [member.model_fields["kind"].default for member in members(keys[-1])]
                 yield f"{name}.kind is missing: give one of {', '.join(kinds)}"
-            else:
-                tag = detail["ctx"]["tag"]
-                near = get_close_matches(tag, kinds, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(kinds)}"
-                yield f"{name}.kind is {tag}: {hint}"
-        elif kind == "value_error":
-            yield f"{name}: {detail['ctx']['error']}" if keys else str(detail["ctx"]["error"])
-        elif kind == "literal_error":
-            allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-            near = get_close_matches(str(given), allowed, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
-            yield f"{name} is {given!r}: {hint}"
-        elif kind == "missing":
-            yield f"{name} is missing"
-        else:
-            message = detail["msg"].split(" after validation")[0]
-            for opening in ("Input ", "Tuple ", "String "):
-                message = message.removeprefix(opening)
-            message = message.replace("an object", "a group of settings").replace("a valid array", "a list")
-            yield f"{name} is {given!r}, but {message}"
+            case "union_tag_invalid":
+                kinds = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+                yield f"{name}.kind is {context['tag']}: {_choose(context['tag'], kinds)}"
+            case "value_error":
+                yield f"{name}: {context['error']}" if keys else str(context["error"])
+            case "literal_error":
+                allowed = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+                yield f"{name} is {given!r}: {_choose(given, allowed)}"
+            case "missing":
+                yield f"{name} is missing"
+            case _:
+                message = re.sub("^(Input|Tuple|String) ", "", detail["msg"].split(" after validation")[0])
+                message = message.replace("an object", "a group of settings").replace("a valid array", "a list")
+                yield f"{name} is {given!r}, but {message}"
 
 
 def _locate(location: tuple[int | str, ...], model: type[Settings]) -> tuple[list[str], type[Settings] | None]:
-    """The keys of an error's place as a user wrote them (pydantic puts a union's tag between), and what holds it."""
+    """The keys of a value as a user wrote them, without the tags of unions that pydantic adds, and its class."""
     keys: list[str] = []
     holder: type[Settings] | None = model
     inside: Any = model

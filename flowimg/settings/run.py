@@ -1,4 +1,4 @@
-"""A run: data, flow, field and training; and how it is started."""
+"""The settings of a run, and how it is started."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,39 +24,44 @@ from flowimg.settings.train import Optim, Train
 
 
 def members(group: str) -> tuple[Any, ...]:
-    """The settings that a group of `Config` may hold, one a kind."""
+    """The settings classes that a group of `Config` may hold, one for each kind."""
     return get_args(Config.model_fields[group].annotation)
 
 
 class Config(Settings):
-    """A run: data, flow, field and training."""
+    """The settings of a run: data, flow, network and training."""
 
     run: Annotated[str, Field(min_length=1)] | None = None
-    """The run's folder; by default runs/ and the name of the settings file."""
+    """The run's folder; by default runs/NAME for a settings file NAME.yaml."""
     seed: Seed = 0
-    """Decides every random number of the run."""
+    """Seed of every random number in the run."""
     data: Annotated[PointData | ImageData, Field(discriminator="kind")] = PointData()
-    """Where x_1 comes from."""
+    """The data."""
     path: Annotated[LinearPath | CosinePath, Field(discriminator="kind")] = LinearPath()
-    """From noise to data."""
+    """The path from noise to data."""
     coupling: Annotated[IndependentCoupling | OTCoupling, Field(discriminator="kind")] = IndependentCoupling()
-    """Which noise goes with which data."""
+    """How noise and data are paired."""
     times: Annotated[UniformTimes | LogitNormalTimes | SkewedTimes, Field(discriminator="kind")] = UniformTimes()
-    """Which flow times are trained on."""
+    """The distribution of training times."""
     weighting: Annotated[NoWeighting | CosmapWeighting | PowerWeighting, Field(discriminator="kind")] = NoWeighting()
-    """How much each flow time counts in the gradient; losses are told unweighted."""
+    """Weight of each flow time in the gradient; reported losses are unweighted."""
     field: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
     """The network."""
     optim: Optim = Optim()
     """The optimiser."""
     train: Train = Train()
-    """The loop."""
+    """The training loop."""
     grid: Grid = Grid()
     """Samples drawn during training."""
     figures: bool = True
-    """Draw RUN/figures and RUN/report.html at the end."""
+    """Write RUN/figures and RUN/report.html at the end."""
     track: Literal["tensorboard", "wandb", "trackio"] | None = None
-    """Send metrics and grids to this tracker as well."""
+    """Also send metrics and sample grids to this tracker."""
+
+    @property
+    def drops(self) -> tuple[tuple[str, float], ...]:
+        """The share of null rows of each part of a condition that is dropped in training."""
+        return (("label", self.train.label_drop),)
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -68,20 +73,20 @@ class Config(Settings):
             )
         if self.coupling.kind == "ot" and isinstance(self.data, ImageData) and self.data.augment:
             raise ValueError(
-                "coupling.kind ot and data.augment: noise would depend on how a picture was moved, which the field is "
-                "told, and no picture is drawn from such noise: give one of them"
+                "coupling.kind ot and data.augment do not work together: noise would depend on the augmentation, which "
+                "the network is conditioned on, and samples are drawn from other noise. Give one of them"
             )
         return self
 
 
 class Start(Settings):
-    """How a run is started; not kept, so that the same settings may be started in another way."""
+    """How a run is started; this is not saved with its settings, so the next start may differ."""
 
     resume: bool | Annotated[int, Field(ge=0)] = False
-    """Go on, or fail where there is nothing to go on from; with a number, from the checkpoint of that step."""
+    """Continue the run, or fail if it has no checkpoint; with a number, continue from the checkpoint of that step."""
     allow: tuple[str, ...] = ()
-    """Settings that may differ from those of the run that is continued, by name; "data" for the data themselves."""
+    """Names of settings that may differ from the run that is continued; "data" allows changed data files."""
     dry_run: bool = False
-    """Two real steps, saved, continued, sampled and evaluated in a temporary folder, and what the run will cost."""
+    """Try everything once on two steps in a temporary folder, and estimate what the run will cost."""
     profile: bool = False
-    """Where the time of a step goes, measured on a few: a page and a trace in RUN/profile; the run goes on."""
+    """Also measure where the time of a step goes: writes a page and a trace to RUN/profile."""

@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 from flowimg.settings.base import Positive, Settings, Unit
 
 Fixed = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
-"""Solvers that take as many steps as they are told."""
+"""Solvers with a given number of steps."""
 Solver = Literal[Fixed, "dopri5"]
 ADAPTIVE = ("dopri5",)
-"""Those that choose their own steps, by a tolerance."""
+"""Solvers that choose their own steps, within a tolerance."""
 Times = Literal["uniform", "edm", "diffusers"]
 
 
@@ -18,19 +18,19 @@ class Solving(Settings):
     """How the flow is followed, wherever samples are drawn."""
 
     solver: Solver = "euler"
-    """How the flow is followed."""
+    """ODE solver."""
     num_steps: Positive = 50
-    """Solver steps; dopri5 chooses its own."""
+    """Number of solver steps; dopri5 chooses its own."""
     times: Times = "uniform"
-    """The flow times a solver visits: evenly spread, EDM's noise levels, or those of diffusers' scheduler."""
+    """Flow times of the steps: evenly spaced, at EDM's noise levels, or as in diffusers' scheduler."""
     shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
-    """Above 1 moves those times towards noise, below 1 towards data."""
+    """Above 1 moves these times towards noise, below 1 towards data."""
     tolerance: Annotated[float, Field(ge=1e-8, le=0.1)] = 1e-5
-    """Largest error of a step of dopri5; fields round to about 1e-7."""
+    """Largest error per step of dopri5; fp32 rounds at about 1e-7."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Guidance scale for conditional fields; 1 is none."""
+    """Guidance scale, for class-conditional networks; 1 means no guidance."""
     guidance_interval: tuple[Unit, Unit] = (0.0, 1.0)
-    """The flow times between which there is guidance."""
+    """Apply guidance only between these flow times, in [0, 1]."""
 
     @model_validator(mode="after")
     def _interval(self) -> "Solving":
@@ -40,25 +40,18 @@ class Solving(Settings):
 
     @property
     def adaptive(self) -> bool:
-        """Whether the solver chooses its own steps, by a tolerance."""
+        """Whether the solver chooses its own steps, within a tolerance."""
         return self.solver in ADAPTIVE
 
     @property
     def record(self) -> dict[str, Any]:
-        """How the flow is followed, without the settings that the solver does not use (None)."""
-        return {
-            "solver": self.solver,
-            "num_steps": None if self.adaptive else self.num_steps,
-            "times": self.times,
-            "shift": self.shift,
-            "tolerance": self.tolerance if self.adaptive else None,
-            "guidance": self.guidance,
-            "guidance_interval": list(self.guidance_interval),
-        }
+        """These settings as plain values, with None for those that the solver does not use."""
+        unused = {"num_steps": None} if self.adaptive else {"tolerance": None}
+        return self.model_dump(mode="json", include=set(Solving.model_fields)) | unused
 
 
 class Grid(Solving):
-    """The samples drawn during training, from fixed noise."""
+    """The samples drawn during training, always from the same noise."""
 
     count: Positive = 100
-    """Samples: pictures in the grid, or points in the plot."""
+    """Number of images in the grid, or of points in the plot."""

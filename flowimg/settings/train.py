@@ -1,93 +1,91 @@
-"""How a field is learned: the optimiser and the loop."""
+"""How a network is trained: the optimiser and the loop."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Fraction, Positive, Settings, one_of
+from flowimg.settings.base import Fraction, Positive, Settings, Unit, one_of
 
 
 class Optim(Settings):
-    """What moves the weights, and its learning rate."""
+    """The optimiser, and its learning rate."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon moves hidden matrices by their orthogonalised momentum, and all else as adamw does."""
+    """muon updates hidden matrices by their orthogonalised momentum, and all other weights like adamw."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's decay of the averages of gradient and squared gradient."""
+    """Decay per step of AdamW's averages of the gradient and of its square."""
     momentum: Fraction = 0.95
-    """Muon's decay of the average of the gradient."""
+    """Decay per step of Muon's average of the gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
     warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the rate rises."""
+    """Number of steps over which the learning rate rises."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """What the rate does after the warmup."""
+    """Learning rate after the warmup: constant, or falling to 0 by a cosine or linearly."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm; null for no limit."""
+    """Clip the gradient to this norm; null for no limit."""
     ema: Fraction = 0.999
-    """Decay of the moving average of the weights, reached through a warmup."""
+    """Decay per step of the moving average of the weights; smaller at the start of the run."""
 
     @property
     def moves_matrices(self) -> bool:
-        """Whether hidden matrices are moved by their orthogonalised momentum."""
+        """Whether hidden matrices are updated by their orthogonalised momentum."""
         return self.kind == "muon"
 
 
 class Train(Settings):
-    """The loop."""
+    """The training loop."""
 
     steps: Positive = 10_000
     """Optimiser steps of the whole run."""
     stop_at: Positive | None = None
-    """End early at this step, saved, with everything else as in the whole run."""
+    """Save and stop at this step; schedules still follow train.steps, so that the run can continue later."""
     batch_size: Positive = 512
-    """Samples an optimiser step, over all processes and micro-batches."""
+    """Examples per optimiser step, over all processes and micro-batches."""
     accumulation: Positive = 1
-    """Micro-batches a step on each process."""
+    """Number of micro-batches per step on each process."""
     micro_batch: Annotated[Positive | Literal["auto"] | None, one_of("auto, null and a whole number above 0")] = None
-    """Or: samples of a micro-batch; auto takes the most that fit the memory. The batch stays, the rest accumulates."""
+    """Instead of accumulation: examples per micro-batch; auto takes as many as fit the memory. batch_size stays."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; all else stays fp32. auto: bf16 for U-Nets on what is fast in it. fp16 needs a GPU."""
+    """Precision of the network; the rest stays fp32. auto: bf16 for U-Nets where bf16 is fast. fp16 needs a GPU."""
     compile: Annotated[bool | Literal["auto", "graphs"], one_of("true, false, auto and graphs")] = "auto"
-    """Compile field and loss; graphs: as CUDA graphs. auto: 2,000 steps and more on a GPU, in graphs on NVIDIA's."""
-    label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of labels replaced by "no class", which guidance needs."""
+    """Compile network and loss; graphs: as CUDA graphs. auto: on GPUs, from 2,000 steps on; NVIDIA's with graphs."""
+    label_drop: Unit = 0.1
+    """Fraction of labels replaced by "no class", which guidance needs."""
     log_every: Positive = 100
     """Steps between lines of metrics.jsonl."""
     held_out_every: Positive | None = None
-    """Steps between the lines that also tell the held-out losses; by default such that these cost 2 % of the time."""
+    """Steps between held-out losses in metrics.jsonl; by default chosen so that they take 2 % of the time."""
     sample_every: Positive = 1000
     """Steps between sample grids."""
     evaluate_every: Positive | None = None
-    """Steps between evaluations of the averaged field; null for none while training."""
+    """Steps between evaluations of the averaged weights; null for no evaluation during training."""
     evaluate_count: Annotated[int, Field(ge=2)] = 1000
-    """Samples of each, drawn as those of the grid are."""
+    """Samples per evaluation, drawn with the solver settings of the grid."""
     evaluate_features: Annotated[str, Field(min_length=1)] = "proxy"
-    """What they are compared in; see --features of flowimg evaluate."""
+    """Features of these evaluations; see --features of flowimg evaluate."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2)] = 3
-    """The newest checkpoints, so many, are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: Positive | None = None
-    """Those at a multiple of so many steps are kept as well."""
+    """Also keep the checkpoints at multiples of this step."""
     keep_best: Literal["loss", "held_out_loss", "held_out_loss_ema"] | None = None
-    """The checkpoint with the lowest of this metric is kept as well."""
+    """Also keep the checkpoint where this metric is lowest."""
     snapshots: Annotated[int, Field(ge=0)] = 0
-    """So many times over the run, two more averages are kept aside, of which --weights LENGTH makes others; 0: none."""
+    """Number of snapshots for post-hoc averages of the weights (flowimg ema, --weights LENGTH), spread over the run."""
     max_skips: Positive = 10
-    """Steps in a row whose loss or gradient is not finite that end the run; fewer are skipped and counted."""
+    """Stop after this many steps in a row with NaN or inf in loss or gradient; fewer are skipped and counted."""
 
     @model_validator(mode="after")
-    def _cut(self) -> "Train":
+    def _fits(self) -> "Train":
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
         if self.micro_batch is not None and self.accumulation != 1:
             raise ValueError(f"micro_batch {self.micro_batch} and accumulation {self.accumulation}: give one of them")
         if self.keep_best and self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"keep_best needs metrics at every checkpoint: checkpoint_every {self.checkpoint_every} is no "
-                f"multiple of log_every {self.log_every}"
-            )
+            at, of = self.checkpoint_every, self.log_every
+            raise ValueError(f"keep_best needs checkpoint_every {at} to be a multiple of log_every {of}")
         return self

@@ -1,4 +1,4 @@
-"""The settings of the verbs that use a run, a source or this machine."""
+"""The settings of the verbs that use a run, a source of images or this machine."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -9,21 +9,33 @@ from flowimg.settings.base import Fraction, Length, Positive, Seed, Settings, We
 from flowimg.settings.data import ImageData
 from flowimg.settings.sampling import Solver, Solving
 
+Precision = Literal["auto", "fp32", "bf16"]
 
-class Drawing(Solving):
-    """What every verb needs that draws from a run's field."""
+
+class OfRun(Settings):
+    """A verb that takes a run."""
 
     run: str
     """The run's folder."""
+
+
+class OfWeights(OfRun):
+    """A verb that loads the network of a run."""
+
     weights: Weights = "ema"
-    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
+    """Which weights: their moving average (ema), the last ones (raw), or a post-hoc average of this length."""
     step: Annotated[int, Field(ge=0)] | None = None
-    """The checkpoint of this step instead of the newest."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
+    """Load the checkpoint of this step; by default the newest."""
+
+
+class Drawing(OfWeights, Solving):
+    """A verb that draws from the network of a run."""
+
+    precision: Precision = "auto"
+    """Precision of the network; auto is bf16 for U-Nets on devices with fast bf16, otherwise fp32."""
 
     @model_validator(mode="after")
-    def _acts(self) -> "Drawing":
+    def _guidance_acts(self) -> "Drawing":
         if self.guidance_interval != (0, 1) and all(scale == 1 for scale in self._scales()):
             raise ValueError("guidance_interval without guidance does nothing: give --guidance, or leave it out")
         return self
@@ -33,187 +45,172 @@ class Drawing(Solving):
 
 
 class Many(Drawing):
-    """What verbs need that draw as many samples as they are asked for."""
+    """A verb that draws any number of samples."""
 
     batch_size: Positive | None = None
-    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
+    """Samples per batch. Changes only speed and memory; with dopri5 also the results, within its tolerance."""
     compile: Annotated[bool | Literal["auto"], one_of("true, false and auto")] = "auto"
-    """Compile the field for speed; auto does on GPUs, for 4,000 calls of it and more. Rounds otherwise."""
+    """Compile the network; auto: on a GPU, from 4,000 evaluations on. Results change within rounding error."""
 
 
 class Sample(Many):
-    """Draw samples from a run's newest checkpoint."""
+    """Draw samples from a run."""
 
     count: Positive = 64
-    """How many."""
+    """Number of samples."""
     seed: Seed = 0
-    """Seed of the first; sample k has seed + k."""
+    """Seed of the first sample; sample k has seed + k."""
     label: int | str | None = None
-    """A class by name or number; by default the classes take turns."""
+    """Class of all samples, by name or number; by default the classes take turns."""
     out: str | None = None
-    """Where to; by default RUN/generated/ and the settings above."""
+    """Where the samples are written; by default a folder in RUN/generated/ named after these settings."""
     format: Literal["png", "npz", "npy", "parquet"] | None = None
-    """A PNG a picture, or one file of all; by default png, npz for points. The grid is always drawn."""
+    """png writes a file per image, the others one file in total; by default png, or npz for points."""
 
 
 class Figures(Drawing):
-    """Draw the figures of a run: its flow, its curves."""
+    """Draw the figures of a run: its flow and its training curves."""
 
     seed: Seed = 0
-    """Seed of the first particle or picture."""
+    """Seed of the first point or image drawn."""
 
 
-class Report(Settings):
-    """Write one page about a run, or about several side by side."""
+class Report(OfRun):
+    """Write one page about a run, or about several runs side by side."""
 
-    run: str
-    """The run's folder."""
     others: tuple[str, ...] = ()
-    """Folders of other runs to set beside it; may be given without their name, after RUN."""
+    """Folders of the runs to compare it with; these may follow RUN directly."""
     out: str | None = None
     """A new file; by default RUN/report.html, or RUN/comparison.html for several runs."""
 
 
-class Play(Settings):
-    """Open a page in the browser to play with a run."""
+class Play(OfWeights):
+    """Open a page in the browser that draws samples from a run."""
 
-    run: str
-    """The run's folder."""
-    weights: Weights = "ema"
-    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
-    step: Annotated[int, Field(ge=0)] | None = None
-    """The checkpoint of this step instead of the newest."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto is bf16 for U-Nets on the CPUs and GPUs that are fast in it, else fp32."""
+    precision: Precision = "auto"
+    """Precision of the network; auto is bf16 for U-Nets on devices with fast bf16, otherwise fp32."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """The address that the page is served at; this one is seen from this machine alone."""
+    """Address of the page; the default can be reached only from this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Its port; 0 for any free one, by default the first free one from 7860."""
+    """Port of the page; 0 takes any free port, the default is the first free port from 7860."""
     open: bool = False
-    """Open it in the browser."""
+    """Open the page in the browser."""
 
 
 class Doctor(Settings):
-    """Look whether this machine, and a folder, can be trusted with a long run."""
+    """Check that this machine and a folder are fit for a long run."""
 
     run: Annotated[str, Field(min_length=1)] = "runs"
-    """Where runs are to lie."""
+    """The folder that runs will be written to."""
 
 
 class Interpolate(Drawing):
-    """Draw the pictures between the noises of seeds."""
+    """Draw the images between two or more seeds."""
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
-    """From the first to the second, on to the third, ...; a row of the grid each."""
+    """Seeds to interpolate between; each row of the grid leads from one seed to the next."""
     frames: Annotated[int, Field(ge=2)] = 9
-    """Pictures from one seed to the next, both included."""
+    """Images per row, including both ends."""
     label: int | str | None = None
-    """A class by name or number, for conditional runs; by default the first."""
+    """Class of all images, by name or number, for class-conditional runs; by default the first class."""
     out: str | None = None
-    """Where to; by default RUN/generated/ and the settings above."""
+    """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
 
     @model_validator(mode="after")
-    def _apart(self) -> "Interpolate":
+    def _different_neighbours(self) -> "Interpolate":
         if twice := [a for a, b in pairwise(self.seeds) if a == b]:
             raise ValueError(f"seeds {list(self.seeds)} has {twice[0]} twice in a row")
         return self
 
 
-class Invert(Drawing):
-    """Carry pictures back to their noise, and forth again."""
+class Backward(Drawing):
+    """A verb that follows the flow from data to noise, which needs precision."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; what is followed back to its noise is followed exactly, unless bf16 is asked for."""
+    precision: Precision = "fp32"
+    """Precision of the network; bf16 is faster, but data no longer return exactly from their noise."""
+    solver: Solver = "dopri5"
+    """ODE solver, from data to noise and from noise to data."""
+
+
+class Invert(Backward):
+    """Carry images back to their noise, and draw them again from it."""
+
     pictures: tuple[str, ...] = ()
-    """Files of pictures; they are cut and scaled as the run's data were."""
-    solver: Solver = "dopri5"
-    """How the flow is followed, there and back."""
+    """Image files, which may follow RUN directly; they are cropped and resized like the run's data."""
     label: int | str | None = None
-    """The class of the pictures by name or number; by default none."""
+    """Class of the images, by name or number; by default no class."""
     out: str | None = None
-    """Where to; by default RUN/generated/ and the settings above."""
+    """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
 
 
-class Export(Settings):
-    """Write a run's network as a folder that diffusers reads by itself."""
+class Export(OfWeights):
+    """Write a run's network as a folder that diffusers can load."""
 
-    run: str
-    """The run's folder."""
     out: str | None = None
-    """A new folder; may be given without its name, after RUN."""
-    weights: Weights = "ema"
-    """The moving average, the weights as they are (raw), or an average of this length (flowimg ema lists them)."""
-    step: Annotated[int, Field(ge=0)] | None = None
-    """The checkpoint of this step instead of the newest."""
+    """A new folder, which may follow RUN directly."""
     num_steps: Positive = 50
-    """Euler steps that the folder's scheduler is set for."""
+    """Number of Euler steps that the folder's scheduler is set to."""
     push_to_hub: str | None = None
-    """Upload the folder to this repository of the Hugging Face hub, OWNER/NAME."""
+    """Upload the folder to this repository of the Hugging Face hub, given as OWNER/NAME."""
     private: bool = True
-    """A repository made by push_to_hub is seen by its owner alone."""
+    """Make a repository created by push_to_hub visible to its owner only."""
 
 
-class Ema(Settings):
-    """Make averages of the weights, of any length, of those that a run kept aside; without --length, list them."""
+class Ema(OfRun):
+    """List the averages of the weights that a run can give, or make some with --length."""
 
-    run: str
-    """The run's folder."""
     length: tuple[Length, ...] = ()
-    """Share of the run that an average looks back over: its profile's standard deviation over the steps."""
+    """Lengths of the averages: standard deviation of each one's profile over the steps, as a fraction of the run."""
     step: Annotated[int, Field(ge=1)] | None = None
-    """Averages at this step, one that kept some, instead of the newest."""
+    """Step at which the averages end, one with a snapshot; by default the newest such step."""
 
 
-class Likelihood(Drawing):
-    """Measure the density that a run's field gives to data: nats, or bits a dimension."""
+class Likelihood(Backward):
+    """Measure the likelihood of data under a run's model, in nats or bits per dimension."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; what is followed back to its noise is followed exactly, unless bf16 is asked for."""
     count: Positive | None = None
-    """How many; by default 10,000 fresh points or 100 pictures."""
+    """Number of examples; by default 10,000 new points or 100 images."""
     split: str | None = None
-    """Images: of this split of the run's source, as test; by default the pictures held out."""
+    """Images: take them from this split of the run's source, for example test; by default the held-out images."""
     probes: Positive = 1
-    """Images: signs that the divergence is estimated with, each for another pass; on average the result is the same."""
+    """Images: random sign vectors that estimate the divergence. More cost more passes and make it less noisy."""
     seed: Seed = 0
-    """Seed of points, dequantisation and probes."""
-    solver: Solver = "dopri5"
-    """How the flow is followed."""
+    """Seed of new points, of dequantisation noise and of probes."""
     batch_size: Positive | None = None
-    """Samples at once; changes speed and memory only, and with dopri5 what it is given by its tolerance."""
+    """Samples per batch. Changes only speed and memory; with dopri5 also the results, within its tolerance."""
 
     @model_validator(mode="after")
-    def _plain(self) -> "Likelihood":
+    def _without_guidance(self) -> "Likelihood":
         if self.guidance != 1:
             raise ValueError(f"guidance {self.guidance:g}: only an unguided field has a density, leave it out")
         return self
 
 
 class Check(ImageData):
-    """Look every picture of a source over: counts, sizes, classes, what is twice, what is broken and why."""
+    """Check every image of a source: counts, sizes, classes, duplicates, and which files are broken and why."""
 
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """As data.source of a run, or a settings file, whose data are meant."""
+    """Like data.source of a run, or a settings file or run whose data are checked."""
     max_bad: Fraction = 0.01
-    """End with exit status 3 if a larger share is broken."""
+    """Largest allowed fraction of broken images; above it, the exit status is 3."""
     list_most: Annotated[int, Field(ge=0)] = 20
-    """Files named at most for each kind of finding; --json has all."""
+    """Largest number of files listed for each kind of finding; --json lists all."""
 
 
 class Preview(ImageData):
-    """Draw a grid of what a field will see of a source: cut, scaled, augmented, in the order of the first step."""
+    """Draw a grid of images as the network will see them in the first step: resized, cropped and augmented."""
 
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """As data.source of a run, or a settings file, whose data are meant."""
+    """Like data.source of a run, or a settings file or run whose data are drawn."""
     out: str = "preview.png"
-    """A new file, a PNG."""
+    """A new PNG file."""
     count: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Pictures."""
+    """Number of images."""
     seed: Seed = 0
-    """Seed of the run, which decides the order, windows, flips and augmentation."""
+    """Seed of the run, which decides the order, crops, flips and augmentation."""
 
     @model_validator(mode="after")
     def _png(self) -> "Preview":
         if not self.out.endswith(".png"):
-            raise ValueError(f"out {self.out} would be a PNG: give it a name that ends in .png")
+            raise ValueError(f"out {self.out} is not a PNG file: give it a name that ends in .png")
         return self

@@ -6,9 +6,12 @@ A field learns and draws x; data sets and files hold what is stored.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
+
+Choice = TypeVar("Choice")
 
 
 class Space(ABC):
@@ -45,3 +48,8 @@ class Space(ABC):
     def grid(self, x: Tensor, columns: int | None = None) -> Tensor | None:
         """One picture of all samples, (H, W, C) uint8; None where samples are no pictures."""
         return None
+
+
+def chosen(table: Mapping[type, Choice], space: Space) -> Choice:
+    """What a table has for the kind of a space, or for the nearest of those that it is made of."""
+    return next(table[kind] for kind in type(space).__mro__ if kind in table)

@@ -179,6 +179,11 @@ def read_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> Checkpo
     return Checkpoint(tensors, state)
 
 
+def whole(value: object) -> bool:
+    """Whether a value of JSON is a whole number; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """The state of a checkpoint, as this version of the format has it.
 
@@ -192,7 +197,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'state.json'} is not the state of a run") from None
     if form not in (1, FORMAT):
         raise CheckpointError(f"{path} has format {form}, this flowimg reads formats 1 and {FORMAT}: update flowimg")
-    if type(step) is not int or not 0 <= step < 2**62 or step_folder(path.parent, step) != path:
+    if not whole(step) or not 0 <= step < 2**62 or step_folder(path.parent, step) != path:
         raise CheckpointError(f"{path} says that it is of step {step}")
     new: dict[str, Any] = {
         "skipped": 0,

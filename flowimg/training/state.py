@@ -128,7 +128,9 @@ def start(
     if options is not None:
         # torch compiles eight versions of a function and then stops silently; a process may train more often
         method = type(objective).loss
-        own = FunctionType(method.__code__.replace(), method.__globals__)
+        own = FunctionType(
+            method.__code__.replace(), method.__globals__, method.__name__, method.__defaults__, method.__closure__
+        )
         loss = partial(torch.compile(own, dynamic=False, options={**options}), objective)
         graphs = options.get("triton.cudagraphs", False)
     draw = partial(objective.draw, data)

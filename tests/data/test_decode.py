@@ -31,7 +31,7 @@ def test_a_picture_comes_as_pixels_with_the_hash_of_its_file():
 
 
 def test_a_picture_of_another_size_than_was_found_is_bad():
-    with pytest.raises(BadPictureError, match="another size than it had, 7 x 5"):
+    with pytest.raises(BadPictureError, match="its size has changed to 7 x 5"):
         decode(encoded(3, size=(7, 5))[0], how())
     assert decode(encoded(3, size=(7, 5))[0], how(size=6))[0].shape == (3, 6, 6)  # where a size is asked for, it has it
 
@@ -55,4 +55,4 @@ def test_pictures_lie_at_their_places_in_whatever_order_they_come(tmp_path_facto
 def test_what_is_wrong_with_a_picture_comes_in_its_place():
     found = decode_some(how(1), [*encoded(4), Encoded(b"junk"), Encoded(), *encoded(5)])
     assert (found[0] == 4).all() and found[0].shape == (1, 6, 6) and (found[3] == 5).all()
-    assert found[1:3] == ["no picture of a format known here", "the row is empty"]
+    assert found[1:3] == ["not a picture in a known format", "the row is empty"]

@@ -143,12 +143,12 @@ def test_a_class_that_is_not_there(animals, name, hint):
 
 def test_classes_of_pictures_that_have_none(tmp_path):
     save(tmp_path / "a.png", picture(0))
-    assert "no labels to keep data.classes by" in complaint(tmp_path, classes=["cat"])
+    assert "no labels to choose data.classes by" in complaint(tmp_path, classes=["cat"])
 
 
 def test_a_class_that_this_split_has_none_of(tmp_path):
     dataset(ANIMALS, [0, 1]).to_parquet(tmp_path / "train.parquet")
-    assert "split 'train' holds no picture that is asked for" in complaint(tmp_path, classes=["wild"])
+    assert "split 'train' holds none of the requested pictures" in complaint(tmp_path, classes=["wild"])
 
 
 def test_pictures_of_several_sizes(tmp_path):
@@ -240,6 +240,6 @@ def test_a_disk_that_fails_is_said_and_nothing_of_it_is_kept(tmp_path, monkeypat
     monkeypatch.setattr("flowimg.data.pictures.PATIENCE", (0.0,))
     monkeypatch.setattr(os, "open", failing)
     said = complaint(tmp_path / "p", max_bad=0.9)
-    assert "2.png could not be read now (input/output error), one of 1: start again" in said
+    assert "2.png could not be read now (input/output error), one of 1: retry once the disk is healthy" in said
     monkeypatch.setattr(os, "open", opening)
     assert numbers(decode(find(tmp_path / "p"))) == [0, 1, 2, 3]

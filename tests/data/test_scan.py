@@ -114,7 +114,7 @@ def test_two_files_that_changed_places_are_noticed(folder):
 
 def test_a_bad_picture_is_looked_at_again_when_anything_changed(folder, looked):
     (folder / "b/4.png").write_bytes(b"junk")
-    assert "b/4.png (no picture of a format known here)" in complaint(folder)
+    assert "b/4.png (not a picture in a known format)" in complaint(folder)
     looked.clear()
     save(folder / "b/4.png", picture(4))
     assert told(find(folder))[-1] == (4, "b")
@@ -127,7 +127,7 @@ def test_a_bad_picture_is_still_bad_when_another_one_was_added(folder):
     save(folder / "a/5.png", picture(5))
     found = find(folder, max_bad=0.5)
     assert told(found, max_bad=0.5) == [(0, "a"), (1, "a"), (5, "a"), (2, "b"), (3, "b")]
-    assert found.bad == ((str(folder / "b/4.png"), "no picture of a format known here"),)
+    assert found.bad == ((str(folder / "b/4.png"), "not a picture in a known format"),)
 
 
 def test_a_picture_that_turned_bad_is_noticed(folder):
@@ -213,7 +213,7 @@ def test_what_is_seen_of_a_picture():
     (seen,) = module.look([Encoded(file)])
     assert seen == (blake2b(file, digest_size=16).digest(), 4, 7, "RGBA PNG", True, False, None, False)
     (seen,) = module.look([Encoded(b"junk")])
-    assert seen.wrong == "no picture of a format known here"
+    assert seen.wrong == "not a picture in a known format"
 
 
 def test_looking_deeply_finds_what_is_broken_further_in_and_pictures_that_look_alike():

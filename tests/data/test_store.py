@@ -250,7 +250,7 @@ def test_a_refused_store_leaves_nothing(tmp_path, cache):
 def test_a_picture_that_changes_between_looking_and_decoding_is_said(tmp_path, cache):
     found = find(fill(tmp_path / "a"))
     save(tmp_path / "a/b/002.png", picture(77))
-    with pytest.raises(DataError, match=r"b/002\.png changed since it was scanned: start again"):
+    with pytest.raises(DataError, match=r"b/002\.png changed since it was scanned: retry once"):
         stored(found)
     assert builds(cache) == []
     assert numbers(decode(find(tmp_path / "a"))) == [0, 1, 77, 3, 4]
@@ -259,7 +259,7 @@ def test_a_picture_that_changes_between_looking_and_decoding_is_said(tmp_path, c
 def test_a_picture_that_goes_between_looking_and_decoding_is_said_and_no_store_lacks_it(tmp_path, cache):
     found = find(fill(tmp_path / "a"))
     (tmp_path / "a/b/002.png").rename(tmp_path / "002.png")
-    with pytest.raises(DataError, match=r"b/002\.png could not be read now \(no such file.*start again"):
+    with pytest.raises(DataError, match=r"b/002\.png could not be read now \(no such file.*retry once"):
         stored(found, max_bad=0.5)
     assert builds(cache) == []
     (tmp_path / "002.png").rename(tmp_path / "a/b/002.png")

@@ -176,7 +176,7 @@ def told(n=3, labels=None):
 
 def learned(**options):
     """A field that has learned to listen."""
-    field = tiny(numbers=9, **options).eval()
+    field = tiny(numbers={"augmentation": 9}, **options).eval()
     torch.nn.init.normal_(field.augment.weight, generator=torch.Generator().manual_seed(5))
     return field
 
@@ -211,7 +211,7 @@ def test_numbers_add_to_the_time_embedding():
 
 @torch.no_grad()
 def test_a_new_field_does_not_listen_yet_and_its_network_is_that_of_a_field_without():
-    plain, ours = tiny(), tiny(numbers=9)
+    plain, ours = tiny(), tiny(numbers={"augmentation": 9})
     assert plain.augment is None and ours.state_dict().keys() - plain.state_dict().keys() == {"augment.weight"}
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in plain.state_dict().items())
     x, t = pictures(), torch.rand(3)
@@ -220,7 +220,7 @@ def test_a_new_field_does_not_listen_yet_and_its_network_is_that_of_a_field_with
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_new_field_learns_to_listen(checkpointing):
-    field, cond = tiny(numbers=9, gradient_checkpointing=checkpointing), told()
+    field, cond = tiny(numbers={"augmentation": 9}, gradient_checkpointing=checkpointing), told()
     cond.augmentation[:, 3] = 0  # nobody was told this one
     field.train()(pictures(), torch.tensor([0.1, 0.5, 0.9]), cond).square().mean().backward()
     assert field.augment.weight.grad[:, [0, 1, 2, *range(4, 9)]].abs().amax(0).min() > 0
@@ -229,6 +229,6 @@ def test_a_new_field_learns_to_listen(checkpointing):
 
 def test_a_batch_of_pictures_as_they_are_gives_every_parameter_a_gradient():
     # processes wait for each other's gradients, whatever their pictures
-    field = tiny(numbers=9)
+    field = tiny(numbers={"augmentation": 9})
     field(pictures(), torch.rand(3), Condition(None, torch.zeros(3, 9))).square().mean().backward()
     assert all(p.grad is not None for p in field.parameters())

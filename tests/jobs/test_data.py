@@ -116,7 +116,7 @@ def test_what_is_prepared_is_not_decoded_again(photos, tmp_path, monkeypatch, ca
     left = (tmp_path / "run/left_out.txt").read_text().splitlines()
     assert [line.split(": ")[1] for line in left] == ["the file is empty", "a link to nothing"]
     said = capsys.readouterr().out
-    assert "2 bad pictures left out" in said and "37 pictures are few" in said
+    assert "2 unusable pictures skipped" in said and "37 pictures are few" in said
     assert Image.open(tmp_path / "run/data.png").size[0] > 100
 
 
@@ -151,7 +151,7 @@ def test_a_run_on_shards_as_they_come(tmp_path, capsys):
         (["data", "check", "/nowhere"], 3, "does not exist"),
         (["data", "check", "digits", "--sise", "3"], 2, "did you mean size?"),
         (["data", "preview", "digits", "--random-crop", "8"], 2, "give a size, and more than it"),
-        (["data", "preview", "digits", "--out", "README.md"], 2, "out README.md would be a PNG"),
+        (["data", "preview", "digits", "--out", "README.md"], 2, "out README.md is not a PNG file"),
         (["data", "prepare", "configs/moons.yaml"], 2, "needs no preparation"),
         (["data", "check", "configs/moons.yaml"], 2, "a run on points"),
         (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from survival import words
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import saving
+from flowimg.jobs.train import saving
 from flowimg.runs.opening import open_run
 from flowimg.training.averages import gamma_of
 from flowimg.training.snapshots import kept_steps
@@ -165,7 +165,7 @@ def test_averages_that_cannot_be_written_are_missed_and_the_run_goes_on(tmp_path
 
     monkeypatch.setattr(saving, "write_snapshot", full)
     train(tmp_path / "run", "--train.snapshots", 4)
-    assert "warning   the averages of step 20 were not kept ([Errno 28]" in capsys.readouterr().out
+    assert "warning   the averages of step 20 were not written ([Errno 28]" in capsys.readouterr().out
     assert kept_steps(tmp_path / "run" / "snapshots") == [10, 30, 40]
 
 

@@ -22,8 +22,8 @@ from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER, integrate
 from flowimg.jobs.figures import irreducible, points
 from flowimg.jobs.figures.irreducible import estimate_irreducible, find_irreducible
-from flowimg.jobs.train.run import callbacks
-from flowimg.jobs.train.run import run as train
+from flowimg.jobs.train import callbacks
+from flowimg.jobs.train import run as train
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise

@@ -130,7 +130,7 @@ def test_the_doctor_finds_a_good_machine_good(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "two processes add by gloo" in said and "locks hold" in said and "bad" not in said
+    assert "two-process gloo all-reduce works" in said and "locks hold" in said and "bad" not in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -153,7 +153,7 @@ def pickled(folder):
         (shutil.rmtree, ["there is no such folder"]),
         (no_settings, ["config.json"]),
         (pickled, ["safetensors"]),
-        (lose_a_weight, ["no whole UNet2DModel", "1 weights are missing", "conv_in.weight"]),
+        (lose_a_weight, ["an incomplete UNet2DModel", "1 weights are missing", "conv_in.weight"]),
         (cut_short, ["Unable to load weights"]),
     ],
 )

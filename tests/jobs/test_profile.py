@@ -11,8 +11,8 @@ from tiny import write_settings
 from torch.autograd import DeviceType
 
 from flowimg.cli import main
+from flowimg.jobs.train import profile
 from flowimg.jobs.train.profile import AFTER, STEPS, kind_of
-from flowimg.jobs.train.run import profile
 from flowimg.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("sketches")

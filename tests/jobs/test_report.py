@@ -11,7 +11,7 @@ from tiny import write_settings
 from flowimg.cli import main
 from flowimg.jobs import report
 from flowimg.jobs.figures import irreducible, points
-from flowimg.jobs.train.run import callbacks
+from flowimg.jobs.train import callbacks
 
 
 @pytest.fixture

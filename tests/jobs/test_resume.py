@@ -49,7 +49,7 @@ def damage(path):
 
 def test_resume_with_nothing_to_resume_is_an_error(tmp_path, fails):
     code, error = fails(tmp_path / "run", "--resume")
-    assert code == 2 and "nothing to go on from" in error and not (tmp_path / "run").exists()
+    assert code == 2 and "holds nothing to resume" in error and not (tmp_path / "run").exists()
 
 
 def test_resume_takes_the_newest_and_ends_as_without_it(run, capsys):
@@ -60,7 +60,7 @@ def test_resume_takes_the_newest_and_ends_as_without_it(run, capsys):
 def test_resume_from_a_named_step_leaves_the_later_ones_aside(run, capsys):
     train(run, "--resume", "2")
     said = capsys.readouterr().out
-    assert "continued from step 2" in said and "step_00000004 of the future that is left" in said
+    assert "continued from step 2" in said and "step_00000004 is past the step that is resumed from" in said
     assert problem(run / "checkpoints" / "left" / "step_00000004") is None
     assert [record["step"] for record in RunFolder(run).records()] == [2, 4, 6, 8]
 

@@ -146,4 +146,4 @@ def test_guidance_needs_a_field_that_saw_samples_without_a_class(runs, tmp_path,
 def test_an_older_checkpoint_is_not_taken_silently(runs, tmp_path, capsys):
     (runs / "digits" / "checkpoints" / "step_00000002" / "ema.safetensors").unlink()
     sample(runs, "digits", tmp_path / "out", "--count", "1")
-    assert "step_00000002 is broken and was passed over" in capsys.readouterr().out
+    assert "step_00000002 is broken and was skipped" in capsys.readouterr().out

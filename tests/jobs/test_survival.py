@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_is_whole(tmp_pat
         with suppress(subprocess.TimeoutExpired):
             process.wait(1.2)
     code, said = finish(process)
-    assert code == 130 and "left at once" in said
+    assert code == 130 and "ended at once" in said
     assert status(run)["state"] == "preempted" and newest_whole(run / "checkpoints")[0] is not None
 
 
@@ -234,7 +234,7 @@ def test_batches_that_are_never_finite_stop_the_run_with_all_that_helps_and_agai
 
 def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs.train.run import saving
+    from flowimg.jobs.train import saving
 
     write, run = saving.write_checkpoint, tmp_path / "run"
 
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning(tmp_path, monkeypatch, 
 
 def test_a_disk_that_stays_full_ends_the_run_and_loses_nothing(tmp_path, monkeypatch, capsys):
     from flowimg.cli import main
-    from flowimg.jobs.train.run import saving
+    from flowimg.jobs.train import saving
 
     write, run = saving.write_checkpoint, tmp_path / "run"
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import write_settings
 
 from flowimg.cli import main
-from flowimg.jobs.train.run import trackers
+from flowimg.jobs.train import trackers
 
 
 def read(run):

@@ -110,7 +110,7 @@ def test_it_goes_on_from_its_state_as_if_it_had_not_stopped():
 
 
 def test_hidden_matrices_are_those_between_hidden_units():
-    unet = UNetField(new_unet(16, 3, 4, channels=(32, 64)), 4, numbers=9)
+    unet = UNetField(new_unet(16, 3, 4, channels=(32, 64)), 4, numbers={"augmentation": 9})
     mine = {id(p) for p in hidden_matrices(unet)}
     for name, p in unet.named_parameters():
         outside = ("conv_in.", "conv_out.", "class_embedding.", "augment.")

@@ -1,6 +1,6 @@
-"""Sets known by name: one that comes with scikit-learn, and those that torchvision left in a local folder.
+"""Sets known by name: one that comes with scikit-learn, and those that torchvision downloaded to a local folder.
 
-torchvision's files are read here and not by its classes: those import for seconds, and unpickle.
+torchvision's files are read here and not by its classes, which take seconds to import, and unpickle.
 """
 
 import gzip
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.cache import name_of, stamp_of
-from flowimg.data.listing import Listing, Source, listed
+from flowimg.data.cache import NO_STAMP, name_of, stamp_of
+from flowimg.data.listing import Listing, Request, Source, check_split, listed
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 
@@ -26,18 +26,21 @@ from flowimg.errors import DataError
 def of_arrays(
     pictures: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], labels: Sequence[int], classes: Sequence[str]
 ) -> Listing:
-    """A listing of pictures that are decoded already.
+    """A listing of pictures that are already decoded.
 
     Args:
         pictures: Each (H, W) or (H, W, 3), uint8.
-        labels: Numbers into `classes`, one a picture.
+        labels: One for each picture, an index of `classes`.
         classes: Names.
+
     Raises:
-        ValueError: If there are not as many labels as pictures, or some are of no class.
+        ValueError: If the numbers of labels and pictures differ, or a label is not an index of `classes`.
     """
     numbers = np.asarray(labels, np.int64)
     if len(numbers) != len(pictures) or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
-        raise ValueError(f"{len(pictures)} pictures need as many labels below {len(classes)}, not {len(numbers)}")
+        raise ValueError(
+            f"{len(pictures)} pictures need as many labels from 0 to {len(classes) - 1}, not {len(numbers)}"
+        )
 
     def read(rows: NDArray[np.int64]) -> list[Encoded]:
         return [Encoded(_portable(pictures[row])) for row in rows]
@@ -46,18 +49,18 @@ def of_arrays(
 
 
 def _portable(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels under the header of a portable anymap, which is all that it takes to make a file of them."""
+    """Pixels as a file in PGM or PPM format, which is a header and the bytes."""
     height, width = pixels.shape[:2]
     return f"P{5 if pixels.ndim == 2 else 6} {width} {height} 255\n".encode() + pixels.tobytes()
 
 
 def digits() -> Listing:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, ten classes; comes with the package, no download.
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey, ten classes; part of the package, so nothing is downloaded.
 
-    Their 17 grey levels 0 .. 16 are spread over 0 .. 255.
+    Their 17 grey levels 0 .. 16 are scaled to 0 .. 255.
     Source: E. Alpaydin, C. Kaynak, 1998, "Optical Recognition of Handwritten Digits", UCI repository, CC BY 4.0.
     """
-    # the package's own file: it brings pandas and scipy along when it is imported
+    # read from the package's own file, because importing the package imports pandas and scipy
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = np.loadtxt(str(file), delimiter=",")
     pixels = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -65,10 +68,10 @@ def digits() -> Listing:
 
 
 NAMED: dict[str, Callable[[], Listing]] = {"digits": digits}
-"""Collections that are made here."""
+"""Sets that need no file of the user."""
 
 
-# --- what torchvision left -------------------------------------------------------------------------------------------
+# --- sets that torchvision downloaded --------------------------------------------------------------------------------
 
 GARMENTS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -77,17 +80,17 @@ def _cifar(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]
     numbers = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}[split]
     files = [folder / name for name in (*numbers, "batches.meta")]
 
-    def make() -> Listing:
-        *batches, meta = (_plain(file) for file in files)
+    def listing() -> Listing:
+        *batches, meta = (_unpickle(file) for file in files)
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels = [label for batch in batches for label in batch["labels"]]
         return of_arrays(pixels, labels, [_text(name) for name in meta["label_names"]])
 
-    return files, make
+    return files, listing
 
 
-class _Plain(pickle.Unpickler):
-    """Reads arrays, numbers and texts; names of anything else, which could be code, are refused."""
+class _SafeUnpickler(pickle.Unpickler):
+    """Reads arrays, numbers and texts, and refuses the names of anything else, which could be code."""
 
     ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
         (module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -95,13 +98,13 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no data")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not data")
         return super().find_class(module, name)
 
 
-def _plain(file: Path) -> dict[str, Any]:
+def _unpickle(file: Path) -> dict[str, Any]:
     """The arrays and texts of a batch of CIFAR-10, which its authors pickled."""
-    found = _Plain(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+    found = _SafeUnpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
     return {_text(name): value for name, value in found.items()}
 
 
@@ -111,33 +114,35 @@ def _text(name: str | bytes) -> str:
 
 def _fashion(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
     opening = {"train": "train", "test": "t10k"}[split]
-    names = [f"{opening}-images-idx3-ubyte", f"{opening}-labels-idx1-ubyte"]
-    files = [next((folder / f"raw/{name}{end}" for end in ("", ".gz") if (folder / f"raw/{name}{end}").exists()),
-                  folder / "raw" / name) for name in names]  # fmt: skip
+    files = []
+    for name in (f"{opening}-images-idx3-ubyte", f"{opening}-labels-idx1-ubyte"):
+        packed = folder / f"raw/{name}.gz"
+        files.append(packed if packed.exists() and not packed.with_suffix("").exists() else packed.with_suffix(""))
     return files, lambda: of_arrays(_idx(files[0]), _idx(files[1]).tolist(), GARMENTS)
 
 
 def _idx(file: Path) -> NDArray[np.uint8]:
-    """An array of bytes under a header: two zeros, 8 for bytes, the number of sides, and each side."""
+    """An array of bytes after a header: two zeros, 8 for bytes, the number of dimensions, and the size of each."""
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    sides = content[3]
-    shape = np.frombuffer(content, ">i4", sides, 4)
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, 4)
     if content[:3] != b"\0\0\x08":
-        raise ValueError("it is no array of bytes")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * sides).reshape(shape)
+        raise ValueError("it is not an array of bytes")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
-    told = folder / "annotations" / {"train": "trainval.txt", "test": "test.txt"}[split]
+    annotations = folder / "annotations" / {"train": "trainval.txt", "test": "test.txt"}[split]
 
-    def make() -> Listing:
-        rows = [line.split() for line in told.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    def listing() -> Listing:
+        lines = annotations.read_text().splitlines()
+        rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
         files = [str(folder / "images" / f"{Path(name).name}.jpg") for name, *_ in rows]
         numbers = np.array([int(number) - 1 for _, number, *_ in rows], np.int64)
-        kinds = {int(number) - 1: name.rpartition("_")[0].replace("_", " ") for name, number, *_ in rows}
-        classes = tuple(kinds.get(number, str(number)) for number in range(max(kinds, default=-1) + 1))
-        stamps = np.array([_stamps(Path(file)) for file in files], np.int64).reshape(-1, 3)
-        wrong = {row: "the file is not there" for row, stamp in enumerate(stamps.tolist()) if stamp == [0, 0, 0]}
+        breeds = {int(number) - 1: name.rpartition("_")[0].replace("_", " ") for name, number, *_ in rows}
+        classes = tuple(breeds.get(number, str(number)) for number in range(max(breeds, default=-1) + 1))
+        found = [stamp_of(file) for file in files]
+        stamps = np.array(found, np.int64).reshape(-1, 3)
         return Listing(
             count=len(files),
             read=lambda some: [Encoded(path=files[row]) for row in some],
@@ -146,18 +151,11 @@ def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
             classes=classes,
             bytes=stamps[:, 0],
             stamps=stamps,
-            wrong=wrong,
+            wrong={row: "the file does not exist" for row, stamp in enumerate(found) if stamp == NO_STAMP},
             signature=name_of(numbers, classes, files, stamps),
         )
 
-    return [told, folder / "images"], make
-
-
-def _stamps(file: Path) -> tuple[int, int, int]:
-    try:
-        return stamp_of(file.stat())
-    except OSError:
-        return (0, 0, 0)
+    return [annotations, folder / "images"], listing
 
 
 TORCHVISION: dict[str, tuple[str, Callable[[Path, str], tuple[list[Path], Callable[[], Listing]]]]] = {
@@ -168,47 +166,46 @@ TORCHVISION: dict[str, tuple[str, Callable[[Path, str], tuple[list[Path], Callab
 """Sets as torchvision downloads them: their folder below data.root, and how they are read."""
 
 
-def torchvision_set(where: str, name: str, root: str, split: str) -> Source:
+def torchvision_set(where: str, name: str, request: Request) -> Source:
     """A set that torchvision downloaded.
 
     Raises:
         DataError: If it is not in its folder, or has no such split.
     """
     below, opener = TORCHVISION[name]
-    folder = Path(root).expanduser() / below
-    if split not in ("train", "test"):
-        raise DataError(f"{where} has no split {split!r}: data.split may be train, test")
-    files, make = opener(folder, split)
-    if gone := [file for file in files if not file.exists()]:
+    folder = Path(request.root).expanduser() / below
+    check_split(where, request.split, ("train", "test"))
+    files, listing = opener(folder, request.split)
+    if missing_file := next((file for file in files if not file.exists()), None):
         raise DataError(
-            f"{where} is a set of torchvision, and there is no {gone[0]}: name the folder it lies in by data.root, or "
-            f"fetch it with torchvision.datasets.{name}({root!r}, download=True)"
+            f"{where} is a set of torchvision, and there is no {missing_file}: name the folder that contains it by "
+            f"data.root, or download it with torchvision.datasets.{name}({request.root!r}, download=True)"
         )
-    # of pets the pictures are files of their own, and their listing knows how they are
-    signature = None if opener is _pets else name_of(np.array([_stamps(file) for file in files], np.int64))
-    return Source(f"torchvision's {name} in {folder}", where, signature, partial(_made, where, make))
+    # pictures of pets are files of their own, whose stamps are in the signature of the listing
+    signature = None if opener is _pets else name_of(np.array([stamp_of(file) for file in files], np.int64))
+    return Source(f"torchvision's {name} in {folder}", where, signature, partial(_listing, where, listing))
 
 
-def _made(where: str, make: Callable[[], Listing]) -> Listing:
+def _listing(where: str, listing: Callable[[], Listing]) -> Listing:
     try:
-        return make()
-    except Exception as error:  # files of strangers: any of a dozen errors
-        raise DataError(f"{where} cannot be read: {error}; fetch it again") from None
+        return listing()
+    except Exception as error:  # a damaged file raises almost anything
+        raise DataError(f"{where} cannot be read: {error}; download it again") from None
 
 
-# --- what means nothing ----------------------------------------------------------------------------------------------
+# --- unknown names ---------------------------------------------------------------------------------------------------
 
 
 NOT_ON_HUB = "no such dataset on the hub (or you must log in: `hf auth login`)"
 NO_HUB = "the hub, which cannot be reached: check the network, or name a local copy"
 
 
-def missing(source: str, last: str) -> DataError:
-    """That a name means nothing, and everything that it was tried as."""
-    names = [*NAMED, *TORCHVISION]
-    near = get_close_matches(source.lower(), [name.lower() for name in names], n=1)
-    hint = f"did you mean {next(name for name in names if name.lower() == near[0])!r}? " if near else ""
+def missing(source: str, hub: str) -> DataError:
+    """The error for an unknown name, with everything that was tried; `hub` says why it is not a dataset of the hub."""
+    names = {name.lower(): name for name in (*NAMED, *TORCHVISION)}
+    near = get_close_matches(source.lower(), names, n=1)
+    hint = f"did you mean {names[near[0]]!r}? " if near else ""
     return DataError(
-        f"data.source {source} means nothing here: {hint}tried were a set known by name ({listed(names)}), a file or "
-        f"folder of this name in {os.getcwd()}, tar shards, and {last}"
+        f"data.source {source} is unknown: {hint}tried were a set known by name ({listed(names.values())}), a file or "
+        f"folder of this name in {os.getcwd()}, tar shards, and {hub}"
     )

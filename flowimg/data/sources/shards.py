@@ -1,10 +1,10 @@
-"""Tar shards in the form of WebDataset: files of one name before the first dot are one sample, side by side.
+"""Tar shards in the form of WebDataset: files with the same name up to the first dot are one sample, and are adjacent.
 
     000017.jpg  000017.cls      a picture, and its class as a number or a name
     000018.jpg  000018.json     or in JSON: data.label_column json.KEY
 
-Each shard is read through once, its headers alone, for where every picture lies; that is kept in the cache. Pictures
-are then read straight from their place. Nothing is unpacked, so names in a shard are never paths.
+The headers of each shard are read once, for the positions of its pictures, which are stored in the cache. Pictures are
+then read straight from their position. Nothing is unpacked, so names in a shard are never paths.
 """
 
 import glob
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import Listing, Source, first_line, listed, plain
-from flowimg.data.pictures import Encoded
-from flowimg.data.sources.folders import ENDINGS, SPLITS, Entries
+from flowimg.data.listing import Listing, Request, Source, check_split, number_classes, plain
+from flowimg.data.pictures import Encoded, first_line
+from flowimg.data.sources.folders import ENDINGS, SPLITS, Entry
 from flowimg.data.workers import cores, spread
 from flowimg.errors import DataError
 
@@ -32,13 +32,13 @@ Found = TypeVar("Found")
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
 MOST_SHARDS = 10**6
-"""Shards that a range may name."""
+"""Most shards in a range."""
 MOST_LABEL = 2**20
-"""Bytes of a label's file at most."""
+"""Most bytes that are read of a label's file."""
 
 
 class Shard(NamedTuple):
-    """Where the pictures of a tar file lie: starts and sizes (N,) in bytes; their names and labels, as text."""
+    """The pictures of a tar file: their positions and sizes in bytes, (N,), and their names and labels, as text."""
 
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -46,19 +46,22 @@ class Shard(NamedTuple):
     labels: list[str] | None
     cut_off: bool
 
+    def picture(self, file: str, row: int) -> Encoded:
+        """Where a picture of this shard is stored."""
+        return Encoded(None, file, int(self.starts[row]), int(self.sizes[row]))
+
 
 def tar_files(where: str, path: Path) -> list[str]:
-    """The tar files that `*` or `{0000..0099}` in a path means; none if there is no such thing in it.
+    """The tar files that a path with `*` or `{0000..0099}` means; empty if the path contains no such pattern.
 
     Raises:
-        DataError: If it means no file that is there.
+        DataError: If one of them does not exist, or none match.
     """
     text = str(path)
-    if spread_out := re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*\.tar)", text):
-        before, first, last, after = spread_out.groups()
-        count = int(last) - int(first) + 1
-        if not 0 < count <= MOST_SHARDS:
-            raise DataError(f"{where}: {first}..{last} is no range of shards: give the lower number first")
+    if numbered := re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*\.tar)", text):
+        before, first, last, after = numbered.groups()
+        if not 0 < int(last) - int(first) + 1 <= MOST_SHARDS:
+            raise DataError(f"{where}: {first}..{last} is not a valid range of shards; put the lower number first")
         names = [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
     elif glob.has_magic(text):
         names = sorted(glob.glob(text))
@@ -66,45 +69,31 @@ def tar_files(where: str, path: Path) -> list[str]:
             raise DataError(f"{where} matches no tar files: name a folder of pictures as a folder")
     else:
         return []
-    if gone := next((name for name in names if not os.path.isfile(name)), None):
-        raise DataError(f"{where}: there is no {gone}, which the range names")
+    if missing := next((name for name in names if not os.path.isfile(name)), None):
+        raise DataError(f"{where}: there is no {missing}, which is in the range")
     return names
 
 
-def shards_below(path: Path, entries: Entries) -> list[str]:
+def shards_below(path: Path, entries: list[Entry]) -> list[str]:
     """The tar files among a folder's entries."""
-    return [
-        os.path.join(path, name)
-        for name in entries.paths
-        if name.lower().endswith(".tar") and name not in entries.wrong
-    ]
+    tars = [entry.path for entry in entries if entry.path.lower().endswith(".tar") and entry.wrong is None]
+    return [os.path.join(path, name) for name in tars]
 
 
-def shards(
-    where: str,
-    files: list[str],
-    cache: Path,
-    *,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    labels: bool,
-    named: bool,
-) -> Source:
+def shards(where: str, files: list[str], cache: Path, request: Request) -> Source:
     """The pictures of tar shards.
 
     Raises:
         DataError: If there is no such split.
     """
-    files = of_split(where, files, split)
-    signature = name_of(files, [stamp_of(os.stat(file)) for file in files])
-    column = (label_column or LABEL) if labels or named else None
-    make = partial(_listing, where, files, cache, image_column, column, label_column is not None)
-    return Source(f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}", where, signature, make)
+    files = of_split(where, files, request.split)
+    signature = name_of(files, [stamp_of(file) for file in files])
+    kind = f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}"
+    return Source(kind, where, signature, partial(_listing, where, files, cache, request))
 
 
 def of_split(where: str, files: list[str], split: str) -> list[str]:
-    """The files of a split, where there are several and all of their names, or of the folders that differ, tell it.
+    """The files of a split. If there are several, words in all their names, or in the folders that differ, tell it.
 
     Raises:
         DataError: If there are none of this split.
@@ -112,23 +101,19 @@ def of_split(where: str, files: list[str], split: str) -> list[str]:
     root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     below = [os.path.relpath(file, root or ".") for file in files]
     words = [[word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS] for name in below]
-    named = len(files) > 1 and all(words)
-    told = [found[0] for found in words] if named else ["train"] * len(files)
-    chosen = [file for file, which in zip(files, told, strict=True) if which == split]
-    if not chosen:
-        raise DataError(f"{where} has no split {split!r}: data.split may be {listed(sorted(set(told)))}")
-    return chosen
+    splits = [found[0] for found in words] if len(files) > 1 and all(words) else ["train"] * len(files)
+    check_split(where, split, sorted(set(splits)))
+    return [file for file, which in zip(files, splits, strict=True) if which == split]
 
 
-def _listing(where: str, files: list[str], cache: Path, image: str | None, label: str | None, asked: bool) -> Listing:
-    found = look_up(where, partial(kept_or_read, cache=cache, image=image, label=label), files)
+def _listing(where: str, files: list[str], cache: Path, request: Request) -> Listing:
+    label = (request.label_column or LABEL) if request.reads_labels else None
+    found = look_up(where, partial(kept_or_read, cache=cache, image=request.image_column, label=label), files)
     shard = np.repeat(np.arange(len(files)), [len(part.starts) for part in found])
-    starts = np.concatenate([part.starts for part in found])
-    sizes = np.concatenate([part.sizes for part in found])
-    if not len(starts):
-        raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")
     first = np.cumsum([0, *(len(part.starts) for part in found)])
-    # what comes after the place where a shard is broken is lost; the picture before it may be half
+    if not len(shard):
+        raise no_pictures(where, request)
+    # what comes after the place where a shard is broken off is lost; the picture before it may be incomplete
     cut = {
         int(first[number + 1]) - 1: "the shard is broken off here"
         for number, part in enumerate(found)
@@ -136,58 +121,66 @@ def _listing(where: str, files: list[str], cache: Path, image: str | None, label
     }
 
     def read(rows: NDArray[np.int64]) -> list[Encoded]:
-        return [Encoded(None, files[shard[row]], int(starts[row]), int(sizes[row])) for row in rows]
+        return [
+            found[part].picture(files[part], row - first[part]) for row, part in zip(rows, shard[rows], strict=True)
+        ]
 
     def name(row: int) -> str:
         part = int(shard[row])
         return f"{files[part]}:{found[part].names[row - first[part]]}"
 
-    numbers: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     texts = [text for part in found for text in part.labels or ()]
-    if label is not None and (asked or any(texts)):
-        known = [text for row, text in enumerate(texts) if row not in cut]
+    if label is not None and (request.label_column or any(texts)):
+        known = {text for row, text in enumerate(texts) if row not in cut}
         if "" in known:
             raise lacks_label(where, label)
-        numbers_of, classes = classes_of(set(known))
-        numbers = np.array([numbers_of.get(text, 0) for text in texts], np.int64)
-    told = ("", f"of {label}" if numbers is not None else "")
-    return Listing(len(starts), read, name, numbers, classes, sizes, wrong=cut, told=told)
+        numbers, classes = classes_of(known)
+        labels = np.array([numbers.get(text, 0) for text in texts], np.int64)
+    origin = ("", f"of {label}" if labels is not None else "")
+    sizes = np.concatenate([part.sizes for part in found])
+    return Listing(len(shard), read, name, labels, classes, sizes, wrong=cut, origin=origin)
+
+
+def no_pictures(where: str, request: Request) -> DataError:
+    """The error for shards without pictures."""
+    ending = request.image_column or "jpg, png, ..."
+    return DataError(f"{where} holds no pictures: its shards have no files that end in {ending}")
 
 
 def lacks_label(where: str, label: str) -> DataError:
-    """That some pictures have no label."""
+    """The error for pictures without a label."""
     return DataError(
         f"{where}: not every picture has a label {label}: name another by data.label_column, or give data.labels false"
     )
 
 
 def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The number of each label, by its text, and the names of the classes: in order of value where all are numbers."""
+    """The number of each label, by its text, and the class names: in order of value if all are numbers."""
     whole = all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts)
     values = {text: int(text) if whole else text for text in texts}
-    known = sorted(set(values.values()))  # type: ignore[type-var]
-    numbers = {value: number for number, value in enumerate(known)}
-    return {text: numbers[value] for text, value in values.items()}, tuple(str(value) for value in known)
+    numbers, classes = number_classes(values.values())
+    return {text: numbers[value] for text, value in values.items()}, classes
 
 
 def look_up(where: str, do: Callable[[str], Found | str], files: list[str]) -> list[Found]:
-    """What is found in each shard, several read at once.
+    """What is found in each shard; several are read at once.
 
     Raises:
-        DataError: Where `do` gives a text: of a shard that is no tar file, or has two pictures for a sample.
+        DataError: If `do` returns a text, which is the reason: not a tar file, or two pictures in a sample.
     """
     found = []
-    for told in spread(do, files, cores()):
-        if isinstance(told, str):
-            raise DataError(f"{where}: {told}")
-        found.append(told)
+    for result in spread(do, files, cores()):
+        if isinstance(result, str):
+            raise DataError(f"{where}: {result}")
+        found.append(result)
     return found
 
 
 def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -> Shard | str:
-    """A shard as the cache has it, or read through now and kept; what is wrong with it, as a text."""
-    name = name_of("shard 2", os.path.realpath(file), stamp_of(os.stat(file)), image, label)
+    """A shard from the cache, or read now and stored there; or the reason why it cannot be used, as text."""
+    name = name_of("shard 2", os.path.realpath(file), stamp_of(file), image, label)
     path = cache / "shards" / f"{name}.npz"
     kept = read_arrays(path)
     if kept is not None:
@@ -195,14 +188,14 @@ def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -
         return Shard(kept["starts"], kept["sizes"], unpack(kept["names"]), labels, bool(kept["cut_off"]))
     shard = read_shard(file, image, label)
     if isinstance(shard, Shard):
-        more = {} if shard.labels is None else {"labels": pack(shard.labels)}
-        keep_arrays(path, starts=shard.starts, sizes=shard.sizes, names=pack(shard.names),
-                    cut_off=np.array(shard.cut_off), **more)  # fmt: skip
+        texts = {"names": shard.names} if shard.labels is None else {"names": shard.names, "labels": shard.labels}
+        packed = {name: pack(some) for name, some in texts.items()}
+        keep_arrays(path, starts=shard.starts, sizes=shard.sizes, cut_off=np.array(shard.cut_off), **packed)
     return shard
 
 
 def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
-    """Read a tar file's headers; what is wrong with it, as a text.
+    """Read a tar file's headers; the reason why it cannot be used, as text, if so.
 
     Args:
         file: The tar file.
@@ -211,58 +204,50 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
     """
     ending, _, field = (label or "").partition(".")
     image = image.lower() if image else None
-    starts, sizes, names, labels = [], [], [], []
-    sample, has_picture, text = None, False, ""
-    cut_off = False
+    starts, sizes, names = [], [], []
+    samples: list[int] = []  # the number of each picture's sample
+    texts: dict[int, str] = {}  # labels, by the number of their sample
+    sample, number, cut_off = None, 0, False
     try:
         with tarfile.open(file, "r:") as tar, open(file, "rb") as raw:
+            try:
+                for member in iter(tar.next, None):
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, kind = base.partition(".")
+                    if not member.isreg() or member.sparse or member.size < 0 or base.startswith("."):
+                        continue
+                    if (folder, stem) != sample:
+                        sample, number = (folder, stem), number + 1
+                    kind = kind.lower()
+                    if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
+                        if samples[-1:] == [number]:
+                            name = plain(member.name)
+                            return f"{name} in {file} is a second picture of its sample: name one by data.image_column"
+                        samples.append(number)
+                        starts.append(member.offset_data)
+                        sizes.append(member.size)
+                        names.append(member.name)
+                    elif label is not None and kind == ending:
+                        raw.seek(member.offset_data)
+                        texts[number] = _label(raw.read(min(member.size, MOST_LABEL)), field)
+            except tarfile.TarError:
+                cut_off = True
+            # tarfile takes a damaged header for the end; after the real end there is nothing, or zeros
             end = os.fstat(raw.fileno()).st_size
-            while True:
-                try:
-                    member = tar.next()
-                except tarfile.TarError:
-                    member, cut_off = None, True
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if member is not None and (not member.isreg() or member.sparse or member.size < 0):
-                    continue
-                folder, _, base = member.name.rpartition("/") if member else ("", "", "")
-                stem, _, kind = base.partition(".")
-                if base.startswith("."):
-                    continue
-                if member is None or (folder, stem) != sample:
-                    if has_picture:
-                        labels.append(text)
-                    sample, has_picture, text = (folder, stem), False, ""
-                if member is None:
-                    break
-                kind = kind.lower()
-                if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
-                    if has_picture:
-                        name = plain(member.name)
-                        return f"{name} in {file} is a second picture of its sample: name one by data.image_column"
-                    has_picture = True
-                    starts.append(member.offset_data)
-                    sizes.append(member.size)
-                    names.append(member.name)
-                elif label is not None and kind == ending:
-                    raw.seek(member.offset_data)
-                    text = _label(raw.read(min(member.size, MOST_LABEL)), field)
-            # tarfile takes a header that is broken for the end; at the end there is nothing, or zeros
             raw.seek(min(tar.offset, end))
             cut_off |= bool(raw.read(2 * tarfile.BLOCKSIZE).strip(b"\0")) or 0 < (end - tar.offset) < tarfile.BLOCKSIZE
             cut_off |= bool(starts) and starts[-1] + sizes[-1] > end
-    except Exception as error:  # a stranger's headers may break the reader in a dozen ways
+    except Exception as error:  # damaged headers raise almost anything
         return f"{file} is no tar file that can be read ({first_line(error)})"
-    arrays = (np.array(starts, np.int64), np.array(sizes, np.int64))
-    return Shard(*arrays, names, labels if label is not None else None, cut_off)
+    labels = None if label is None else [texts.get(number, "") for number in samples]
+    return Shard(np.array(starts, np.int64), np.array(sizes, np.int64), names, labels, cut_off)
 
 
 def _label(content: bytes, field: str) -> str:
     try:
         text = content.decode().strip()
-        if field:
-            value: Any = json.loads(text).get(field, "")
-            text = "" if value is None else str(value)
-        return text
+        value: Any = json.loads(text).get(field) if field else text
     except (UnicodeDecodeError, ValueError, AttributeError):
         return ""
+    return "" if value is None else str(value)

@@ -1,19 +1,18 @@
-"""Sources that are read as they come: tar shards, and parquet on disk or on the hub, a row group a shard.
+"""Sources that are streamed: tar shards, and parquet on disk or on the hub, where each row group is a shard.
 
-Only sizes and labels are looked at beforehand, once. A shard is opened when its turn comes and forgotten after.
+Only sizes and labels are read beforehand, once. A shard is opened when it is needed and closed afterwards.
 """
 
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flowimg.data.cache import name_of
-from flowimg.data.listing import Opened, Stream
-from flowimg.data.pictures import Encoded
+from flowimg.data.listing import Opened, Request, Stream
 from flowimg.data.sources.folders import walk
 from flowimg.data.sources.parquet import parquet_stream
 from flowimg.data.sources.shards import (
@@ -23,6 +22,7 @@ from flowimg.data.sources.shards import (
     kept_or_read,
     lacks_label,
     look_up,
+    no_pictures,
     of_split,
     shards_below,
     tar_files,
@@ -30,57 +30,52 @@ from flowimg.data.sources.shards import (
 from flowimg.errors import DataError
 
 
-def open_stream(
-    source: str,
-    cache: Path,
-    *,
-    subset: str | None,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    labels: bool,
-) -> Stream:
-    """Look up what shards a source has.
+def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
+    """Find the shards of a source.
+
+    Args:
+        source: What data.source is.
+        cache: The cache folder.
+        requested: Fields of `Request`: the subset, the split, the columns, and whether labels are used.
 
     Raises:
-        DataError: If it is none that can be streamed, or does not hold what is asked for.
+        DataError: If it cannot be streamed, or lacks the split, column or labels.
     """
+    request = Request(**requested)
     where = f"data.source {source}"
     path = Path(source).expanduser()
     files = [source] if path.suffix == ".tar" and os.path.isfile(path) else []
     if os.path.isdir(path):
-        entries = walk(path)
-        tables = any(name.endswith(".parquet") for name in entries.paths)  # as where it is decoded beforehand
-        files = [] if tables else shards_below(path, entries)
+        entries, _ = walk(path)
+        has_tables = any(entry.path.endswith(".parquet") for entry in entries)  # which `recognise` prefers too
+        files = [] if has_tables else shards_below(path, entries)
     elif not files and "://" not in source:
         files = tar_files(where, path)
     if files:
-        return _tar_stream(where, of_split(where, files, split), cache, image_column, label_column, labels)
-    return parquet_stream(where, source, cache, subset, split, image_column, label_column, labels)
+        return _tar_stream(where, of_split(where, files, request.split), cache, request)
+    return parquet_stream(where, source, cache, request)
 
 
 class Summary(NamedTuple):
-    """A shard in short: how many pictures, which labels, how many have one, and whether it ends in the middle."""
+    """A shard's number of pictures, its distinct labels, its number of labelled pictures, and whether it is cut off."""
 
     pictures: int
-    labels: tuple[str, ...]
+    labels: set[str]
     labelled: int
     cut_off: bool
 
 
-def _tar_stream(
-    where: str, files: list[str], cache: Path, image: str | None, label_column: str | None, labels: bool
-) -> Stream:
-    label = (label_column or LABEL) if labels else None
-    read = partial(kept_or_read, cache=cache, image=image, label=label)
+def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> Stream:
+    label = (request.label_column or LABEL) if request.labels else None
+    read = partial(kept_or_read, cache=cache, image=request.image_column, label=label)
     found = look_up(where, partial(_summary, read), files)
     counts = np.array([part.pictures for part in found], np.int64)
     if not counts.sum():
-        raise DataError(f"{where} holds no pictures: its shards have no files that end in {image or 'jpg, png, ...'}")
+        raise no_pictures(where, request)
     numbers: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     labelled = sum(part.labelled for part in found)
-    if label and (label_column or labelled):
+    if label and (request.label_column or labelled):
         if labelled < counts.sum():
             raise lacks_label(where, label)
         numbers, classes = classes_of({text for part in found for text in part.labels})
@@ -94,8 +89,8 @@ def _tar_stream(
         part = read(file)
         if isinstance(part, str):
             raise DataError(f"{where}: {part}")
-        found_labels = np.array([numbers.get(text, 0) for text in part.labels or ()], np.int64) if numbers else None
-        return Opened(partial(_stretch, file, part), lambda row: f"{file}:{part.names[row]}", found_labels)
+        labels = np.array([numbers.get(text, 0) for text in part.labels or ()], np.int64) if numbers else None
+        return Opened(partial(part.picture, file), lambda row: f"{file}:{part.names[row]}", labels)
 
     fingerprint = name_of([Path(file).name for file in files], counts, classes)
     return Stream(where, story, counts[full], classes, open_one, fingerprint)
@@ -105,10 +100,6 @@ def _summary(read: Callable[[str], Shard | str], file: str) -> Summary | str:
     shard = read(file)
     if isinstance(shard, str):
         return shard
-    count = len(shard.starts) - shard.cut_off  # the last picture of a shard that is broken off may be half
+    count = len(shard.starts) - shard.cut_off  # the last picture of a shard that is broken off may be incomplete
     labels = (shard.labels or [])[:count]
-    return Summary(count, tuple(sorted(set(labels) - {""})), len(labels) - labels.count(""), shard.cut_off)
-
-
-def _stretch(file: str, part: Shard, row: int) -> Encoded:
-    return Encoded(None, file, int(part.starts[row]), int(part.sizes[row]))
+    return Summary(count, set(labels) - {""}, len(labels) - labels.count(""), shard.cut_off)

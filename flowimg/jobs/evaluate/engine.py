@@ -12,8 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from flowimg.build.data import DataFacts, build_toy
-from flowimg.conditions.labels import turns
+from flowimg.build.data import DataFacts, build_condition, build_toy
 from flowimg.errors import SettingsError
 from flowimg.evaluation.comparison import Drawn, DrawnShare, distance, draw_all, measured_with, score
 from flowimg.evaluation.distances import NEAREST
@@ -54,7 +53,7 @@ class Engine(ABC):
     shared: ClassVar[bool]
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
-        self.facts, self.state = facts, state
+        self.config, self.facts, self.state = config, facts, state
 
     @classmethod
     @abstractmethod
@@ -105,7 +104,7 @@ class PointEngine(Engine):
         scores = None
         if self.state.is_main_process:
             with inside():
-                x_1, nfe = sampler.draw(seeds, turns(seeds, self.facts.classes))
+                x_1, nfe = sampler.draw(seeds, build_condition(self.config, self.facts, seeds))
                 data = self.toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
                 scored = score_points(x_1, data, self.toy.part(x_1), self.toy.parts)
                 scores = {**scored._asdict(), **made_how(how.record, seeds, nfe)}
@@ -148,7 +147,7 @@ class PictureEngine(Engine):
             return shares if self.state.is_main_process else [None]
 
         mine = share(range(len(seeds)), self.state.process_index, self.state.num_processes)
-        cond = turns(seeds, self.facts.classes)
+        cond = build_condition(self.config, self.facts, seeds)
         return draw_all(sampler, self.comparison, seeds, cond, mine, gather, inside, kept)
 
     def _how(self, drawn: Drawn, how: Solving, seeds: range) -> dict[str, Any]:

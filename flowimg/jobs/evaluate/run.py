@@ -15,6 +15,7 @@ from flowimg.machine.precision import autocast
 from flowimg.machine.processes import leave_together, processes, share
 from flowimg.runs.opening import check_guidance, made_by, open_run
 from flowimg.settings.evaluate import Evaluate
+from flowimg.spaces.space import chosen
 
 LIMITS = [name for engine in ENGINES.values() for name in engine.limits]
 
@@ -28,7 +29,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     state = processes("evaluate")
     run = open_run(settings.run, settings.weights, settings.step, state.device)
     settings = settle(settings, run.config)
-    kind = ENGINES[type(run.space)]
+    kind = chosen(ENGINES, run.space)
     kind.check(settings, run.facts)
     sweeps = settings.sweep_nfe or settings.sweep_guidance
     limited = any(getattr(settings, name) is not None for name in LIMITS)

@@ -89,7 +89,7 @@ def _even_draw(objective: FlowMatching, batches: PointBatches) -> Draw:
     x_0 = torch.special.ndtri(even[:, 3:5].clamp(1e-9, 1 - 1e-9))
     t = shift_times(objective.times(even[:, 5]), objective.shift)
     cond = Condition(batches.toy.part(x_1) if batches.labels else None)
-    return Draw(x_0, x_1, t, cond.drop("label", even[:, 6] < objective.label_drop))
+    return Draw(x_0, x_1, t, cond.drop("label", even[:, 6] < dict(objective.drops)["label"]))
 
 
 def _of_pictures(objective: FlowMatching, batches: Any) -> tuple[Tensor, Tensor, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from flowimg.conditions.labels import turns
+from flowimg.build.data import build_condition
 from flowimg.evaluation.record import describe
 from flowimg.figures.record import Drawable, Figure
 from flowimg.figures.samples import draw_samples
@@ -31,7 +31,7 @@ def picture_figures(run: Run, sampler: Sampler, how: Solving, seed: int) -> Iter
 
     def strips(path: Path) -> None:
         times = [n / 10 for n in range(11)]
-        states = sampler.follow(noise(seeds, space.shape), turns(seeds, classes), times).states
+        states = sampler.follow(noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), times).states
         rows, columns = [row_name(number, number) for number in seeds], [f"{t:.1f}" for t in times]
         title = f"From noise (t = 0) to picture (t = 1) ({made})"
         picture_table(space.decode(states).transpose(0, 1), rows, columns, path, title)
@@ -53,7 +53,7 @@ def picture_figures(run: Run, sampler: Sampler, how: Solving, seed: int) -> Iter
 
     def growth(path: Path) -> None:
         seeds, start = range(run.config.grid.count), path.with_name(".noise.png")
-        draw_samples(space, noise(seeds, space.shape), turns(seeds, classes), start)
+        draw_samples(space, noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), start)
         growth_animation([(0, start), *run.folder.grids()], path)
         start.unlink()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowimg.conditions.labels import turns
+from flowimg.build.data import build_condition
 from flowimg.figures.record import Drawable, Figure
 from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import Sampler, noise
@@ -30,7 +30,7 @@ def point_figures(run: Run, sampler: Sampler, how: Solving, seed: int) -> Iterat
 
     def follow(count: int, times: list[float]) -> Tensor:
         seeds = range(seed, seed + count)
-        return sampler.follow(noise(seeds, space.shape), turns(seeds, run.facts.classes), times).states
+        return sampler.follow(noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), times).states
 
     def velocity(x: Tensor, t: float) -> Tensor:
         device = next(run.field.parameters()).device

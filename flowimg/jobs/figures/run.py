@@ -25,6 +25,7 @@ from flowimg.settings.sampling import Solving
 from flowimg.settings.verbs import Figures
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
+from flowimg.spaces.space import chosen
 
 FLOWS: dict[type, Callable[..., Iterator[Drawable]]] = {Points: point_figures, Pixels: picture_figures}
 """The figures of the flow in each space."""
@@ -63,7 +64,7 @@ def draw_figures(
     irreducible = find_irreducible(run.folder, run.config, batches)
     made = f"Step {run.step:,}, {describe(how.record)}, seeds from {seed}."
     sampler = build_sampler(run.field, run.config, run.space, how, precision)
-    of_flow = FLOWS[type(run.space)](run, sampler, how, seed)
+    of_flow = chosen(FLOWS, run.space)(run, sampler, how, seed)
     jobs = [*((figure._replace(how=made), draw) for figure, draw in of_flow), *_curves(run.folder, irreducible)]
     return _draw(run.folder, tqdm(jobs, unit="figure", leave=False, disable=None, desc="figures"))
 

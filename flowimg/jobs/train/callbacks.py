@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from flowimg.conditions.labels import turns
+from flowimg.build.data import build_condition
 from flowimg.errors import ExtractorError, Stopped
 from flowimg.evaluation.record import distance_in, keep, scores_of
 from flowimg.figures.samples import draw_samples
@@ -23,6 +23,7 @@ from flowimg.jobs.train.saving import keep_averages, keep_checkpoints
 from flowimg.jobs.train.session import Session
 from flowimg.jobs.train.trackers import track_numbers, track_picture
 from flowimg.runs.signals import StopRequests
+from flowimg.spaces.space import chosen
 from flowimg.training.loop import Callback
 from flowimg.training.state import Training
 
@@ -52,7 +53,7 @@ def _grids(session: Session) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     config, strategy = session.config, session.strategy
     seeds = range(config.grid.count)
-    cond = turns(seeds, session.facts.classes)
+    cond = build_condition(config, session.facts, seeds)
 
     def callback(state: Training) -> None:
         # a run that was asked to end draws no more
@@ -110,7 +111,7 @@ def _evaluations(session: Session) -> Callback:
     config, strategy = session.config, session.strategy
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     try:  # before the first step: network or data may be unavailable, or not there any more later
-        kind = ENGINES[type(session.space)]
+        kind = chosen(ENGINES, session.space)
         options = ComparisonOptions(config.train.evaluate_features)
         engine = kind(config, session.facts, options, PartialState())
     except ExtractorError as error:

@@ -77,7 +77,7 @@ def open_accelerator(config: Config) -> Accelerator:
     processes = accelerator.num_processes
     check_launch(processes, "train")
     share = processes * config.train.accumulation
-    if type(config.train.micro_batch) is int:
+    if isinstance(config.train.micro_batch, int):
         share = processes * config.train.micro_batch
     if config.train.batch_size % share:
         raise SettingsError(

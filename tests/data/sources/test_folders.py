@@ -116,7 +116,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture at all")
     said = complaint(tmp_path)
     assert "1 of 2 pictures cannot be used, more than data.max_bad 0.01 allows" in said
-    assert f"{tmp_path / 'b.png'} (no picture of a format known here)" in said and "data check" in said
+    assert f"{tmp_path / 'b.png'} (not a picture in a known format)" in said and "data check" in said
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
@@ -166,9 +166,9 @@ ODD_FILES = {
     "empty.png": (b"", "the file is empty"),
     "half.jpg": (cut_off("JPEG"), "broken: "),
     "half.png": (cut_off("PNG"), "broken: "),
-    "text.jpg": (b"I am no picture", "no picture of a format known here"),
-    "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not read here: convert it to JPEG"),
-    "phone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not read here: convert it to JPEG"),
+    "text.jpg": (b"I am no picture", "not a picture in a known format"),
+    "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not supported: convert it to JPEG"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not supported: convert it to JPEG"),
     "bomb.png": (png_header(30_000, 30_000), "too large: "),
 }
 ODD_ENTRIES = {
@@ -287,7 +287,7 @@ def test_links_are_followed_and_each_folder_once(tmp_path):
     (tmp_path / "p/b/round").symlink_to(".")
     found = find(tmp_path / "p", max_bad=0)  # no picture is lost by them
     assert sorted(told(found, max_bad=0)) == [(0, "a"), (0, "b"), (1, "a"), (2, "b")]
-    assert {line.split(":")[0] for line in found.open().left_alone} == {"c", "b/round", "b/up"}
+    assert {line.split(":")[0] for line in found.open().unused} == {"c", "b/round", "b/up"}
 
 
 def test_what_truly_lies_there_comes_before_what_links_lead_to(tmp_path):
@@ -301,7 +301,7 @@ def test_a_picture_beside_folders_of_splits_is_left_alone(tmp_path):
     for number, name in enumerate(["train/a.png", "test/a.png", "preview.png"]):
         save(tmp_path / name, picture(number))
     found = find(tmp_path)
-    assert numbers(decode(found)) == [0] and found.open().left_alone == ("preview.png: beside the folders of splits",)
+    assert numbers(decode(found)) == [0] and found.open().unused == ("preview.png: next to the folders of splits",)
 
 
 def test_a_dead_link_beside_folders_of_splits_makes_no_classes_of_them(tmp_path):

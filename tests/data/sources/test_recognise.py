@@ -13,7 +13,7 @@ def test_a_path_that_does_not_exist(source):
 @pytest.mark.parametrize("source", ["someone/pictures", "zebra"])
 def test_a_dataset_of_the_hub_without_network(source, capsys):
     said = complaint(source)
-    assert said.startswith(f"data.source {source} means nothing here: tried were a set known by name (digits, CIFAR10")
+    assert said.startswith(f"data.source {source} is unknown: tried were a set known by name (digits, CIFAR10")
     assert f"a file or folder of this name in {os.getcwd()}, tar shards, and the hub, which cannot be reached" in said
     assert "network" in said and "local copy" in said and "did you mean" not in said
     assert f"looking for {source} on the Hugging Face hub" in capsys.readouterr().err
@@ -25,7 +25,7 @@ def test_a_dataset_that_the_hub_does_not_have(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     said = complaint("someone/pictures")
-    assert "data.source someone/pictures means nothing here: tried were" in said
+    assert "data.source someone/pictures is unknown: tried were" in said
     assert "and no such dataset on the hub" in said and "log in" in said
     assert "did you mean 'digits'?" in complaint("digts")
 
@@ -103,7 +103,7 @@ def test_a_name_that_is_known_comes_before_a_folder_and_a_path_means_the_folder(
 
 def test_what_is_neither_file_nor_folder(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert complaint(tmp_path / "pipe").endswith("is no regular file and no folder: name one of these")
+    assert complaint(tmp_path / "pipe").endswith("is neither a regular file nor a folder")
 
 
 @pytest.mark.parametrize("source", ["https://some.where/a.parquet", "s3://bucket/folder", "hf://datasets/a/b"])

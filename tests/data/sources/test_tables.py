@@ -292,9 +292,9 @@ def test_a_label_that_is_of_no_class_is_said(tmp_path):
     told = rows.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features.to_dict()}})})
     (tmp_path / "t").mkdir()
     pq.write_table(told, tmp_path / "t/train.parquet")
-    assert "has a label 1, and names for 1 classes" in complaint(tmp_path / "t")
+    assert "has the label 1, but names for only 1 classes" in complaint(tmp_path / "t")
 
 
 def test_a_path_that_is_none_is_bad(tmp_path):
     table(tmp_path / "t/train.parquet", image=[*plain(1), {"bytes": None, "path": "a\0b.png"}])
-    assert "(its path is none)" in complaint(tmp_path / "t")
+    assert "(its path is invalid)" in complaint(tmp_path / "t")
