@@ -10,7 +10,7 @@ SHARES = ("precision", "recall", "coverage", "agreement", "judge")
 """Scores that are shares of 1, printed in percent."""
 HOW = (
     "of", "count", "seeds", "solver", "num_steps", "times", "shift", "tolerance", "nfe", "guidance",
-    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",
+    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",  # house: a key of stored records
     "distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during",
 )  # fmt: skip
 """The keys of a record that are not scores but say how these were measured."""
@@ -59,7 +59,7 @@ def protocol(run: str, record: dict[str, Any]) -> str:
         *(["classes in turn"] if record.get("in_turns") else []),
         describe(record),
         f"{record['nfe']} evaluations",
-        record["arithmetic"],
+        record["arithmetic"],  # house: a key of stored records
     ]
     if "features" in record:
         parts += [
