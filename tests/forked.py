@@ -94,7 +94,8 @@ _server = []
 
 def server():
     """The address of this process's server, which ends with it: its stdin is closed."""
-    if not _server:
+    if not _server or _server[-1].poll() is not None:  # or it was killed, as on a machine that ran out of memory
+        _server.clear()
         folder = tempfile.TemporaryDirectory(prefix="forked")
         address = os.path.join(folder.name, "door")
         process = subprocess.Popen(

@@ -13,7 +13,7 @@ from typing import Any
 from flowimg.errors import MachineError
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import settle_precision
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.opening import Run, open_run, weights_name
 from flowimg.settings.verbs import Play
 from flowimg.spaces.pixels import Pixels
@@ -27,7 +27,7 @@ PORTS = range(7860, 7880)
 
 def play(settings: Play) -> dict[str, Any]:
     """Serve the page about a run and print its address; ends by Ctrl-C."""
-    alone("play")
+    one_process("play")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: nothing leaves this machine
     try:
         import gradio

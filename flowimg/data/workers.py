@@ -24,7 +24,7 @@ from flowimg.errors import WorkerError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-ALONE = 1.0
+FIRST = 1.0
 """Seconds of work before the first worker is started; small sets are then done already."""
 AHEAD = 4
 """Most waiting tasks for each worker, so that memory is bounded."""
@@ -145,7 +145,7 @@ def spread(do: Callable[[Task], Result], tasks: Iterable[Task], workers: int) ->
     tasks, began = iter(tasks), time.monotonic()
     for task in tasks:
         yield do(task)
-        if workers > 1 and time.monotonic() - began > ALONE:
+        if workers > 1 and time.monotonic() - began > FIRST:
             break
     else:
         return

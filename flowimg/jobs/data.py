@@ -19,7 +19,7 @@ from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
@@ -39,7 +39,7 @@ def check(settings: Check) -> dict[str, Any]:
     Raises:
         DataError: If more than `max_bad` are broken; its `result` has all findings.
     """
-    alone("data check")
+    one_process("data check")
     began = time.perf_counter()
     request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
     cache = cache_folder(settings.cache)
@@ -160,7 +160,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
         settings: The source, how its pictures are processed, and how many are drawn.
         config: The run whose first pictures are drawn, if the source is a settings file or a run.
     """
-    alone("data preview")
+    one_process("data preview")
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
@@ -188,7 +188,7 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
 
 def prepare(config: Config) -> dict[str, Any]:
     """Decode a run's pictures to the cache, where the run will find them."""
-    alone("data prepare")
+    one_process("data prepare")
     data: Any = config.data
     if not data.holds_pictures:
         raise SettingsError(f"data.kind {data.kind} needs no preparation: points are drawn afresh")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from flowimg.files import written
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.folder import find_run
 from flowimg.runs.opening import open_run, weights_name
 from flowimg.settings.verbs import Ema
@@ -19,7 +19,7 @@ LISTED = (0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
 
 def ema(settings: Ema) -> dict[str, Any]:
     """Print the error of each length, write the requested averages, and print the commands that use them."""
-    alone("ema")
+    one_process("ema")
     folder = find_run(settings.run)
     kept = find_kept(folder.snapshots, settings.step)
     both = " and ".join(f"{length:g}" for length in LENGTHS)

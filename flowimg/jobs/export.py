@@ -9,7 +9,7 @@ from flowimg.build.data import DataFacts
 from flowimg.errors import MachineError, SettingsError
 from flowimg.files import filled
 from flowimg.machine.device import pick_device
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run, weights_name
 from flowimg.settings.reading import dump
@@ -22,7 +22,7 @@ STEPS = Export.model_fields["num_steps"].default
 
 def export(settings: Export) -> dict[str, Any]:
     """Write the folder, print where its instructions are, and upload it if requested."""
-    alone("export")
+    one_process("export")
     if settings.out is None:
         raise SettingsError("flowimg export needs a folder to write to: flowimg export RUN FOLDER")
     out = Path(settings.out)

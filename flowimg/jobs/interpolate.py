@@ -9,7 +9,7 @@ from flowimg.conditions.labels import labelled, parse_label
 from flowimg.figures.samples import save_grid
 from flowimg.jobs.pictures import new_folder, open_pictures, sampler_of, save_picture
 from flowimg.jobs.sample import how_name
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.opening import check_guidance
 from flowimg.sampling.sampler import arc, noise
 from flowimg.settings.verbs import Interpolate
@@ -17,7 +17,7 @@ from flowimg.settings.verbs import Interpolate
 
 def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
-    alone("interpolate")
+    one_process("interpolate")
     settings, run = open_pictures(settings)
     label = parse_label(settings.label, run.facts.classes, settings.run)
     check_guidance(settings.guidance, run.facts, run.config)

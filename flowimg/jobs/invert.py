@@ -15,14 +15,14 @@ from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
 from flowimg.jobs.pictures import new_folder, open_pictures, sampler_of
 from flowimg.jobs.sample import how_name
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.opening import check_guidance
 from flowimg.settings.verbs import Invert
 
 
 def invert(settings: Invert) -> dict[str, Any]:
     """Follow pictures to their noise and back; write the noise, and a grid of all three."""
-    alone("invert")
+    one_process("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
     settings, run = open_pictures(settings)

@@ -20,7 +20,7 @@ from flowimg.flow.density import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.opening import Run, made_by, open_run, weights_name
 from flowimg.settings.verbs import Likelihood
 from flowimg.spaces.pixels import Pixels
@@ -37,7 +37,7 @@ SIDE = 160
 
 def likelihood(settings: Likelihood) -> dict[str, Any]:
     """Measure the density, print it with how it was measured, and add it to RUN/evaluations.jsonl."""
-    alone("likelihood")
+    one_process("likelihood")
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     settings = settle(settings, run.config)
     measured, divergence = chosen(MEASURES, run.space)(settings, run)

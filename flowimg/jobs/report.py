@@ -11,7 +11,7 @@ from flowimg.figures.record import kept_figures
 from flowimg.figures.report import RunSummary, Scores, Shot, compare_page, report_page, shot
 from flowimg.files import write_text
 from flowimg.jobs.figures.run import draw_curves
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder, find_run
 from flowimg.settings.reading import dump, flatten, load
 from flowimg.settings.run import Config
@@ -25,7 +25,7 @@ REFRESH = 20
 
 def report(settings: Report) -> dict[str, Any]:
     """Write the page about a run, or about several side by side, and print its path."""
-    alone("report")
+    one_process("report")
     folders = [find_run(run) for run in (settings.run, *settings.others)]
     if settings.out and Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")

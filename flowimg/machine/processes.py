@@ -19,7 +19,7 @@ PATIENCE = timedelta(hours=2)
 """How long processes wait for another that downloads data or draws; NCCL's default of ten minutes is too short."""
 
 
-def alone(verb: str) -> None:
+def one_process(verb: str) -> None:
     """Refuse several processes, which would all do the same work and write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MachineError(f"flowimg {verb} runs on one process for now: start it without a launcher")

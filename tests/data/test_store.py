@@ -183,7 +183,7 @@ def test_more_pixels_are_kept_to_cut_windows_from(tmp_path):
 
 
 def test_by_several_processes_it_is_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "ALONE", -1)
+    monkeypatch.setattr(workers, "FIRST", -1)
     monkeypatch.setattr(listing_module, "CHUNK", 3)
     folder = fill(tmp_path / "a", "abcdefghij" * 4)
     save(folder / "c/002.png", picture(2).resize((9, 9)))

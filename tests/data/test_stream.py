@@ -268,7 +268,7 @@ def test_a_shard_of_bad_pictures_alone_is_replaced_from_others(tmp_path, batches
 
 def test_where_all_are_bad_one_is_named(tmp_path, batches_of):
     broken = opened(write_tars(tmp_path / "shards", [30, 30], set(range(60))), tmp_path / "cache")
-    with pytest.raises(DataError, match=r"part-000\d.tar:0000\d\d.png: no picture.*so are 8 others"):
+    with pytest.raises(DataError, match=r"part-000\d.tar:0000\d\d.png: .*so are 8 others"):
         batches_of(broken, max_bad=0.9)(0, range(16))
 
 
@@ -278,7 +278,7 @@ def test_a_worker_that_dies_is_one_sentence(stream, batches_of):
     for child in psutil.Process().children():
         if "flowimg.data.workers" in child.cmdline():
             child.send_signal(signal.SIGKILL)
-    with pytest.raises(WorkerError, match=r"died \(signal 9: .*data.workers") as caught:
+    with pytest.raises(WorkerError, match=r"died \(signal 9.*data.workers") as caught:
         batches(1, range(16))
     assert caught.value.exit_status == 4 and "\n" not in str(caught.value)
 

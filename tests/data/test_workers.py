@@ -26,7 +26,7 @@ from flowimg.errors import WorkerError
 @pytest.fixture
 def helped(monkeypatch):
     """No task but the first is done here."""
-    monkeypatch.setattr(workers, "ALONE", -1)
+    monkeypatch.setattr(workers, "FIRST", -1)
 
 
 @pytest.fixture

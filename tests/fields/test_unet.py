@@ -12,7 +12,7 @@ from flowimg.flow.times import uniform_grid
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
     checkpointing = options.pop("gradient_checkpointing", False)
-    numbers = options.pop("numbers", 0)
+    numbers = options.pop("numbers", {})
     options = {"size": 8, "image_channels": 1, "channels": (32, 64), "layers": 1, "zero_output": False} | options
     return UNetField(new_unet(**options), options.get("num_classes", 0), checkpointing, numbers)
 

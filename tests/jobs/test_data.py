@@ -150,7 +150,7 @@ def test_a_run_on_shards_as_they_come(tmp_path, capsys):
         (["data", "check"], 2, "needs a source first"),
         (["data", "check", "/nowhere"], 3, "does not exist"),
         (["data", "check", "digits", "--sise", "3"], 2, "did you mean size?"),
-        (["data", "preview", "digits", "--random-crop", "8"], 2, "give a size, and more than it"),
+        (["data", "preview", "digits", "--random-crop", "8"], 2, "must be larger than size None, the window it cuts"),
         (["data", "preview", "digits", "--out", "README.md"], 2, "out README.md is not a PNG file"),
         (["data", "prepare", "configs/moons.yaml"], 2, "needs no preparation"),
         (["data", "check", "configs/moons.yaml"], 2, "a run on points"),

@@ -132,9 +132,11 @@ def test_noise_of_a_stochastic_solver_is_standard_normal_new_at_every_step_and_n
     assert (torch.cov(told) - torch.eye(steps + 1)).abs().max() < 5 * 1.4 / 3000**0.5
 
 
-def test_nobody_asks_for_noise_without_seeds():
-    with pytest.raises(ValueError, match="a stochastic solver needs noise"):
-        sampler(still, SHAKEN).follow(noise(SEEDS, (2,)))
+def test_without_seeds_the_noise_of_a_row_follows_from_its_number():
+    x_0 = noise(SEEDS, (2,))
+    told, numbered = (sampler(still, SHAKEN).follow(x_0, seeds=seeds).states[-1] for seeds in (None, range(len(SEEDS))))
+    assert torch.equal(told, numbered)
+    assert not torch.equal(told, sampler(still, SHAKEN).follow(x_0, seeds=range(1, len(SEEDS) + 1)).states[-1])
 
 
 def test_a_multistep_solver_starts_afresh_in_every_batch(field):

@@ -58,7 +58,7 @@ def training(field, shape, device="cpu", **more):
     x_1 = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels = Condition(torch.arange(8) % 3).to(device)
     data = lambda step, places: (x_1[places.start : places.stop], labels.rows(slice(places.start, places.stop)))  # noqa: E731
-    objective = FlowMatching(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, 0.2, 8, 0)
+    objective = FlowMatching(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, (("label", 0.2),), 8, 0)
     AcceleratorState._reset_state(reset_partial_state=True)  # another device than that of a test before
     recipe = Recipe(steps=10, accumulation=2, warmup=2, schedule=cosine, lengths=(0.05, 0.1), **more)
     return start(strategy_of(Accelerator(cpu=device == "cpu")), field, objective, data, recipe)

@@ -17,7 +17,7 @@ from flowimg.jobs.figures.pictures import picture_figures
 from flowimg.jobs.figures.points import point_figures
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
-from flowimg.machine.processes import alone
+from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import Run, check_guidance, open_run
 from flowimg.settings.run import Config
@@ -33,7 +33,7 @@ FLOWS: dict[type, Callable[..., Iterator[Drawable]]] = {Points: point_figures, P
 
 def figures(settings: Figures) -> dict[str, Any]:
     """Draw all figures of a run and print their paths."""
-    alone("figures")
+    one_process("figures")
     device = pick_device()
     run = open_run(settings.run, settings.weights, settings.step, device)
     settings = settle(settings, run.config)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What moves the weights: AdamW and Muon."""

@@ -120,10 +120,14 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_is_whole(tmp_pat
     run = tmp_path / "run"
     process = begin(*launch(0), SLOWLY, "saving without end", *words(run))
     wait_for(lambda: status(run).get("saved") == 0)
-    while process.poll() is None:  # two that come within a second are one
+
+    def pressed():
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(1.2)
+            process.wait(1.2)  # two that come within a second are one
+        return process.poll() is not None
+
+    wait_for(pressed)
     code, said = finish(process)
     assert code == 130 and "ended at once" in said
     assert status(run)["state"] == "preempted" and newest_whole(run / "checkpoints")[0] is not None
