@@ -15,7 +15,7 @@ from flowimg.data.batches import evenly
 from flowimg.evaluation.distances import NEAREST, SUBSET, Moments, frechet, kid, moments, neighbourhoods
 from flowimg.evaluation.features import Extractor, distance_name
 from flowimg.evaluation.images import Nearest, copying, nearest, nearest_or_mirrored, within_class_spread
-from flowimg.evaluation.reference import KEPT, Reference
+from flowimg.evaluation.reference import KEPT, DataSet, Reference
 from flowimg.fields.classifier import Classifier, agreement
 from flowimg.flow.condition import Condition
 from flowimg.sampling.sampler import Sampler
@@ -144,24 +144,22 @@ def score(drawn: Drawn, comparison: Comparison) -> tuple[dict[str, Any], Nearest
     found = search(drawn.pixels[:1000], pixels, 4)
     scores["nearest"] = copying(found, pixels, search)
     if drawn.cond.label is not None and comparison.judge is not None:
-        scores |= _class_scores(drawn.pixels, drawn.cond.label, comparison.space, reference, comparison.judge)
+        x, space = comparison.space.encode(drawn.pixels), comparison.space
+        scores |= _class_scores(x, drawn.cond.label, space, reference.data, comparison.judge)
     return scores, found
 
 
-def _class_scores(
-    samples: Tensor, labels: Tensor, space: Space, reference: Reference, judge: Classifier
-) -> dict[str, Any]:
+def _class_scores(x: Tensor, labels: Tensor, space: Space, data: DataSet, judge: Classifier) -> dict[str, Any]:
     """The classifier's agreement with labels, of samples and of held-out data, and the spread within a class."""
-    pictures, (held_out, cond) = reference.data.pictures, reference.data.held_out
+    pictures, (held_out, cond) = data.pictures, data.held_out
     assert pictures.labels is not None
     assert cond.label is not None
     rows = evenly(len(pictures.pixels), max(1, MAX_VALUES // pictures.pixels[0].numel()))
-    data = space.encode(pictures.pixels.index_select(0, rows)).flatten(1)
-    x = space.encode(samples)
+    training = space.encode(pictures.pixels.index_select(0, rows)).flatten(1)
     return {
         "agreement": agreement(judge, x, labels),
         "judge": agreement(judge, held_out, cond.label),
-        "spread": within_class_spread(x.flatten(1), labels) / within_class_spread(data, pictures.labels[rows]),
+        "spread": within_class_spread(x.flatten(1), labels) / within_class_spread(training, pictures.labels[rows]),
     }
 
 

@@ -39,11 +39,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 
     """
     if x.shape != y.shape:
         raise ValueError(f"both sets must have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}")
-    unit_vectors = torch.randn(
-        x.shape[1], directions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    unit_vectors = unit_vectors / unit_vectors.norm(dim=0)
-    gaps = (x.double() @ unit_vectors).sort(dim=0).values - (y.double() @ unit_vectors).sort(dim=0).values
+    d = torch.randn(x.shape[1], directions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    d = d / d.norm(dim=0)
+    gaps = (x.double() @ d).sort(dim=0).values - (y.double() @ d).sort(dim=0).values
     return float(gaps.square().mean().sqrt())
 
 

@@ -10,7 +10,7 @@ SHARES = ("precision", "recall", "coverage", "agreement", "judge")
 """Scores that are shares of 1, printed in percent."""
 HOW = (
     "of", "count", "seeds", "solver", "num_steps", "times", "shift", "tolerance", "nfe", "guidance",
-    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",
+    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",  # house: a key of stored records
     "distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during",
 )  # fmt: skip
 """The keys of a record that are not scores but say how these were measured."""
@@ -24,11 +24,9 @@ def made_how(how: Mapping[str, Any], seeds: Sequence[int], nfe: int) -> dict[str
 def keep(path: Path, record: dict[str, Any]) -> None:
     """Add an evaluation to RUN/evaluations.jsonl."""
     with path.open("a+b") as file:
-        file.seek(0, 2)
-        if file.tell():  # a crash may have left half a line, which would spoil this one too
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        file.seek(max(file.seek(0, 2) - 1, 0))
+        if file.read() not in (b"", b"\n"):  # a crash left half a line, which would spoil this one too
+            file.write(b"\n")
         file.write((json.dumps(finite(record), allow_nan=False) + "\n").encode())
 
 
@@ -61,7 +59,7 @@ def protocol(run: str, record: dict[str, Any]) -> str:
         *(["classes in turn"] if record.get("in_turns") else []),
         describe(record),
         f"{record['nfe']} evaluations",
-        record["arithmetic"],
+        record["arithmetic"],  # house: a key of stored records
     ]
     if "features" in record:
         parts += [

@@ -37,13 +37,12 @@ def loss_figure(records: Records, irreducible: Irreducible | None, path: Path) -
     with drawing(path, 9, 4, 1, 2 if known else 1, squeeze=False) as (figure, panels):
         left = panels[0, 0]
         left.plot(steps, loss, color=FLOW, label="training")
-        held_out = series(records[1:], "held_out_loss_ema")
-        left.plot(*held_out, color=DATA, ls="--", marker=_dot(held_out), label="held-out data, EMA weights, even times")
-        left.set(xlabel="step", ylabel="loss (mean square error of $v$)")
+        label = "held-out data, EMA weights, even times"
+        _plot(left, series(records[1:], "held_out_loss_ema"), color=DATA, ls="--", label=label)
+        left.set(xlabel="step", ylabel="loss (mean square error of $v$)", title="training and held-out loss")
         left.set_ylim(0, 1.35 * left.get_ylim()[1])
         left.grid(axis="y")
         left.legend(loc="upper right")
-        left.set_title("training and held-out loss")
         if known:
             _grey_part(left, known)
             _reducible(panels[0, 1], (steps, loss), known)
@@ -70,15 +69,13 @@ def _reducible(axes: Axes, line: Line, irreducible: Irreducible) -> None:
     steps, means = np.array([group.mean(axis=1) for group in groups]).T
     above = means - irreducible.mean
     axes.plot(steps[above > 0], above[above > 0], color=FLOW, marker=".", lw=1)
-    axes.set(xlabel="step", ylabel="training loss above the grey part", yscale="log")
+    axes.set(xlabel="step", ylabel="training loss above the grey part", yscale="log", title="reducible loss")
     jitter = float(np.diff(means[len(means) // 2 :]).std()) / 2**0.5 if len(means) > 4 else 0.0
     if jitter:
         axes.set_ylim(jitter / 3, None)
         axes.axhspan(jitter / 3, jitter, color=NOISE, alpha=0.22, lw=0)
-        across = axes.get_yaxis_transform()
-        axes.text(0.03, jitter * 0.9, "within the jitter of the loss", transform=across, va="top")
+        axes.text(0.03, jitter * 0.9, "jitter of the loss", transform=axes.get_yaxis_transform(), va="top")
     axes.grid(which="both", axis="y")
-    axes.set_title("reducible loss")
 
 
 def loss_by_t_figure(records: Records, irreducible: Irreducible | None, path: Path) -> None:
@@ -113,14 +110,13 @@ def training_figure(records: Records, path: Path) -> None:
         for axes in panels.flat[len(known) :]:
             axes.set_axis_off()
         for axes, (key, name) in zip(panels.flat, known.items(), strict=False):
-            line = series(records, key)
-            axes.plot(*line, color=FLOW, marker=_dot(line))
+            _plot(axes, series(records, key), color=FLOW)
             _trace(axes, name)
 
 
-def _dot(line: Line) -> str | None:
-    """The marker of a line: short lines have dots, so that a single value is visible."""
-    return "." if len(line[0]) <= DOTTED else None
+def _plot(axes: Axes, line: Line, **style: Any) -> None:
+    """Plot a line, with dots if it is short, so that a single value is visible."""
+    axes.plot(*line, marker="." if len(line[0]) <= DOTTED else None, **style)
 
 
 def compare_figure(runs: dict[str, Records], path: Path) -> None:
@@ -129,8 +125,7 @@ def compare_figure(runs: dict[str, Records], path: Path) -> None:
     with drawing(path, 9, 3.6, 1, 3) as (figure, panels):
         for axes, (key, name) in zip(panels, traces.items(), strict=True):
             for number, records in enumerate(runs.values()):
-                line = series(records, key, "samples")
-                axes.plot(*line, marker=_dot(line), **line_style(number))
+                _plot(axes, series(records, key, "samples"), **line_style(number))
             _trace(axes, name)
             axes.set_xlabel("samples seen")
         keys = [Line2D([], [], label=name, **line_style(number)) for number, name in enumerate(runs)]
@@ -154,8 +149,7 @@ def series(records: Records, key: str, over: str = "step") -> Line:
 
 
 def _trace(axes: Axes, name: str) -> None:
-    axes.set(xlabel="step", ylim=(0, None))
-    axes.set_title(name)
+    axes.set(xlabel="step", ylim=(0, None), title=name)
     axes.grid(axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis in (axes.xaxis, axes.yaxis):

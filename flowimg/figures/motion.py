@@ -35,7 +35,6 @@ def flow_animation(
     path: Path,
     title: str,
     trailing: int = 12,
-    progress: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the velocity with particles that follow it, some with their trails, as an animated WebP.
 
@@ -50,7 +49,6 @@ def flow_animation(
         path: The file of the WebP.
         title: The beginning of each frame's title.
         trailing: The number of particles with a trail, the first ones.
-        progress: Called after each frame.
     """
     side = MARGIN * extent
     grid, arrows = _arrows(velocity, times, side)
@@ -78,7 +76,6 @@ def flow_animation(
             name.set_text(f"{title}: $t$ = {t:.2f}")
             figure.set_dpi(100)
             frames.append(_pixels(figure))
-            progress()
     write_animation(frames, path)
 
 

@@ -26,22 +26,21 @@ def nfe_figure(
     """
     solvers, grids = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
     counts = sorted({n for points in lines.values() for n, _ in points})
-    size = max(8, 2.9 * len(grids) + 0.6), 4.2
-    with drawing(path, *size, 1, len(grids), sharey=True, squeeze=False) as (figure, panels):
+    width = max(8, 2.9 * len(grids) + 0.6)
+    with drawing(path, width, 4.2, 1, len(grids), sharey=True, squeeze=False) as (figure, panels):
         for axes, grid in zip(panels[0], grids, strict=True):
             axes.axhspan(converged * (1 - NEAR), converged * (1 + NEAR), color=NOISE, alpha=0.3, lw=0)
             for number, solver in enumerate(solvers):
                 if points := lines.get((solver, grid)):
                     style = {**line_style(number), "marker": MARKS[number % len(MARKS)]}
                     axes.plot(*zip(*points, strict=True), ms=4, lw=1.2, label=solver, **style)
-            axes.set(xscale="log", yscale="log", xlabel="evaluations per sample")
+            axes.set(xscale="log", yscale="log", xlabel="evaluations per sample", title=f"{grid} times")
             axes.xaxis.set_major_locator(FixedLocator(counts))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}")
             axes.grid(axis="y", which="both")
-            axes.set_title(f"{grid} times")
         panels[0, 0].set_ylabel(name)
         keys, names = panels[0, 0].get_legend_handles_labels()
         figure.legend(keys, names, loc="outside lower center", ncols=len(names))
@@ -68,12 +67,10 @@ def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, pat
         for key, colour, label in curves:
             left.plot(scales, [row[key] for row in rows], color=colour, marker="o", ms=4, label=label)
         left.axhline(judge, color=FLOW, lw=0.8, ls=":", label="accuracy of the classifier on real pictures")
-        left.set(ylabel="share", ylim=(0, 1.02))
-        left.set_title("quality and diversity")
+        left.set(ylabel="share", ylim=(0, 1.02), title="quality and diversity")
         figure.legend(loc="outside lower left", ncols=2, fontsize=9)
         right.plot(scales, [row["score"] for row in rows], color=FLOW, marker="o", ms=4)
-        right.set(ylabel=name, ylim=(0, None))
-        right.set_title("distance to the data")
+        right.set(ylabel=name, ylim=(0, None), title="distance to the data")
         for axes in (left, right):
             axes.set_xlabel("guidance scale (1: no guidance)")
             axes.grid(axis="y", color=FAINT)

@@ -23,9 +23,7 @@ def ema(settings: Ema) -> dict[str, Any]:
     folder = find_run(settings.run)
     kept = find_kept(folder.snapshots, settings.step)
     both = " and ".join(f"{length:g}" for length in LENGTHS)
-    print(
-        f"{settings.run}, step {kept.step}: averages of lengths {both} were saved at {len(kept.steps)} steps up to it"
-    )
+    print(f"{settings.run}, step {kept.step}: averages of lengths {both} saved at {len(kept.steps)} steps up to it")
     print("  length   error of its profile")
     averages: list[dict[str, Any]] = []
     for length in settings.length or LISTED:

@@ -109,7 +109,6 @@ def _record(settings: Likelihood, run: Run, scores: dict[str, Any], density: Log
 
 def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float | None) -> None:
     """Draw the log-density of all classes together over the plane, for the report."""
-    side = 1.15 * toy.extent
     line = torch.linspace(-1, 1, SIDE) * 1.15 * toy.extent
     grid = torch.cartesian_prod(line, line)
     density = _log_density(settings, run, grid, Condition(), exact=True).log_p.reshape(SIDE, SIDE)
@@ -118,7 +117,7 @@ def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float 
     caption = "From the change-of-variables formula: a map of the log-density, and its values at fresh data."
     figure = Figure("log_density.png", "Density of the flow", caption, made)
     path, title = run.folder.figures / figure.file, f"{run.config.data.source}, step {run.step:,}"
-    log_density_figure(density, inside, nats, entropy, side, path, title)
+    log_density_figure(density, inside, nats, entropy, 1.15 * toy.extent, path, title)
     add_figures(run.folder.figures, [figure])
     print(path)
 
@@ -141,9 +140,7 @@ def _pictures(settings: Likelihood, run: Run) -> tuple[dict[str, Any], str]:
         x_1, cond = space.encode(pictures.pixels), Condition(pictures.labels)
         of = f"pictures of {config.data.source}, {settings.split}"
         if settings.split == getattr(run.config.data, "split", None):
-            print(
-                f"warning   the run was trained on {settings.split}: only other pictures show how well it generalises"
-            )
+            print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
     if len(x_1) < (settings.count or 0):
         print(f"warning   there are {len(x_1)} {of}, fewer than --count {settings.count}")
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]

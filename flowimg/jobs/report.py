@@ -87,8 +87,7 @@ def _story(config: Config, machine: dict[str, Any]) -> str:
 def _shots(folder: RunFolder, config: Config, moving: bool) -> tuple[list[Shot], list[Shot]]:
     """The newest grid and the figures of the run; and, separately, its curves."""
     kind = "pictures" if config.data.holds_pictures else "drawing"
-    pictures: list[Shot] = []
-    curves: list[Shot] = []
+    pictures, curves = list[Shot](), list[Shot]()
     if grids := folder.grids():
         step, grid = grids[-1]
         caption = f"EMA weights at step {step:,}, from the same seeds at every step; {grid.relative_to(folder.path)}."
@@ -125,9 +124,9 @@ def _commands(folder: RunFolder, config: Config, done: bool) -> list[tuple[str, 
     ]
     if folder.model.exists():
         conditional = "LabelPipeline" in (folder.model / "model_index.json").read_text()
-        ours = "flowimg.sampling.pipeline import LabelPipeline as DiffusionPipeline"
-        code = f"from {ours if conditional else 'diffusers import DiffusionPipeline'}\n\n"
-        code += f'pipeline = DiffusionPipeline.from_pretrained("{folder.model}")'
+        ours, stock = ("flowimg.sampling.pipeline", "LabelPipeline"), ("diffusers", "DiffusionPipeline")
+        module, name = ours if conditional else stock
+        code = f'from {module} import {name}\n\npipeline = {name}.from_pretrained("{folder.model}")'
         commands.append(("Load it in Python", code))
     return commands
 

@@ -1,4 +1,4 @@
-"""Curves: what is taken from the records, and that the floor is drawn where it is."""
+"""Curves: what is taken from the records, and that the irreducible loss is drawn where it is."""
 
 import math
 
@@ -11,7 +11,7 @@ from flowimg.figures import curves
 from flowimg.figures.curves import compare_figure, loss_by_t_figure, loss_figure, series, training_figure
 from flowimg.flow.irreducible import Irreducible
 
-FLOOR = Irreducible(2.0, [3.0] * 9 + [math.nan], "irreducible loss")
+IRREDUCIBLE = Irreducible(2.0, [3.0] * 9 + [math.nan], "irreducible loss")
 
 
 def records(count=40):
@@ -45,8 +45,8 @@ def plotted(monkeypatch):
     return lambda title: [(x, y) for axes, x, y in drawn if title in axes.get_title(loc="left")]
 
 
-def test_what_is_left_to_learn_is_the_loss_above_the_floor(plotted, tmp_path):
-    loss_figure(records(), FLOOR, tmp_path / "loss.png")
+def test_what_is_left_to_learn_is_the_loss_above_the_irreducible_loss(plotted, tmp_path):
+    loss_figure(records(), IRREDUCIBLE, tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").width == 1350
     (_, loss), (_, held_out) = plotted("training and held-out loss")
     assert list(loss) == [2 + 1 / n for n in range(1, 41)] and set(held_out) == {3.0}
@@ -58,22 +58,22 @@ def test_what_is_left_to_learn_is_the_loss_above_the_floor(plotted, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-@pytest.mark.parametrize("floor", [FLOOR, None])
-def test_curves_of_the_first_steps_are_drawn_too(count, floor, tmp_path):
-    loss_figure(records(count), floor, tmp_path / "loss.png")
-    loss_by_t_figure(records(count), floor, tmp_path / "by_t.png")
+@pytest.mark.parametrize("irreducible", [IRREDUCIBLE, None])
+def test_curves_of_the_first_steps_are_drawn_too(count, irreducible, tmp_path):
+    loss_figure(records(count), irreducible, tmp_path / "loss.png")
+    loss_by_t_figure(records(count), irreducible, tmp_path / "by_t.png")
     training_figure(records(count), tmp_path / "training.png")
     assert all((tmp_path / name).exists() for name in ("loss.png", "by_t.png", "training.png"))
 
 
 def test_a_loss_that_is_not_finite_is_a_gap_and_no_failure(tmp_path):
     some = [*records(5), {"step": 60, "samples": 600, "loss": None, "loss_by_t": [None] * 10}]
-    loss_figure(some, FLOOR, tmp_path / "loss.png")
-    loss_by_t_figure(some, FLOOR, tmp_path / "by_t.png")
+    loss_figure(some, IRREDUCIBLE, tmp_path / "loss.png")
+    loss_by_t_figure(some, IRREDUCIBLE, tmp_path / "by_t.png")
 
 
 def test_the_loss_by_t_goes_from_the_first_line_to_the_last(plotted, tmp_path):
-    loss_by_t_figure(records(), FLOOR, tmp_path / "by_t.png")
+    loss_by_t_figure(records(), IRREDUCIBLE, tmp_path / "by_t.png")
     lines = plotted("loss over flow time")
     assert 4 <= len(lines) <= 6
     assert lines[0][1][0] == 3 and lines[-1][1][0] == 2 + 1 / 40

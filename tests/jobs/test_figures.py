@@ -135,10 +135,10 @@ def test_how_it_was_made_is_said(more, said):
     assert describe(Figures(run="r", **more).record) == said
 
 
-# --- the floor -------------------------------------------------------------------------------------------------------
+# --- the irreducible loss --------------------------------------------------------------------------------------------
 
 
-def test_the_floor_beside_augmentation_is_that_of_pictures_as_they_are_and_says_so(tmp_path):
+def test_the_irreducible_loss_beside_augmentation_is_that_of_pictures_as_they_are_and_says_so(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
     batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
@@ -147,14 +147,14 @@ def test_the_floor_beside_augmentation_is_that_of_pictures_as_they_are_and_says_
     assert beside.of == f"{plain.of}, of pictures that are not augmented"
 
 
-def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
+def test_the_irreducible_loss_of_pictures_counts_the_mirrored_ones(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
     batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
     images = whole.take(torch.arange(20))
     plain, mirrored = estimate_irreducible(config, batches), estimate_irreducible(config, replace(batches, flip=True))
     assert 0 < plain.mean < mirrored.mean
-    # the field that knows these pictures by heart has this loss: written out here for the linear path
+    # the field that has memorised these pictures has this loss: written out here for the linear path
     data = torch.cat([images.pixels, images.pixels.flip(-1)]).flatten(1) / 127.5 - 1
     labels = images.labels.repeat(2)
 
@@ -174,22 +174,37 @@ def test_the_floor_of_pictures_counts_the_mirrored_ones(tmp_path):
     assert float(loss.mean()) == pytest.approx(mirrored.mean, rel=0.03)
 
 
-def test_the_floor_is_estimated_once_and_kept(tiny, small, tmp_path, monkeypatch):
+def test_the_irreducible_loss_is_estimated_once_and_kept(tiny, small, tmp_path, monkeypatch):
     folder = RunFolder(shutil.copytree(tiny.points, tmp_path / "run"))
     config = load(str(folder.config))
-    floor = find_irreducible(folder, config, None)
-    assert 2 < floor.mean < 4 and len(floor.by_t) == 10
+    found = find_irreducible(folder, config, None)
+    assert 2 < found.mean < 4 and len(found.by_t) == 10 and found.of == "irreducible loss"
     monkeypatch.setattr(irreducible, "estimate_irreducible", None)
     again = find_irreducible(folder, config, None)
-    assert again.mean == floor.mean and again.of == floor.of
+    assert again.mean == found.mean and again.of == found.of
 
 
-def test_coupled_noise_has_no_floor_in_closed_form(tmp_path):
+def test_the_irreducible_loss_that_an_earlier_version_kept_is_read_and_named_as_now(tmp_path):
+    config = load(str(write_settings(tmp_path / "a.yaml")))
+    folder = RunFolder(tmp_path / "run")
+    folder.figures.mkdir(parents=True)
+    for former, now in (
+        ("what no field can learn", "irreducible loss"),
+        ("what no field can learn, even by heart", "irreducible loss (even with memorisation)"),
+    ):
+        for more in ("", ", of pictures that are not augmented"):
+            kept = {"mean": 0.25, "by_t": [0.5, None], "of": former + more}
+            (folder.figures / "floor.json").write_text(json.dumps(kept))
+            found = find_irreducible(folder, config, None)
+            assert (found.mean, found.by_t[0], found.of) == (0.25, 0.5, now + more) and np.isnan(found.by_t[1])
+
+
+def test_coupled_noise_has_no_irreducible_loss_in_closed_form(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml", coupling={"kind": "ot", "block": 16})))
     assert find_irreducible(RunFolder(tmp_path / "run"), config, None) is None
 
 
-def test_data_that_are_gone_cost_the_floor_and_nothing_else(tiny, tmp_path, capsys):
+def test_data_that_are_gone_cost_the_irreducible_loss_and_nothing_else(tiny, tmp_path, capsys):
     run = shutil.copytree(tiny.plain, tmp_path / "run")
     settings = (run / "config.yaml").read_text().replace("source: digits", f"source: {tmp_path / 'gone'}")
     (run / "config.yaml").write_text(settings)

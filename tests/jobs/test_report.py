@@ -66,8 +66,8 @@ def test_a_run_says_that_it_goes_on_and_the_page_reloads(tmp_path, monkeypatch):
     main(["train", str(settings), "--run", str(tmp_path / "run")])
     assert len(pages) == 2  # at steps 1 and 2; the last is written at the end
     assert all('http-equiv="refresh"' in page and "training: step" in page for page in pages)
-    assert not any(word in pages[0] for word in ("Samples", "The loss"))
-    assert all(word in pages[1] for word in ("Samples", "The loss"))
+    assert not any(word in pages[0] for word in ("Samples", "Training loss"))
+    assert all(word in pages[1] for word in ("Samples", "Training loss"))
     last = (tmp_path / "run" / "report.html").read_text()
     assert "trained: step 4 of 4" in last and 'http-equiv="refresh"' not in last and "Class by seed" in last
 

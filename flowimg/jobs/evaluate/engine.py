@@ -65,11 +65,12 @@ class Engine(ABC):
         """Draw and score the samples of these seeds, on all processes; `inside` is a context for the drawing."""
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        """As a call, with the main score as `score`; other scores may be missing."""
-        return self.with_main(self(sampler, how, seeds))
+        """As `full`, but scores other than `score` may be missing."""
+        return self.full(sampler, how, seeds)
 
-    def with_main(self, scores: Scored) -> Scored:
-        """The scores with the main one as `score` too."""
+    def full(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
+        """As a call, with the main score as `score` too."""
+        scores = self(sampler, how, seeds)
         return None if scores is None else {**scores, "score": scores[self.main]}
 
     @abstractmethod
@@ -189,8 +190,7 @@ class PictureEngine(Engine):
         caption = "Samples, and to their right the nearest training pictures by pixels, from near to far"
         caption += ", including mirrored ones." if data.mirrored else "."
         figure = Figure("nearest.png", "Is any sample a copy?", caption, made)
-        path, title = run.folder.figures / figure.file, "Samples, and the training pictures nearest to each"
-        picture_table(table, names, columns, path, title)
+        picture_table(table, names, columns, run.folder.figures / figure.file, "Samples and nearest training pictures")
         add_figures(run.folder.figures, [figure])
 
 

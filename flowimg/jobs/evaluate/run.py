@@ -49,9 +49,10 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     seeds = range(settings.seed, settings.seed + count)
     precision = partial(autocast, state.device, settings.precision)
     if sweeps:
-        found = Sweep(settings, run, field, engine, seeds, precision).run(tried)
+        sweep = Sweep(settings, run, field, engine, seeds, precision)
+        results = sweep.over_nfe(tried) if tried else sweep.over_guidance()
         leave_together()
-        return found
+        return results
     sampler = build_sampler(field, run.config, run.space, settings, precision, settings.batch_size)
     scores = engine(sampler, settings, seeds)
     leave_together()

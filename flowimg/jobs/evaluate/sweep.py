@@ -32,7 +32,7 @@ class Sweep:
 
     Args:
         settings: The settings of the verb.
-        of: The run.
+        run: The run.
         field: Its field, compiled or not.
         engine: Scores the samples.
         seeds: One per sample.
@@ -40,25 +40,20 @@ class Sweep:
     """
 
     settings: Evaluate
-    of: Run
+    run: Run
     field: nn.Module
     engine: Engine
     seeds: range
     precision: Callable[[], AbstractContextManager[Any]]
 
-    def run(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """Sweep over these settings or, if there are none, over guidance; the results, on the first process only."""
-        return self._nfe(tried) if tried else self._guidance()
-
     def _scored(self, quick: bool, **change: Any) -> dict[str, Any] | None:
         """The scores with changed settings, with the main one as `score` too."""
-        how, run, engine = self.settings.model_copy(update=change), self.of, self.engine
+        how, run = self.settings.model_copy(update=change), self.run
         sampler = build_sampler(self.field, run.config, run.space, how, self.precision, how.batch_size)
-        if quick:
-            return engine.quick(sampler, how, self.seeds)
-        return engine.with_main(engine(sampler, how, self.seeds))
+        return (self.engine.quick if quick else self.engine.full)(sampler, how, self.seeds)
 
-    def _nfe(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    def over_nfe(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Plot the distance over evaluations, for these settings; the results are returned on the first process."""
         best = self._scored(True, **CONVERGED)
         rows: list[dict[str, Any]] = []
         lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
@@ -80,12 +75,13 @@ class Sweep:
         for which, n in enough.items():
             needed = "more evaluations than were tried" if n is None else f"{n} evaluations"
             print(f"  {which:<32} {needed} to get within {100 * NEAR:.0f} %")
-        made = f"{self._of()}, {len(self.seeds):,} samples, seeds from {self.seeds[0]}, {self.settings.precision}."
+        made = f"{self._made_by()}, {len(self.seeds):,} samples, seeds from {self.seeds[0]}, {self.settings.precision}."
         figure = Figure("nfe.png", "Distance over evaluations", "The same seeds with different solvers.", made)
-        nfe_figure(lines, converged, name, self.of.folder.figures / figure.file)
+        nfe_figure(lines, converged, name, self.run.folder.figures / figure.file)
         return self._kept(figure, {"converged": finite(best), "rows": rows, "enough": enough})
 
-    def _guidance(self) -> dict[str, Any] | None:
+    def over_guidance(self) -> dict[str, Any] | None:
+        """Plot quality and diversity over the guidance scale; the results are returned on the first process."""
         rows = []
         for scale in sorted(self.settings.sweep_guidance):
             found = self._scored(False, guidance=scale)
@@ -101,23 +97,23 @@ class Sweep:
         low, high = self.settings.guidance_interval
         within = "" if (low, high) == (0, 1) else f", guided from t = {low:g} to {high:g}"
         how = describe({**self.settings.record, "guidance": 1.0})
-        made = f"{self._of()}, {len(self.seeds):,} samples per scale, seeds from {self.seeds[0]}, {how}{within}."
+        made = f"{self._made_by()}, {len(self.seeds):,} samples per scale, seeds from {self.seeds[0]}, {how}{within}."
         print(self._line(rows[0]))
         figure = Figure("guidance.png", "Effects of guidance", "The same seeds at rising guidance scale.", made)
-        guidance_figure(rows, rows[0]["judge"], distance_in(rows[0]), self.of.folder.figures / figure.file)
+        guidance_figure(rows, rows[0]["judge"], distance_in(rows[0]), self.run.folder.figures / figure.file)
         return self._kept(figure, {"rows": [finite(row) for row in rows]})
 
-    def _of(self) -> str:
-        return f"Step {self.of.step:,}, {weights_name(self.settings.weights)} weights"
+    def _made_by(self) -> str:
+        return f"Step {self.run.step:,}, {weights_name(self.settings.weights)} weights"
 
     def _line(self, scores: dict[str, Any]) -> str:
         """The protocol line of one evaluation of the sweep."""
-        made = made_by(self.of, self.settings.weights, self.settings.precision)
+        made = made_by(self.run, self.settings.weights, self.settings.precision)
         return protocol(self.settings.run, {**scores, **made})
 
     def _kept(self, figure: Figure, results: dict[str, Any]) -> dict[str, Any]:
         """Add the figure to the list of figures, and write the results beside it."""
-        settings, run = self.settings, self.of
+        settings, run = self.settings, self.run
         add_figures(run.folder.figures, [figure])
         path = run.folder.figures / figure.file
         how = settings.model_dump(mode="json", exclude={"run"})

@@ -28,7 +28,7 @@ PICTURES, MAX_PICTURES, MAX_VALUES = 256, 60_000, 2**28
 """Pictures: the number of x_t, and the maximum numbers of data and of their pixel values, which bound the memory."""
 OF_POINTS, OF_PICTURES = "irreducible loss", "irreducible loss (even with memorisation)"
 """The names of the irreducible loss in figures."""
-FORMER = {"what no field can learn, even by heart": OF_PICTURES, "what no field can learn": OF_POINTS}
+FORMER = {"what no field can learn, even by heart": OF_PICTURES, "what no field can learn": OF_POINTS}  # house: stored
 """What folders of earlier versions say instead."""
 NOT_AUGMENTED = ", of pictures that are not augmented"
 """With augmentation there is no closed form; the value is then the irreducible held-out loss."""
