@@ -3,7 +3,7 @@
 # make article  after make smoke: the flow in motion, densities, the loss and its floor, and the finer board that fails
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
-# make wheel   build the wheel, and train the digits for a few steps from it
+# make wheel    build the wheel, and train the digits for a few steps from it
 # make soak     a run killed at 30 random times, about 4 minutes
 # make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout;
 #               or only beside another checkout of flowimg: FLOWIMG=checkout
@@ -11,6 +11,8 @@ PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
+# the tests start many processes: what Python compiled is kept for the next, whatever the shell says
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train smoke article test lint slow soak bench wheel clean
 
@@ -35,7 +37,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 slow: .venv/installed
-	$(BIN)/pytest -m "slow and not gpu" -n 2 --dist loadgroup --durations=20
+	$(BIN)/pytest -m "slow and not gpu" -n 2 --dist worksteal --durations=20
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py

@@ -1,7 +1,6 @@
 """Two test workers on two cores: one thread each, here and in what the tests start, or they spin for each other."""
 
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,25 +41,6 @@ def once(tmp_path_factory):
 def own_cache(once):
     """Decoded pictures and classifiers of the real ones are kept for the length of the tests."""
     os.environ["FLOWIMG_CACHE"] = str(once("flowimg-cache", lambda folder: None))
-
-
-@pytest.fixture(scope="session")
-def tour(once):
-    """The folder in which docs/tour.ipynb was run from top to bottom, with the notebook as it was run."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    root = Path(__file__).parents[1]
-
-    def run(folder):
-        (folder / "configs").symlink_to(root / "configs")
-        notebook = nbformat.read(root / "docs" / "tour.ipynb", 4)
-        with pytest.MonkeyPatch.context() as patch:
-            if "PYTEST_XDIST_WORKER" not in os.environ:  # the only one at work
-                patch.setenv("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-            where = {"metadata": {"path": str(folder)}}
-            nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, resources=where).execute()
-        nbformat.write(notebook, folder / "tour.ipynb")
-
-    return once("tour", run)
 
 
 @pytest.fixture(scope="session")
@@ -115,5 +95,5 @@ def refused(capsys):
 
 
 def pytest_collection_modifyitems(items):
-    """The tour takes as long as all other slow tests of a worker: it begins at once."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """The tour takes as long as half of the other slow tests: it begins at once."""
+    items.sort(key=lambda item: "test_tour.py" not in item.nodeid)

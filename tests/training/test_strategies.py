@@ -104,7 +104,7 @@ with ours.whole(field) as whole:
     assert whole is field
 assert ours.norm([field.weight.grad]).item() == 4
 ours.wait()
-print("all is well on process", me)
+print(f"all is well on process {me}\n", end="", flush=True)
 torch.distributed.destroy_process_group()
 """
 
