@@ -19,7 +19,7 @@ from pathlib import Path
 PRELOADED = (
     "flowimg.cli", "torch.optim", "torch._dynamo", "accelerate", "accelerate.commands.launch", "torch.distributed.run",
     "diffusers.models.unets.unet_2d", "sklearn.datasets", "scipy.special", "PIL.Image",
-    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_agg", "matplotlib.figure",
 )  # fmt: skip
 """What runs import, flowimg's own but for its settings left out: that is soon done."""
 
@@ -143,9 +143,11 @@ def serve(address):
 
 
 if __name__ == "__main__":
+    import atexit
     import contextlib
     import importlib
     import runpy
+    import threading
 
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # a name less is a slower test, no other one
@@ -160,4 +162,16 @@ if __name__ == "__main__":
     os.environ.update(asked["env"])
     sys.argv = asked["args"]
     sys.path[0] = str(Path(asked["args"][0]).resolve().parent)
-    runpy.run_path(asked["args"][0], run_name="__main__")
+    try:
+        runpy.run_path(asked["args"][0], run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        if not isinstance(stop.code, int | None):
+            raise
+        code = stop.code or 0
+    # the end of an interpreter, but for taking apart the modules, which would first be copied from the server's memory
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

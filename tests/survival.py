@@ -62,6 +62,12 @@ def status(run):
         return {}
 
 
+def trains(run):
+    """Whether a step of it was logged: sooner known than from the status, which is written every few seconds."""
+    metrics = run / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
 def wait_for(what, limit=HANGING):
     until = time.monotonic() + limit
     while not what():

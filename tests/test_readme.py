@@ -39,8 +39,13 @@ LATER = {"--solver dopri5 --tolerance 1e-4": "--solver dopri5 --tolerance 1e-1"}
 """Commands that would take long on an untrained network."""
 PARSED_ONLY = re.compile(r"--push-to-hub|--profile|--dry-run|\bcifar10|\bfashion_mnist")
 """Commands that need the hub, a GPU or hours: their settings are read, and nothing more."""
-SHORT_PYTHON = {'{"run"': '{"figures": False, "grid.count": 10, "grid.num_steps": 1, "run"'}
-"""The same for the Python of the pages: no figures, small grids."""
+SHORT_PYTHON = {
+    '{"run"': '{"figures": False, "grid.count": 10, "grid.num_steps": 1, '
+    '"field.channels": [32, 64], "field.layers": 1, "run"',
+    "num_steps=20": "num_steps=2",
+    "count=200": "count=20",
+}
+"""The same for the Python of the pages: no figures, a small network, few and short samples."""
 
 
 def blocks(language, *pages):

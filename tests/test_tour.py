@@ -48,10 +48,11 @@ def test_the_tour_runs_and_its_digits_are_digits_neither_copies_nor_averages(tmp
 
     run = runs / "digits"
     assert (run / "samples" / "step_00000550.png").exists()
-    main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50"])
+    how = ["--precision", "bf16", "--solver", "ab2", "--num-steps", "16"]  # as near to the flow as 50 steps of Euler
+    main(["evaluate", str(run), *how])
     plain = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
     assert plain["agreement"] >= 0.97
     assert plain["spread"] >= 0.9
     assert plain["nearest"] >= 0.9
-    main(["evaluate", str(run), "--precision", "bf16", "--num-steps", "50", "--guidance", "2"])
+    main(["evaluate", str(run), *how, "--guidance", "2"])
     assert json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["agreement"] >= 0.99

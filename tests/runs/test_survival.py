@@ -10,7 +10,21 @@ import pytest
 import torch
 from crash import POINTS
 from safetensors.torch import load_file
-from survival import CRASH, POISON, ROOT, SLOWLY, begin, finish, go, last_checkpoint, launch, status, wait_for, words
+from survival import (
+    CRASH,
+    POISON,
+    ROOT,
+    SLOWLY,
+    begin,
+    finish,
+    go,
+    last_checkpoint,
+    launch,
+    status,
+    trains,
+    wait_for,
+    words,
+)
 
 from flowimg.runs.folder import RunFolder
 from flowimg.training.checkpoint import newest_whole, problem, step_folders
@@ -97,7 +111,7 @@ LONG_GRID = ["--grid.num-steps", "1000000", "--train.sample-every", "2"]
 def test_a_signal_at_any_stage_ends_the_run_and_it_goes_on(stage, name, more, tmp_path, straight):
     run = tmp_path / "run"
     process = begin(*launch(0), SLOWLY, stage, *words(run, *more))
-    wait_for(lambda: status(run).get("stage") == stage and (stage != "training" or status(run).get("step", 0) > 0))
+    wait_for(lambda: status(run).get("stage") == stage and (stage != "training" or trains(run)))
     process.send_signal(getattr(signal, name))
     code, said = finish(process)
     assert code == (130 if name == "SIGINT" else 143) and "Traceback" not in said and f"stopped by {name}" in said
@@ -147,7 +161,7 @@ def test_a_signal_to_the_launcher_ends_the_run_and_it_goes_on(processes, name, s
     run = tmp_path / "run"
     more = LONG_GRID if stage == "drawing samples" else STEP if stage == "training" else []
     process = begin(*launch(processes), SLOWLY, stage, *words(run, *more))
-    wait_for(lambda: status(run).get("stage") == stage and (stage != "training" or status(run).get("step", 0) > 0))
+    wait_for(lambda: status(run).get("stage") == stage and (stage != "training" or trains(run)))
     pid = status(run)["pid"]
     if name == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)
@@ -167,7 +181,7 @@ def test_a_signal_to_the_launcher_ends_the_run_and_it_goes_on(processes, name, s
 def test_a_killed_launcher_leaves_no_orphan_that_trains_on(tmp_path):
     run = tmp_path / "run"
     process = begin(*launch(1), SLOWLY, "training", *words(run, *STEP))
-    wait_for(lambda: status(run).get("step", 0) > 0)
+    wait_for(lambda: trains(run))
     pid = status(run)["pid"]
     process.kill()
     wait_for(lambda: status(run)["state"] == "preempted")
@@ -316,7 +330,7 @@ def test_a_run_is_trained_by_one_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(status_module, "WAIT", 0.5)
     run = tmp_path / "run"
     process = begin(*launch(0), SLOWLY, "training", *words(run, *STEP))
-    wait_for(lambda: status(run).get("step", 0) > 0)
+    wait_for(lambda: trains(run))
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words(run, *STEP)])
     assert stop.value.code == 4 and f"is being trained by process {process.pid}" in capsys.readouterr().err
