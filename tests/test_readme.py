@@ -179,7 +179,12 @@ def test_flowimg_commands_of_every_page_run_in_order(desk, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if "import flowimg\n" in page.read_text()], ids=lambda p: p.name
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[] if page == README else pytest.mark.slow)
+        for page in PAGES
+        if "import flowimg\n" in page.read_text()
+    ],
 )
 def test_the_python_of_a_page_runs(desk, page):
     """In order, each block in a name space of its own, as a reader would paste it."""

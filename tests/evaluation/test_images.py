@@ -33,6 +33,7 @@ def test_the_data_are_copies_of_themselves_and_others_are_not(digits):
     assert copied(pictures[1::2], pictures[::2]) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_pictures_the_judge_never_saw_agree_with_their_labels_and_shuffled_labels_by_chance(digits, judge):
     pictures, labels = digits[0][1::2], digits[1][1::2]
     assert 0.96 < agreement(judge, pictures, labels) < 1
@@ -41,6 +42,7 @@ def test_pictures_the_judge_never_saw_agree_with_their_labels_and_shuffled_label
     assert within_class_spread(pictures.flatten(1), shuffled) > 1.1 * within_class_spread(pictures.flatten(1), labels)
 
 
+@pytest.mark.slow
 def test_class_means_agree_and_do_not_vary(digits, judge):
     pictures, labels = digits
     means = torch.stack([pictures[labels == label].mean(0) for label in range(10)])

@@ -106,6 +106,7 @@ def test_the_same_twice_is_the_same_and_other_seeds_are_not(run):
     assert first == second != third
 
 
+@pytest.mark.slow
 def test_the_arithmetic_of_the_samples_is_not_that_of_the_features(run, monkeypatch, tmp_path):
     """In bf16 the reference and the classifier are those of fp32: both are made anew here, each in its own cache."""
     folder = run("classes")
@@ -292,6 +293,7 @@ def test_enough_is_where_the_distance_comes_near_and_stays(distances, wanted):
     assert least(list(distances.items()), float("inf")) is None
 
 
+@pytest.mark.slow
 def test_a_sweep_over_evaluations_tries_every_solver_and_grid_at_what_was_asked_for(run):
     folder = run("classes")
     main(["evaluate", str(folder), "--count", "20", "--sweep-nfe", "3", "4", "--sweep-solvers", "euler", "heun", "ab2"])

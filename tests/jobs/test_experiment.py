@@ -33,6 +33,7 @@ def few(monkeypatch):
     monkeypatch.setattr(experiment, "POINTS", 500)
 
 
+@pytest.mark.slow
 def test_it_trains_measures_and_tells(few, tmp_path, capsys, monkeypatch):
     run = tmp_path / "frequency"
     experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "2", "--json"])

@@ -94,7 +94,7 @@ def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stran
     np.testing.assert_allclose(-stranger["output"], v.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 def test_the_pipeline_of_a_conditional_run_draws_the_pictures_of_flowimg(tiny, tmp_path, scale):
     pipeline = LabelPipeline.from_pretrained(tiny.classes / "model")
     pipeline.set_progress_bar_config(disable=True)

@@ -57,6 +57,7 @@ def test_a_continued_run_is_profiled_from_where_it_goes_on(tmp_path):
     assert "up to step 18, on" in (RunFolder(tmp_path / "run").profile / "summary.txt").read_text()
 
 
+@pytest.mark.slow
 def test_of_pictures_the_network_is_told_and_what_takes_longest_comes_first(tmp_path):
     config = write_settings(tmp_path / "c.yaml", train={"steps": AFTER + STEPS})
     main(["train", str(config), "--run", str(tmp_path / "run"), "--profile"])

@@ -101,11 +101,11 @@ LONG_GRID = ["--grid.num-steps", "1000000", "--train.sample-every", "2"]
         ("training", "SIGUSR1", STEP),
         ("training", "SIGINT", STEP),
         ("drawing samples", "SIGTERM", LONG_GRID),
-        ("drawing samples", "SIGINT", LONG_GRID),
-        ("saving", "SIGTERM", []),
+        pytest.param("drawing samples", "SIGINT", LONG_GRID, marks=pytest.mark.slow),
+        pytest.param("saving", "SIGTERM", [], marks=pytest.mark.slow),
         ("saving", "SIGINT", []),
         ("preparing data", "SIGTERM", []),
-        ("preparing data", "SIGINT", []),
+        pytest.param("preparing data", "SIGINT", [], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_at_any_stage_ends_the_run_and_it_goes_on(stage, name, more, tmp_path, straight):
