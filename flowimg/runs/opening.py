@@ -1,6 +1,5 @@
 """Reading a run back from nothing but its folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import build_field
 from flowimg.errors import CheckpointError, SettingsError
+from flowimg.files import read_json
 from flowimg.machine.processes import is_first
 from flowimg.runs.folder import RunFolder, find_run
 from flowimg.settings.reading import load
@@ -75,7 +75,7 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         about = checkpoint.state
         facts = facts_of(about, path)
         check_network(config, facts, tensors, path)
-        sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
+        sha256 = read_json(path / "manifest.json")[f"{name}.safetensors"]["sha256"]
     else:
         kept = find_kept(folder.snapshots, step)
         path = find_checkpoint(folder, None)  # any of them says what the data looked like

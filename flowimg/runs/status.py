@@ -12,7 +12,6 @@ killed. Each of several processes writes its state to RUN/processes/ and checks 
 died, the others end within DEAD seconds on its machine and SILENT seconds on another, and report which one died.
 """
 
-import json
 import os
 import socket
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import psutil
 
 from flowimg.errors import MachineError
-from flowimg.files import lock, write_text
+from flowimg.files import lock, read_json, write_json
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.signals import PREEMPTED, StopRequests
 
@@ -52,7 +51,7 @@ class Status:
         self.step = 0
         self.saved: int | None = None
         self.stage = "starting"
-        self.began = _now()
+        self.began = time.time()
         self._launcher = os.getppid() if _launched() else None
         self._over = threading.Event()
         self._beats: dict[int, tuple[str, float]] = {}
@@ -99,7 +98,7 @@ class Status:
             time.sleep(0.2)
 
     def _gone(self, other: int) -> str | None:
-        told = _read(self._file(other))
+        told = read_json(self._file(other))
         if not told or told.get("since", "") < self.began - SILENT:  # of an earlier start
             return None
         where = f"process {other} of {self.processes} (pid {told.get('pid')} on {told.get('host')})"
@@ -149,7 +148,7 @@ class Status:
             "step": self.step,
             "steps": self.steps,
             "saved": self.saved,
-            "seen": _now(),
+            "seen": time.time(),
             "since": self.began,
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -158,14 +157,14 @@ class Status:
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 self._file(self.process).parent.mkdir(exist_ok=True)
-                write_text(self._file(self.process), json.dumps(story) + "\n")
+                write_json(self._file(self.process), story, indent=None)
             if self.process == 0 or (state == "failed" and not self._first_lives()):
                 for name in ("seen", "since"):
                     story[name] = datetime.fromtimestamp(story[name], UTC).isoformat(timespec="seconds")
-                write_text(self.folder.status, json.dumps(story, indent=1) + "\n")
+                write_json(self.folder.status, story)
 
     def _first_lives(self) -> bool:
-        told = _read(self._file(0))
+        told = read_json(self._file(0))
         return bool(told) and (told["host"] != socket.gethostname() or _lives(told["pid"]))
 
     def _file(self, process: int) -> Path:
@@ -182,7 +181,7 @@ def hold(folder: RunFolder) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
 
     def holder() -> str:
-        by = _read(folder.status)
+        by = read_json(folder.status)
         return f"process {by.get('pid')} on {by.get('host')}"
 
     with ExitStack() as stack:
@@ -206,15 +205,3 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _now() -> float:
-    return time.time()

@@ -12,7 +12,7 @@ from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
 from flowimg.data.prefetch import beside
 from flowimg.errors import MachineError, NotFiniteError, SettingsError, Stopped
-from flowimg.files import write_text
+from flowimg.files import write_json, write_text
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures.run import draw_figures
 from flowimg.jobs.report import write_report
@@ -164,7 +164,7 @@ class _Start:
             machine = environment(strategy.device, strategy.processes)
             machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story}
             machine |= {"parameters": sum(p.numel() for p in state.field.parameters())}
-            write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
+            write_json(folder.environment, machine)
             folder.cut_metrics(-1 if span.began is None else span.began)
             drop_later(folder.snapshots, state.step)
             append(folder, json.dumps(start_event(config, state, machine, self.changes, found.passed)) + "\n")
