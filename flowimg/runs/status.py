@@ -48,11 +48,11 @@ class Status:
         self.folder, self.steps, self.requests = folder, steps, requests
         self.process = int(os.environ.get("RANK", "0"))
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
-        self.step = 0
+        self.step, self.stage = 0, "starting"
         self.saved: int | None = None
-        self.stage = "starting"
         self.began = time.time()
-        self._launcher = os.getppid() if _launched() else None
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        self._launcher = os.getppid() if launched else None  # `accelerate launch` or torchrun
         self._over = threading.Event()
         self._beats: dict[int, tuple[str, float]] = {}
         self._written = -WRITE
@@ -61,12 +61,12 @@ class Status:
     def at(self, stage: str) -> None:
         """Write what the process does now."""
         self.stage = stage
-        self._tell("running", None, None)
+        self._tell()
 
     @contextmanager
     def alive(self) -> Iterator[None]:
         """While inside: a thread writes signs of life, and checks the launcher and the other processes."""
-        self._tell("running", None, None)
+        self._tell()
         thread = threading.Thread(target=self._look, name="status", daemon=True)
         thread.start()
         try:
@@ -89,12 +89,11 @@ class Status:
         if self.processes == 1:
             return None
         until = time.monotonic() + patience
+        others = [other for other in range(self.processes) if other != self.process]
         while True:
-            for other in range(self.processes):
-                if other != self.process and (said := self._gone(other)):
-                    return said
-            if time.monotonic() >= until:
-                return None
+            said = next((said for other in others if (said := self._gone(other))), None)
+            if said or time.monotonic() >= until:
+                return said
             time.sleep(0.2)
 
     def _gone(self, other: int) -> str | None:
@@ -119,7 +118,7 @@ class Status:
         found = 0.0
         while not self._over.wait(BEAT):
             if time.monotonic() - self._written >= WRITE:
-                self._tell("running", None, None)
+                self._tell()
             if self._launcher is not None and os.getppid() != self._launcher:
                 self._launcher = None
                 self.requests.ask(PREEMPTED, "the death of its launcher")
@@ -132,28 +131,17 @@ class Status:
                     os.write(2, f"flowimg: {dead}\n".encode())
                     os._exit(4)
 
-    def _tell(self, state: str, why: str | None, exit_status: int | None) -> None:
+    def _tell(self, state: str = "running", why: str | None = None, exit_status: int | None = None) -> None:
         with self._pen:
-            if state == "running" and self._over.is_set():  # the other thread has written the end
-                return
-            self._write(state, why, exit_status)
+            if state != "running" or not self._over.is_set():  # else the other thread has written the end
+                self._write(state, why, exit_status)
 
     def _write(self, state: str, why: str | None, exit_status: int | None) -> None:
         self._written = time.monotonic()
-        story: dict[str, Any] = {
-            "state": state,
-            "why": why,
-            "exit": exit_status,
-            "stage": self.stage,
-            "step": self.step,
-            "steps": self.steps,
-            "saved": self.saved,
-            "seen": time.time(),
-            "since": self.began,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "processes": self.processes,
-        }
+        story: dict[str, Any] = {"state": state, "why": why, "exit": exit_status, "stage": self.stage}
+        story |= {"step": self.step, "steps": self.steps, "saved": self.saved}
+        story |= {"seen": time.time(), "since": self.began}
+        story |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": self.processes}
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 self._file(self.process).parent.mkdir(exist_ok=True)
@@ -193,11 +181,6 @@ def hold(folder: RunFolder) -> Iterator[None]:
                 f"{folder.path} is being trained by {holder()}: wait for it, stop it, or name another folder"
             ) from None
         yield
-
-
-def _launched() -> bool:
-    """Whether `accelerate launch` or torchrun is the parent of this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _lives(pid: int) -> bool:
