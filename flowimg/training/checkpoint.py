@@ -91,8 +91,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
             save_tensors(aside / f"{name}.safetensors", tensors)
         _write_json(aside / "state.json", {"format": FORMAT, "step": step, **checkpoint.state})
         files = [aside / file for file in (*(f"{name}.safetensors" for name in checkpoint.tensors), "state.json")]
-        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-        _write_json(aside / "manifest.json", manifest)
+        _write_json(aside / "manifest.json", {file.name: _account(file) for file in files})
     write_text(folder / "latest", final.name + "\n", synced=True)
     for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
@@ -213,6 +212,11 @@ def _too_many(folder: Path, newest: Path, keep: Keep) -> list[Path]:
         scores = {path: read_state(path)["metrics"].get(keep.best) for path in [*whole, newest]}
         stay |= set(sorted((path for path in scores if scores[path] is not None), key=lambda path: scores[path])[:1])
     return [path for path in others if path not in stay]
+
+
+def _account(file: Path) -> dict[str, Any]:
+    """The size of a file and its SHA-256."""
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _write_json(path: Path, value: object) -> None:
