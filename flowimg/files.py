@@ -5,18 +5,22 @@ Whoever reads sees a file as it was or as it is now, never half of it. Of a run'
     synced      checkpoints, snapshots, config.yaml, exported weights and models: nothing else can make them again
     not synced  status.json, metrics, grids, figures, reports, samples: a run writes them again, and often
 
-and everything in the cache folder is synced, because a broken entry there would be found again by every later run.
+A sync that fails, of a file or of a folder, is an error: what is called saved would not survive a power cut.
+Everything in the cache folder is synced too, because a broken entry there would be found again by every later run, but
+leniently: a file system that cannot sync is passed over, as what is lost there is made again from the data.
 What a process that died left aside is named `.NAME.HOST.PID.XXXXXXXX.tmp`, next to NAME.
 """
 
+import json
 import math
 import os
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -26,20 +30,20 @@ def aside_of(path: Path) -> Path:
 
 
 @contextmanager
-def written(path: Path, synced: bool = False) -> Iterator[Path]:
+def written(path: Path, synced: bool = False, lenient: bool = False) -> Iterator[Path]:
     """A file to write to, which is renamed to `path` at the end: `path` is there whole, as it was or as it is now.
 
     Raises:
-        OSError: If the disk is full or cannot be written; what was there is whole.
+        OSError: If the disk is full or cannot be written or, unless `lenient`, synced; what was there is whole.
     """
     aside = aside_of(path)
     try:
         yield aside
         if synced:
-            sync(aside)
+            sync(aside, lenient)
         aside.replace(path)
         if synced:
-            sync(path.parent)
+            sync(path.parent, lenient)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -50,22 +54,37 @@ def write_text(path: Path, text: str, synced: bool = False) -> None:
         aside.write_text(text)
 
 
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    """Write a value as a small JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} if the file is missing or broken, or holds anything else."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @contextmanager
-def filled(target: Path, replace: bool = True) -> Iterator[Path]:
+def filled(target: Path, replace: bool = True, lenient: bool = False) -> Iterator[Path]:
     """A folder to fill, which is synced and renamed to `target` at the end.
 
     What was there by then is replaced or, without `replace`, kept.
 
     Raises:
-        OSError: If the disk is full or cannot be written; what was there is whole, under its name or next to it.
+        OSError: If the disk is full or cannot be written or, unless `lenient`, synced; what was there is whole, under
+            its name or next to it.
     """
     aside = aside_of(target)
     aside.mkdir(parents=True)
     try:
         yield aside
         for path in aside.rglob("*"):
-            sync(path)
-        sync(aside)
+            sync(path, lenient)
+        sync(aside, lenient)
         before = aside_of(target)
         if replace and target.exists():
             target.rename(before)
@@ -74,7 +93,7 @@ def filled(target: Path, replace: bool = True) -> Iterator[Path]:
         except OSError:
             if replace or not target.exists():  # else another process was first
                 raise
-        sync(target.parent)
+        sync(target.parent, lenient)
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # half of it would keep a full disk full
@@ -85,15 +104,18 @@ def existing(path: Path) -> Path:
     return next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+def sync(path: Path, lenient: bool = False) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk.
+
+    Raises:
+        OSError: If the disk does not take it; `lenient` passes over it, as some file systems sync no folders.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if path.is_dir():
-            with suppress(OSError):  # some file systems sync no folders
-                os.fsync(descriptor)
-        else:
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        if not lenient:
+            raise
     finally:
         os.close(descriptor)
 

@@ -73,8 +73,8 @@ def arm(point, step):
             at("renamed")
         return done
 
-    def _sync(path):
-        sync(path)
+    def _sync(path, *how):
+        sync(path, *how)
         if path.name.startswith(".latest.") and point == "half of latest" and now["step"] == step:
             halved(path)
             die()

@@ -25,8 +25,8 @@ elif stage in ("saving", "saving without end"):
 
     sync = files.sync
 
-    def slow_sync(path):
-        sync(path)
+    def slow_sync(path, *how):
+        sync(path, *how)
         time.sleep(0.3)
         while stage == "saving without end" and path.name.startswith(".step_") and any(path.parent.glob("step_*")):
             time.sleep(0.1)  # there is a whole one

@@ -4,16 +4,19 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowimg import files
-from flowimg.files import aside_of, existing, filled, lock, sync, write_text, written
+from flowimg.data.cache import keep_arrays, make_folder, read_arrays
+from flowimg.files import aside_of, existing, filled, lock, read_json, write_json, write_text, written
 
 FULL = OSError(28, "No space left on device")
 
@@ -244,8 +247,8 @@ def renamed(one, other):
     rename(one, other)
     if point == ("new name" if str(other) == str(target) else "old name"):
         die()
-def synced(path):
-    sync(path)
+def synced(path, *how):
+    sync(path, *how)
     if point == "named" and path == target.parent:
         die()
 os.rename, files.sync = renamed, synced
@@ -306,15 +309,51 @@ def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name_and_then_its_name
     assert done[-2] == ("rename", aside, target)
 
 
-def test_a_folder_that_its_file_system_does_not_sync_is_passed_over_and_a_file_is_not(tmp_path, monkeypatch):
-    def fails(_):
-        raise OSError(22, "Invalid argument")
+@pytest.fixture(params=["file", "folder"])
+def unsynced(request, monkeypatch):
+    """A disk that syncs no files, or no folders."""
+    fsync = os.fsync
 
-    (tmp_path / "a").write_text("x")
+    def fails(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (request.param == "folder"):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
     monkeypatch.setattr(os, "fsync", fails)
-    sync(tmp_path)
+
+
+def test_what_must_survive_is_an_error_where_it_cannot_be_synced(tmp_path, unsynced):
     with pytest.raises(OSError, match="Invalid argument"):
-        sync(tmp_path / "a")
+        write_text(tmp_path / "a", "new", synced=True)
+    with pytest.raises(OSError, match="Invalid argument"), filled(tmp_path / "b") as aside:
+        fill(aside, "new")
+    assert not [name for name in names(tmp_path) if name.endswith(".tmp")]
+
+
+def test_what_can_be_made_again_is_written_also_where_it_cannot_be_synced(tmp_path, unsynced):
+    with written(tmp_path / "a", synced=True, lenient=True) as aside:
+        aside.write_text("new")
+    with filled(tmp_path / "b", replace=False, lenient=True) as aside:
+        fill(aside, "new")
+    assert contents(tmp_path) == {"a": "new", **of("new", "b/")} and names(tmp_path) == ["a", "b"]
+
+
+def test_the_cache_is_written_also_where_it_cannot_be_synced(tmp_path, unsynced):
+    keep_arrays(tmp_path / "a.npz", numbers=np.arange(3))
+    make_folder(tmp_path / "b", 0, lambda folder: fill(folder, "new"))
+    assert read_arrays(tmp_path / "a.npz")["numbers"].tolist() == [0, 1, 2]
+    assert contents(tmp_path / "b") == of("new", "")
+
+
+def test_json_is_read_back_and_what_is_no_object_is_an_empty_one(tmp_path):
+    path = tmp_path / "a.json"
+    assert read_json(path) == {}
+    for value, read in (({"a": [1, None]}, {"a": [1, None]}), ([1], {}), (None, {})):
+        write_json(path, value)
+        assert read_json(path) == read
+    for text in ('{"a": ', "", b"\xff"):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert read_json(path) == {}
 
 
 def test_the_nearest_folder_that_exists(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file under a temporary name, sync it, and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
-    with written(path, synced=True) as aside, aside.open("wb") as file:
+    with written(path, synced=True, lenient=True) as aside, aside.open("wb") as file:
         write(file)
 
 
@@ -125,7 +125,7 @@ def make_folder(target: Path, need: int, fill: Callable[[Path], None]) -> None:
                     f"the cache {target.parent} needs {_size(need)} for decoded pictures, and its disk has "
                     f"{_size(free)} free: {advice}"
                 )
-            with filled(target, replace=False) as aside:
+            with filled(target, replace=False, lenient=True) as aside:
                 fill(aside)
     except OSError as error:
         raise CacheError(f"the cache {target.parent} cannot be written ({error.strerror or error}): {advice}") from None

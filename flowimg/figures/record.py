@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flowimg.files import write_text
+from flowimg.files import write_json
 
 
 class Figure(NamedTuple):
@@ -26,7 +26,7 @@ def add_figures(folder: Path, drawn: Sequence[Figure]) -> None:
     """Add figures to the list; a figure replaces the older one in the same file."""
     replaced = {figure.file for figure in drawn}
     listed = [*(figure for figure in kept_figures(folder) if figure.file not in replaced), *drawn]
-    write_text(folder / "figures.json", json.dumps([figure._asdict() for figure in listed], indent=1) + "\n")
+    write_json(folder / "figures.json", [figure._asdict() for figure in listed])
 
 
 def kept_figures(folder: Path) -> list[Figure]:

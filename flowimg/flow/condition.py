@@ -37,9 +37,8 @@ class Condition(NamedTuple):
 
     def cat(self, other: "Condition") -> "Condition":
         """The rows of this one, then those of another with the same parts."""
-        return Condition(
-            *(a if a is None or b is None else torch.cat([a, b]) for a, b in zip(self, other, strict=True))
-        )
+        pairs = zip(self, other, strict=True)
+        return Condition(*(a if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
 
     def null(self) -> "Condition":
         """The same rows with null in each part that guidance steers towards."""

@@ -69,11 +69,10 @@ def irreducible_loss(path: Path, draw: Draw, data: Tensor, labels: Tensor | None
     # distances are taken from the draw's own x_1: where only that one has weight, the variance is exactly 0
     own = x_1.flatten(1)
     offset, ratio = (x_t - alpha * own) / sigma, alpha / sigma
+    batches = torch.arange(len(t)).to(data.device).split(max(1, PAIRS // len(data)))
     label = None if labels is None else draw.cond.label
-    variances = [
-        _variance(own[b], offset[b], ratio[b], None if label is None else label[b], data, labels, fresh)
-        for b in torch.arange(len(t)).to(data.device).split(max(1, PAIRS // len(data)))
-    ]
+    parts = ((own[b], offset[b], ratio[b], None if label is None else label[b]) for b in batches)
+    variances = [_variance(*part, data, labels, fresh) for part in parts]
     slope = path.alpha_prime(t) - path.sigma_prime(t) * ratio[:, 0]
     return slope.square() * torch.cat(variances) / own.shape[1]
 

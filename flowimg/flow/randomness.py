@@ -86,9 +86,8 @@ def draw_blocks(
 
 def normal(seed: int, purpose: str, step: int, positions: range, shape: tuple[int, ...]) -> Tensor:
     """Standard normal rows, shape (len(positions), *shape); see `draw_blocks`."""
-    return draw_blocks(
-        seed, purpose, step, positions, lambda n, g: torch.randn(n, *shape, generator=g), block_of(shape)
-    )
+    block = block_of(shape)
+    return draw_blocks(seed, purpose, step, positions, lambda n, g: torch.randn(n, *shape, generator=g), block)
 
 
 def uniform(seed: int, purpose: str, step: int, positions: range, shape: tuple[int, ...] = ()) -> Tensor:

@@ -16,7 +16,7 @@ Adams and Bashforth, for steps of any length); dopri5 by torchdiffeq, github.com
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,21 +26,33 @@ from flowimg.flow.condition import Condition, Velocity
 from flowimg.flow.paths import Linear, Path
 
 
-class Slope(Protocol):
-    """(x, t) -> dx/dt with one time for the whole batch: what a step function sees.
+class Slope:
+    """(x, t) -> dx/dt with one time for the whole batch: what a step function sees of a velocity.
 
     `last` is the newest evaluation, its time and its result, or None before the first: multistep methods use it.
     Stochastic ones use the `path`, and `noise(x)`: standard normal, new at every step, a function of seed and step.
+    `number` is that of the solver step, and `nfe` counts the evaluations of the network as they happen.
     """
 
-    last: tuple[float, Tensor] | None
+    def __init__(
+        self, velocity: Velocity, cond: Condition | None, path: Path, noise: Callable[[int, Tensor], Tensor] | None
+    ) -> None:
+        self.velocity, self.cond, self.path, self._noise = velocity, cond, path, noise
+        self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
+        self.nfe = self.number = 0
+        self.last: tuple[float, Tensor] | None = None
 
-    @property
-    def path(self) -> Path: ...
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        self.nfe += self.evaluations(t)
+        v = self.velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), self.cond)
+        self.last = t, v
+        return v
 
-    def __call__(self, x: Tensor, t: float) -> Tensor: ...
-
-    def noise(self, x: Tensor) -> Tensor: ...
+    def noise(self, x: Tensor) -> Tensor:
+        """Standard normal noise for this solver step, shape of x."""
+        if self._noise is None:
+            raise ValueError("a stochastic solver needs noise: pass noise, (solver step, x) -> standard normal")
+        return self._noise(self.number, x)
 
 
 class Solver(NamedTuple):
@@ -179,7 +191,7 @@ def integrate(
     may_turn = turns and not solver.multistep and bool((steps.abs() > 0).all())
     if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
         raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
-    slope = _Counted(velocity, cond, path, noise)
+    slope = Slope(velocity, cond, path, noise)
     states = [x]
     for number, (t, s) in enumerate(pairwise(times.tolist())):
         slope.number = number
@@ -189,30 +201,3 @@ def integrate(
         if trajectory:
             states.append(x)
     return Flow(x, slope.nfe, torch.stack(states) if trajectory else None)
-
-
-class _Counted:
-    """A velocity as a slope, which counts evaluations of the network as they happen."""
-
-    def __init__(
-        self,
-        velocity: Velocity,
-        cond: Condition | None,
-        path: Path,
-        noise: Callable[[int, Tensor], Tensor] | None,
-    ) -> None:
-        self.velocity, self.cond, self.path, self._noise = velocity, cond, path, noise
-        self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
-        self.nfe = self.number = 0
-        self.last: tuple[float, Tensor] | None = None
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        self.nfe += self.evaluations(t)
-        v = self.velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), self.cond)
-        self.last = t, v
-        return v
-
-    def noise(self, x: Tensor) -> Tensor:
-        if self._noise is None:
-            raise ValueError("a stochastic solver needs noise: pass noise, (solver step, x) -> standard normal")
-        return self._noise(self.number, x)

@@ -1,6 +1,5 @@
 """`flowimg report`: one page about a run, or about several side by side; training rewrites it as it goes."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from flowimg.errors import SettingsError
 from flowimg.evaluation.record import HOW, protocol, scores_of
 from flowimg.figures.record import kept_figures
 from flowimg.figures.report import RunSummary, Scores, Shot, compare_page, report_page, shot
-from flowimg.files import write_text
+from flowimg.files import read_json, write_text
 from flowimg.jobs.figures.run import draw_curves
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder, find_run
@@ -50,7 +49,7 @@ def write_report(folder: RunFolder, running: bool) -> None:
 def summarise(folder: RunFolder, running: bool = False, moving: bool = True) -> RunSummary:
     """Everything on a page about a run, from its folder only; with `moving` its animations, else stills of them."""
     config = load(str(folder.config))
-    machine = _json(folder.environment)
+    machine = read_json(folder.environment)
     step = max((record["step"] for record in folder.records()), default=0)
     done = step >= config.train.steps
     state = "trained" if done else "training" if running else "stopped"
@@ -170,11 +169,3 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_value(item) for item in value) or "none"
     return "none" if value is None else str(value)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,6 +1,5 @@
 """`flowimg sample`: samples of a run from seeds, distributed over processes, streamed to disk, resumable."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from flowimg.build.sampler import build_sampler, settle
 from flowimg.conditions.labels import parse_label
 from flowimg.errors import MachineError, SettingsError
 from flowimg.figures.samples import draw_samples
-from flowimg.files import write_text
+from flowimg.files import read_json, write_json
 from flowimg.machine.compiling import compiled_for
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import leave_together, processes, share
@@ -80,7 +79,7 @@ def _lacking(output: Output, about: dict[str, Any], kept: dict[str, Any], state:
         folder = output.folder
         folder.mkdir(parents=True, exist_ok=True)
         if not kept:
-            write_text(folder / "samples.json", json.dumps(about, indent=1) + "\n")
+            write_json(folder / "samples.json", about)
         parts = output.path(range(0, 1)).parent
         parts.mkdir(exist_ok=True)
         for leftover in [*folder.glob(".*.tmp"), *parts.glob(".*.tmp")]:  # of a process that was killed while it wrote
@@ -128,7 +127,7 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) ->
         seen = run.space.of_rows(torch.from_numpy(first_rows(output, count)))
         draw_samples(run.space, seen, output.cond.rows(slice(count)), figure, f"step {run.step}")
     join(output)
-    write_text(output.folder / "samples.json", json.dumps({**about, "nfe": nfe}, indent=1) + "\n")
+    write_json(output.folder / "samples.json", {**about, "nfe": nfe})
     cost = f", {nfe} evaluations each" if nfe else ""
     print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
     print(f"the grid: {figure}")
@@ -185,10 +184,7 @@ def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         raise SettingsError(f"--out {folder} is a file: name a folder")
     if not folder.exists() or all(file.suffix == ".tmp" for file in folder.iterdir()):
         return {}
-    try:
-        kept = json.loads((folder / "samples.json").read_text())
-    except (OSError, ValueError):
-        kept = None
-    if not isinstance(kept, dict) or {name: kept.get(name) for name in about} != about:
+    kept = read_json(folder / "samples.json")
+    if {name: kept.get(name) for name in about} != about:
         raise SettingsError(f"{folder} holds other files, which are not overwritten: name another folder by --out")
     return kept

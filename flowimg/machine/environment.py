@@ -16,9 +16,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     return {
         "flowimg": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "accelerate": accelerate.__version__,
-        "numpy": numpy.__version__,
+        **{module.__name__: module.__version__ for module in (torch, accelerate, numpy)},
         "platform": platform.platform(),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

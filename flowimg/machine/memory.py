@@ -67,8 +67,8 @@ def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
     Raises:
         MachineError: If not even one sample fits.
     """
-    for size in sorted((n for n in range(1, share + 1) if share % n == 0), reverse=True):
-        if fixed + size * per_sample * OVERHEAD <= free * USABLE:
+    for size in range(share, 0, -1):
+        if share % size == 0 and fixed + size * per_sample * OVERHEAD <= free * USABLE:
             return size
     need = (fixed + per_sample * OVERHEAD) / 2**30
     raise MachineError(
@@ -92,8 +92,8 @@ def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: 
     training = field.training
     field.train()
     small = min(PROBE_SIZE, share)
-    first = kept_bytes(field, partial(forward, small))
     more = min(2 * small, share)
+    first = kept_bytes(field, partial(forward, small))
     per_sample = first / small
     if more > small:
         per_sample = max(kept_bytes(field, partial(forward, more)) - first, 0) / (more - small)

@@ -1,6 +1,5 @@
 """Reading a run back from nothing but its folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import build_field
 from flowimg.errors import CheckpointError, SettingsError
+from flowimg.files import read_json
 from flowimg.machine.processes import is_first
 from flowimg.runs.folder import RunFolder, find_run
 from flowimg.settings.reading import load
@@ -70,12 +70,10 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
     if isinstance(weights, str):
         path = find_checkpoint(folder, step)
         name = "ema" if weights == "ema" else "weights"
-        checkpoint = read_checkpoint(path, (name,))
-        tensors, at = checkpoint.tensors[name], checkpoint.state["step"]
-        about = checkpoint.state
-        facts = facts_of(about, path)
+        held, about = read_checkpoint(path, (name,))
+        tensors, at, facts = held[name], about["step"], facts_of(about, path)
         check_network(config, facts, tensors, path)
-        sha256 = json.loads((path / "manifest.json").read_text())[f"{name}.safetensors"]["sha256"]
+        sha256 = read_json(path / "manifest.json")[f"{name}.safetensors"]["sha256"]
     else:
         kept = find_kept(folder.snapshots, step)
         path = find_checkpoint(folder, None)  # any of them says what the data looked like
@@ -83,9 +81,8 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         facts = facts_of(about, path)
         tensors, at, error, sha256 = make_average(kept, weights, shapes_of(config, facts))
         if is_first():
-            print(
-                f"average   of length {weights} at step {at}, made of {len(kept.steps)} files; off by {percent(error)}"
-            )
+            made = f"made of {len(kept.steps)} files; off by {percent(error)}"
+            print(f"average   of length {weights} at step {at}, {made}")
     field = build_field(config, facts)
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)
@@ -99,18 +96,17 @@ def find_checkpoint(folder: RunFolder, step: int | None) -> Path:
         SettingsError: If there is none of this step.
         CheckpointError: If none is whole.
     """
-    run = folder.path
     if step is None:
-        path, passed = newest_whole(folder.checkpoints)
-        if path is None:
-            raise CheckpointError(f"{run} has no whole checkpoint{''.join('; ' + line for line in passed)}")
+        newest, passed = newest_whole(folder.checkpoints)
+        if newest is None:
+            raise CheckpointError(f"{folder.path} has no whole checkpoint{''.join('; ' + line for line in passed)}")
         for line in passed:
             print(line)
-    else:
-        path = step_folder(folder.checkpoints, step)
-        if not path.exists():
-            there = ", ".join(str(int(p.name[5:])) for p in sorted(folder.checkpoints.glob("step_*"))) or "none"
-            raise SettingsError(f"{run} has no checkpoint of step {step}: there are {there}")
+        return newest
+    path = step_folder(folder.checkpoints, step)
+    if not path.exists():
+        there = ", ".join(str(int(p.name[5:])) for p in sorted(folder.checkpoints.glob("step_*"))) or "none"
+        raise SettingsError(f"{folder.path} has no checkpoint of step {step}: there are {there}")
     return path
 
 
@@ -140,12 +136,8 @@ def check_network(config: Config, facts: DataFacts, tensors: dict[str, Tensor], 
     Raises:
         CheckpointError: If so.
     """
-    described = shapes_of(config, facts)
-    wrong = [
-        name
-        for name in sorted({*described, *tensors})
-        if name not in described or name not in tensors or described[name] != tensors[name].shape
-    ]
+    described, there = shapes_of(config, facts), {name: value.shape for name, value in tensors.items()}
+    wrong = sorted(name for name in {*described, *there} if described.get(name) != there.get(name))
     if wrong:
         raise CheckpointError(f"{path} does not hold the network of its settings: {len(wrong)} weights, as {wrong[0]}")
 

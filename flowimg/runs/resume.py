@@ -64,11 +64,10 @@ def check_folder(folder: RunFolder, config: Config, start: Start) -> list[Change
         for key in {**before, **now}
         if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(FREE_ENDINGS)
     ]
-    if any(change.verdict == "refused" for change in changes):
+    if refused := [change.key for change in changes if change.verdict == "refused"]:
         raise SettingsError(
             f"{folder.path} holds another run:\n{table(changes)}\nName another folder with --run, give the settings "
-            "it was started with, or allow each by name: --allow "
-            + " ".join(change.key for change in changes if change.verdict == "refused")
+            f"it was started with, or allow each by name: --allow {' '.join(refused)}"
         )
     return changes
 
@@ -80,11 +79,9 @@ def _verdict(key: str, allowed: tuple[str, ...]) -> str:
 def table(changes: list[Change]) -> str:
     """Changes as a table: setting, old value, new value, and what follows from it."""
     rows = [("setting", "then", "now", "")] + [(c.key, str(c.then), str(c.now), c.verdict) for c in changes]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  " + "  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip()
-        for row in rows
-    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], None], first: bool) -> Checkpoint | None:
@@ -102,23 +99,24 @@ def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], N
             raise CheckpointError(f"--resume {start.resume}: {path} cannot be resumed from: {said}")
         checkpoint = read_checkpoint(path)
         if first:
-            futures = (leave_behind(kept, start.resume) for kept in (folder.checkpoints, folder.snapshots))
-            for left in (path for future in futures for path in future):
-                say(f"left      {left.name} is past the step that is resumed from and was moved to {left.parent}")
+            for kept in (folder.checkpoints, folder.snapshots):
+                for left in leave_behind(kept, start.resume):
+                    say(f"left      {left.name} is past the step that is resumed from and was moved to {left.parent}")
         return checkpoint
-    path_or_none, passed = newest_whole(folder.checkpoints)
+    newest, passed = newest_whole(folder.checkpoints)
     for line in passed:
         say(line)
-    if path_or_none is None and (passed or last_step(folder) > 0):
+    if newest is not None:
+        return read_checkpoint(newest)
+    if passed or last_step(folder) > 0:
         raise CheckpointError(
             f"{folder.path} was trained to step {last_step(folder)} but has no whole checkpoint to resume from: "
             "name another folder with --run, or delete this one to start over"
         )
-    if path_or_none is None and start.resume:
-        raise SettingsError(
-            f"--resume: {folder.path} has no checkpoint to resume from; without it the run begins again"
-        )
-    return None if path_or_none is None else read_checkpoint(path_or_none)
+    if start.resume:
+        why = f"{folder.path} has no checkpoint to resume from; without it the run begins again"
+        raise SettingsError(f"--resume: {why}")
+    return None
 
 
 def check_data(state: dict[str, Any], fingerprint: str | None, allowed: tuple[str, ...], folder: Path) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from flowimg.errors import Stopped
@@ -27,9 +27,7 @@ class StopRequests:
     """The stop requests of this process: `newest` is the strongest, 0 for none, and `by` what sent it."""
 
     def __init__(self) -> None:
-        self.newest = 0
-        self.by = ""
-        self.training = False
+        self.newest, self.by, self.training = 0, "", False
         self.leave: Callable[[], None] = lambda: None
         self._pressed = -SAME_PRESS
 
@@ -69,13 +67,10 @@ class StopRequests:
     def listen(self) -> Iterator[None]:
         """Handle the signals that request an end; outside the main thread Python allows no handler."""
         before = {}
-        try:
+        with suppress(ValueError):
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = getattr(signal, name)
+                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
                     before[number] = signal.signal(number, self._handle)
-        except ValueError:
-            pass
         try:
             yield
         finally:

@@ -12,7 +12,6 @@ killed. Each of several processes writes its state to RUN/processes/ and checks 
 died, the others end within DEAD seconds on its machine and SILENT seconds on another, and report which one died.
 """
 
-import json
 import os
 import socket
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import psutil
 
 from flowimg.errors import MachineError
-from flowimg.files import lock, write_text
+from flowimg.files import lock, read_json, write_json
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.signals import PREEMPTED, StopRequests
 
@@ -49,11 +48,11 @@ class Status:
         self.folder, self.steps, self.requests = folder, steps, requests
         self.process = int(os.environ.get("RANK", "0"))
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
-        self.step = 0
+        self.step, self.stage = 0, "starting"
         self.saved: int | None = None
-        self.stage = "starting"
-        self.began = _now()
-        self._launcher = os.getppid() if _launched() else None
+        self.began = time.time()
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        self._launcher = os.getppid() if launched else None  # `accelerate launch` or torchrun
         self._over = threading.Event()
         self._beats: dict[int, tuple[str, float]] = {}
         self._written = -WRITE
@@ -62,12 +61,12 @@ class Status:
     def at(self, stage: str) -> None:
         """Write what the process does now."""
         self.stage = stage
-        self._tell("running", None, None)
+        self._tell()
 
     @contextmanager
     def alive(self) -> Iterator[None]:
         """While inside: a thread writes signs of life, and checks the launcher and the other processes."""
-        self._tell("running", None, None)
+        self._tell()
         thread = threading.Thread(target=self._look, name="status", daemon=True)
         thread.start()
         try:
@@ -90,16 +89,15 @@ class Status:
         if self.processes == 1:
             return None
         until = time.monotonic() + patience
+        others = [other for other in range(self.processes) if other != self.process]
         while True:
-            for other in range(self.processes):
-                if other != self.process and (said := self._gone(other)):
-                    return said
-            if time.monotonic() >= until:
-                return None
+            said = next((said for other in others if (said := self._gone(other))), None)
+            if said or time.monotonic() >= until:
+                return said
             time.sleep(0.2)
 
     def _gone(self, other: int) -> str | None:
-        told = _read(self._file(other))
+        told = read_json(self._file(other))
         if not told or told.get("since", "") < self.began - SILENT:  # of an earlier start
             return None
         where = f"process {other} of {self.processes} (pid {told.get('pid')} on {told.get('host')})"
@@ -120,7 +118,7 @@ class Status:
         found = 0.0
         while not self._over.wait(BEAT):
             if time.monotonic() - self._written >= WRITE:
-                self._tell("running", None, None)
+                self._tell()
             if self._launcher is not None and os.getppid() != self._launcher:
                 self._launcher = None
                 self.requests.ask(PREEMPTED, "the death of its launcher")
@@ -133,39 +131,28 @@ class Status:
                     os.write(2, f"flowimg: {dead}\n".encode())
                     os._exit(4)
 
-    def _tell(self, state: str, why: str | None, exit_status: int | None) -> None:
+    def _tell(self, state: str = "running", why: str | None = None, exit_status: int | None = None) -> None:
         with self._pen:
-            if state == "running" and self._over.is_set():  # the other thread has written the end
-                return
-            self._write(state, why, exit_status)
+            if state != "running" or not self._over.is_set():  # else the other thread has written the end
+                self._write(state, why, exit_status)
 
     def _write(self, state: str, why: str | None, exit_status: int | None) -> None:
         self._written = time.monotonic()
-        story: dict[str, Any] = {
-            "state": state,
-            "why": why,
-            "exit": exit_status,
-            "stage": self.stage,
-            "step": self.step,
-            "steps": self.steps,
-            "saved": self.saved,
-            "seen": _now(),
-            "since": self.began,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "processes": self.processes,
-        }
+        story: dict[str, Any] = {"state": state, "why": why, "exit": exit_status, "stage": self.stage}
+        story |= {"step": self.step, "steps": self.steps, "saved": self.saved}
+        story |= {"seen": time.time(), "since": self.began}
+        story |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": self.processes}
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 self._file(self.process).parent.mkdir(exist_ok=True)
-                write_text(self._file(self.process), json.dumps(story) + "\n")
+                write_json(self._file(self.process), story, indent=None)
             if self.process == 0 or (state == "failed" and not self._first_lives()):
                 for name in ("seen", "since"):
                     story[name] = datetime.fromtimestamp(story[name], UTC).isoformat(timespec="seconds")
-                write_text(self.folder.status, json.dumps(story, indent=1) + "\n")
+                write_json(self.folder.status, story)
 
     def _first_lives(self) -> bool:
-        told = _read(self._file(0))
+        told = read_json(self._file(0))
         return bool(told) and (told["host"] != socket.gethostname() or _lives(told["pid"]))
 
     def _file(self, process: int) -> Path:
@@ -182,7 +169,7 @@ def hold(folder: RunFolder) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
 
     def holder() -> str:
-        by = _read(folder.status)
+        by = read_json(folder.status)
         return f"process {by.get('pid')} on {by.get('host')}"
 
     with ExitStack() as stack:
@@ -196,25 +183,8 @@ def hold(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _launched() -> bool:
-    """Whether `accelerate launch` or torchrun is the parent of this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def _lives(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _now() -> float:
-    return time.time()

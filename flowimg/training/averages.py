@@ -20,13 +20,18 @@ Source: Karras et al. 2024, arXiv:2312.02696, section 3; worked out from the def
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 LENGTHS = (0.05, 0.1)
 """The lengths of the power averages that a run keeps, where it keeps any."""
+PLAIN_SGD: dict[str, Any] = {
+    **{"weight_decay": 1.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False},
+    **{"maximize": True, "is_first_step": False, "grad_scale": None},
+}
+"""What turns torch's fused SGD into p <- p - lr (p - g)."""
 LONGEST = 0.28
 """No profile with gamma >= 0 is longer than 1 / sqrt(12) = 0.2887, that of gamma = 0."""
 
@@ -62,20 +67,7 @@ def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float, hold: 
         if not hold:
             torch._foreach_lerp_(ema, parameters, 1 - decay)
         return
-    torch._fused_sgd_(
-        ema,
-        parameters,
-        [],
-        lr=1 - decay,
-        weight_decay=1.0,
-        momentum=0.0,
-        dampening=0.0,
-        nesterov=False,
-        maximize=True,  # - g
-        is_first_step=False,
-        grad_scale=None,
-        found_inf=hold,
-    )
+    torch._fused_sgd_(ema, parameters, [], lr=1 - decay, found_inf=hold, **PLAIN_SGD)
 
 
 def power_decay(t: int, gamma: float) -> float:

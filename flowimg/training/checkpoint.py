@@ -87,15 +87,11 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
     for leftover in folder.glob(".latest*"):
         leftover.unlink()
     with filled(final) as aside:  # replaces a broken one that a continued run reaches again
-        manifest = {}
         for name, tensors in checkpoint.tensors.items():
-            file = aside / f"{name}.safetensors"
-            save_tensors(file, tensors)
-            manifest[file.name] = _account(file)
-        state = aside / "state.json"
-        _write_json(state, {"format": FORMAT, "step": step, **checkpoint.state})
-        manifest[state.name] = _account(state)
-        _write_json(aside / "manifest.json", manifest)
+            save_tensors(aside / f"{name}.safetensors", tensors)
+        _write_json(aside / "state.json", {"format": FORMAT, "step": step, **checkpoint.state})
+        files = [aside / file for file in (*(f"{name}.safetensors" for name in checkpoint.tensors), "state.json")]
+        _write_json(aside / "manifest.json", {file.name: _account(file) for file in files})
     write_text(folder / "latest", final.name + "\n", synced=True)
     for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
@@ -152,8 +148,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each broken one that was skipped."""
     passed: list[str] = []
     for path in reversed(step_folders(folder)):
-        why = problem(path)
-        if why is None:
+        if (why := problem(path)) is None:
             return path, passed
         passed.append(f"{path} is broken and was skipped: {why}")
     return None, passed
@@ -199,15 +194,8 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format {form}, this flowimg reads formats 1 and {FORMAT}: update flowimg")
     if not whole(step) or not 0 <= step < 2**62 or step_folder(path.parent, step) != path:
         raise CheckpointError(f"{path} says that it is of step {step}")
-    new: dict[str, Any] = {
-        "skipped": 0,
-        "data": None,
-        "batch_size": None,
-        "samples": None,
-        "processes": None,
-        "metrics": {},
-    }
-    return {**new, **state}
+    unknown = dict.fromkeys(("data", "batch_size", "samples", "processes"))
+    return {**unknown, "skipped": 0, "metrics": {}, **state}
 
 
 def _too_many(folder: Path, newest: Path, keep: Keep) -> list[Path]:

@@ -111,11 +111,9 @@ def start(
     Given options of torch.compile, even an empty dict, the loss is compiled with them; with None it is not.
     """
     field = field.to(strategy.device)
-    ema = make_ema(field)
-    powers = {length: make_ema(field) for length in recipe.lengths}
+    ema, powers = make_ema(field), {length: make_ema(field) for length in recipe.lengths}
     how: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
     moved = [*field.parameters(), *objective.parameters()]
-    optimizer: AdamW
     if recipe.momentum is None:
         optimizer = AdamW(moved, **how)
     else:
@@ -124,15 +122,13 @@ def start(
     # the optimiser is not prepared: accelerate's wrapper would look for a dozen libraries at every step
     wrapped = strategy.wrap(field)
     loss: Callable[[nn.Module, Draw], Tensor] = objective.loss
-    graphs = False
     if options is not None:
         # torch compiles eight versions of a function and then stops silently; a process may train more often
         method = type(objective).loss
-        own = FunctionType(
-            method.__code__.replace(), method.__globals__, method.__name__, method.__defaults__, method.__closure__
-        )
+        defaults, closure = method.__defaults__, method.__closure__
+        own = FunctionType(method.__code__.replace(), method.__globals__, method.__name__, defaults, closure)
         loss = partial(torch.compile(own, dynamic=False, options={**options}), objective)
-        graphs = options.get("triton.cudagraphs", False)
+    graphs = (options or {}).get("triton.cudagraphs", False)
     draw = partial(objective.draw, data)
     return Training(strategy, field, wrapped, ema, powers, optimizer, objective, draw, recipe, loss, graphs)
 
@@ -149,11 +145,8 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
     An objective with parameters of its own has a file of them, too.
     """
     names = _names(state)
-    optimizer = {
-        f"{kind}.{names[index]}": value
-        for index, slots in state.optimizer.state_dict()["state"].items()
-        for kind, value in slots.items()
-    }
+    slots = state.optimizer.state_dict()["state"].items()
+    optimizer = {f"{kind}.{names[index]}": value for index, slot in slots for kind, value in slot.items()}
     if state.strategy.scaler is not None:
         scaler = state.strategy.scaler.state_dict()
         optimizer |= {f"scaler.{name}": torch.tensor(value, dtype=torch.float64) for name, value in scaler.items()}
@@ -165,11 +158,8 @@ def state_tensors(state: Training) -> dict[str, dict[str, Tensor]]:
 
 def average_tensors(state: Training) -> dict[str, Tensor]:
     """The power averages, by length and name: 0.05/NAME."""
-    return {
-        f"{length:g}/{name}": value
-        for length, average in state.powers.items()
-        for name, value in average.state_dict().items()
-    }
+    averages = ((f"{length:g}", average.state_dict()) for length, average in state.powers.items())
+    return {f"{length}/{name}": value for length, held in averages for name, value in held.items()}
 
 
 @torch.no_grad()
@@ -184,11 +174,11 @@ def restore(
     state.strategy.load(state.ema, tensors["ema"])
     for length, average in state.powers.items():
         start = f"{length:g}/"
-        held = {name: value for name, value in tensors["averages"].items() if name.startswith(start)}
-        state.strategy.load(average, {name.removeprefix(start): value for name, value in held.items()})
+        held = {name.removeprefix(start): p for name, p in tensors["averages"].items() if name.startswith(start)}
+        state.strategy.load(average, held)
     for number, p in enumerate(state.moved[len(state.parameters) :]):
         p.copy_(tensors["objective"][str(number)])
-    names = {name: index for index, name in enumerate(_names(state))}
+    index_of = {name: index for index, name in enumerate(_names(state))}
     slots: dict[int, dict[str, Tensor]] = {}
     scaler = {}
     for entry, value in tensors["optimizer"].items():
@@ -196,7 +186,7 @@ def restore(
         if kind == "scaler":
             scaler[name] = value.item() if name in ("scale", "growth_factor", "backoff_factor") else int(value)
         else:
-            slots.setdefault(names[name], {})[kind] = value
+            slots.setdefault(index_of[name], {})[kind] = value
     # Muon keeps no squares of matrices: AdamW begins anew with them after it, and does not find old ones later
     matrices = set() if state.recipe.momentum is None else {id(p) for p in hidden_matrices(state.field)}
     for index, p in enumerate(state.moved):

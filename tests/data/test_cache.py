@@ -149,7 +149,7 @@ def test_a_folder_that_could_not_be_filled_is_not_there(tmp_path, error):
 
 def test_everything_is_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(files, "sync", lambda path: synced.append((path.name, (tmp_path / "a").exists())))
+    monkeypatch.setattr(files, "sync", lambda path, lenient: synced.append((path.name, (tmp_path / "a").exists())))
     make_folder(tmp_path / "a", 10, two_files)
     before = [name for name, there in synced if not there]
     assert {"one", "two"} < set(before) and len(before) == 3  # and the folder that they are in

@@ -1,6 +1,5 @@
 """The sweeps of `flowimg evaluate`: distance over evaluations, and quality over guidance; each a figure and a table."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from flowimg.errors import SettingsError
 from flowimg.evaluation.record import describe, distance_in, finite, protocol
 from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
 from flowimg.figures.record import Figure, add_figures
-from flowimg.files import write_text
+from flowimg.files import write_json
 from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs.evaluate.engine import Engine
@@ -117,7 +116,7 @@ class Sweep:
         add_figures(run.folder.figures, [figure])
         path = run.folder.figures / figure.file
         how = settings.model_dump(mode="json", exclude={"run"})
-        write_text(path.with_suffix(".json"), json.dumps({"step": run.step, "how": how, **results}, indent=1) + "\n")
+        write_json(path.with_suffix(".json"), {"step": run.step, "how": how, **results})
         print(path)
         return {"run": settings.run, "step": run.step, "figure": str(path), **results}
 

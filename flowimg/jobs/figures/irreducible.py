@@ -14,7 +14,7 @@ from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.stream import StreamBatches
-from flowimg.files import write_text
+from flowimg.files import write_json
 from flowimg.flow.condition import Condition
 from flowimg.flow.irreducible import BINS, Irreducible, irreducible_loss, means_by_time, tenth_of
 from flowimg.flow.objectives import Draw, FlowMatching
@@ -56,7 +56,7 @@ def find_irreducible(folder: RunFolder, config: Config, batches: Batches | None)
     irreducible = estimate_irreducible(config, batches)
     by_t = [None if math.isnan(value) else value for value in irreducible.by_t]
     folder.figures.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({**irreducible._asdict(), "by_t": by_t}) + "\n")
+    write_json(path, {**irreducible._asdict(), "by_t": by_t}, indent=None)
     return irreducible
 
 

@@ -1,7 +1,6 @@
 """Where a start of a run begins: its data, the checkpoint to continue from, and its state there."""
 
-import json
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from flowimg.build.flow import build_objective
 from flowimg.data.batches import Batches
 from flowimg.data.prefetch import LastBatch, Prefetch
 from flowimg.errors import CheckpointError, MachineError
+from flowimg.files import read_json
 from flowimg.jobs.train.launch import cut, recipe_of
 from flowimg.jobs.train.profile import check_steps
-from flowimg.jobs.train.words import Say
 from flowimg.machine.compiling import how_compiled
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import check_guidance, check_network
@@ -46,9 +45,17 @@ class Beginning:
     changes: list[Change]
     strategy: Strategy
     options: dict[str, bool] | None
-    until: int
-    say: Say
     stack: ExitStack
+
+    @property
+    def until(self) -> int:
+        """The step at which this start ends."""
+        return min(self.config.train.steps, self.config.train.stop_at or self.config.train.steps)
+
+    def say(self, line: str) -> None:
+        """Print a line, on the first process only."""
+        if self.strategy.is_first:
+            print(line)
 
     def find(self) -> Found:
         """Look the data through, and find the checkpoint to continue from.
@@ -75,10 +82,9 @@ class Beginning:
     def begin(self, found: Found) -> tuple[Training, Batches]:
         """The run at the step where this start begins, and its data."""
         config, folder, strategy, checkpoint = self.config, self.folder, self.strategy, found.checkpoint
-        with strategy.accelerator.local_main_process_first():
-            field = build_field(config, found.facts)
         check_guidance(config.grid.guidance, found.facts, config)
         with strategy.accelerator.local_main_process_first():
+            field = build_field(config, found.facts)
             batches = found.source.load(strategy.device)
         offset = 0
         if checkpoint:
@@ -110,15 +116,12 @@ def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
 
 def _other_machine(checkpoint: Checkpoint, strategy: Strategy, folder: RunFolder, compiled: str) -> list[Change]:
     """Changes of the number of processes and of compiling since the checkpoint was written."""
-    before = {"processes": checkpoint.state["processes"], "compiled": None}
-    with suppress(OSError, ValueError, AttributeError):
-        before["compiled"] = json.loads(folder.environment.read_text()).get("compiled")
-    now = {"processes": strategy.processes, "compiled": compiled}
-    return [
-        Change(key, then, now[key], "same samples, different rounding")
-        for key, then in before.items()
-        if then not in (None, now[key])
+    compared = [
+        ("processes", checkpoint.state["processes"], strategy.processes),
+        ("compiled", read_json(folder.environment).get("compiled"), compiled),
     ]
+    verdict = "same samples, different rounding"
+    return [Change(key, then, now, verdict) for key, then, now in compared if then not in (None, now)]
 
 
 def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None:
@@ -127,10 +130,9 @@ def _restore(state: Training, checkpoint: Checkpoint, folder: RunFolder) -> None
     Raises:
         CheckpointError: If its tensors are not those of this network.
     """
+    about = checkpoint.state
     try:
-        restore(
-            state, checkpoint.state["step"], checkpoint.tensors, checkpoint.state["in_row"], checkpoint.state["skipped"]
-        )
+        restore(state, about["step"], checkpoint.tensors, about["in_row"], about["skipped"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
         raise CheckpointError(

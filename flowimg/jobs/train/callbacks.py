@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -69,7 +70,7 @@ def _grids(session: Session) -> Callback:
                 path = session.folder.grid(state.step, weights)
                 try:
                     draw_samples(session.space, x_1, cond, path, f"{weights} at step {state.step}")
-                    track_picture(session.accelerator, f"samples/{weights}", path, state.step)
+                    track_picture(strategy.accelerator, f"samples/{weights}", path, state.step)
                 except OSError as error:
                     print(f"warning   no grid at step {state.step} ({error})")
         state.field.train(training)
@@ -99,9 +100,8 @@ def _interruptible(field: nn.Module, requests: StopRequests) -> Iterator[None]:
     """Abandon what is inside at the next evaluation of the field, once this process is asked to end."""
     hook = field.register_forward_pre_hook(lambda *_: requests.check())
     try:
-        yield
-    except Stopped:  # the loop ends the run, with a checkpoint
-        pass
+        with suppress(Stopped):  # the loop ends the run, with a checkpoint
+            yield
     finally:
         hook.remove()
 
@@ -111,9 +111,8 @@ def _evaluations(session: Session) -> Callback:
     config, strategy = session.config, session.strategy
     every, seeds = config.train.evaluate_every or 1, range(config.train.evaluate_count)
     try:  # before the first step: network or data may be unavailable, or not there any more later
-        kind = chosen(ENGINES, session.space)
         options = ComparisonOptions(config.train.evaluate_features)
-        engine = kind(config, session.facts, options, PartialState())
+        engine = chosen(ENGINES, session.space)(config, session.facts, options, PartialState())
     except ExtractorError as error:
         how = "what flowimg evaluate fetched once is found here"
         raise ExtractorError(f"train.evaluate_features {config.train.evaluate_features}: {error} ({how})") from None
@@ -122,21 +121,19 @@ def _evaluations(session: Session) -> Callback:
         if state.seen.stop or not session.span.due(state, every):
             return
         session.status.at("evaluating")
-        found = None
         with strategy.whole(state.ema) as field:
-            sampler = session.sampler(field)
-            found = engine(sampler, config.grid, seeds, lambda: _interruptible(field, session.requests))
+            sampler, inside = session.sampler(field), partial(_interruptible, field, session.requests)
+            found = engine(sampler, config.grid, seeds, inside)
         if found is not None:
             how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}
             try:
                 keep(session.folder.evaluations, {**found, **how})
             except OSError as error:  # of a run that continues
                 print(f"warning   the evaluation of step {state.step} was not written ({error})", flush=True)
-            scores = scores_of(found)
             name, words = ("frechet", distance_in(found)) if "frechet" in found else ("off", "off")
             print(f"evaluated step {state.step}: {words} {found[name]:.4g}", flush=True)
-            numbers = {f"evaluation/{k}": v for k, v in scores.items()}
-            track_numbers(session.accelerator, {"step": state.step, **numbers})
+            numbers = {f"evaluation/{k}": v for k, v in scores_of(found).items()}
+            track_numbers(strategy.accelerator, {"step": state.step, **numbers})
         strategy.wait()
         session.status.at("training")
 

@@ -29,12 +29,8 @@ from flowimg.training.averages import LENGTHS
 from flowimg.training.state import Recipe
 from flowimg.training.strategies import Strategy
 
-OTHERS = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""Strategies that a launcher may request, by its environment variable, and this loop does not have."""
+OTHERS = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+"""Strategies that a launcher may request, by its variable ACCELERATE_USE_..., and this loop does not have."""
 
 
 def settled(config: Config) -> Config:
@@ -51,9 +47,10 @@ def open_accelerator(config: Config) -> Accelerator:
     """The processes and their devices, checked against the launch and the settings."""
     if config.train.precision == "fp16" and pick_device().type != "cuda":
         raise MachineError("train.precision fp16 needs a GPU: use bf16 or fp32 on this machine")
-    if strategy := next((name for name in OTHERS if os.environ.get(name, "").lower() in ("1", "true")), None):
+    asked = [OTHERS[key] for key in OTHERS if os.environ.get(f"ACCELERATE_USE_{key}", "").lower() in ("1", "true")]
+    if asked:
         raise MachineError(
-            f"the launcher asks for {OTHERS[strategy]}, and flowimg trains with data parallelism only: "
+            f"the launcher asks for {asked[0]}, and flowimg trains with data parallelism only: "
             "launch with --multi_gpu, or answer no to it in `accelerate config`"
         )
     check_tracker(config)
@@ -63,76 +60,57 @@ def open_accelerator(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
     AcceleratorState._reset_state()
+    # the buffers of our fields are constants; sending them every step would be waste
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
         dynamo_backend="no",
         log_with=config.track,
         project_dir=f"{config.run}/tracking" if config.track else None,
-        # the buffers of our fields are constants; sending them every step would be waste
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
+        kwargs_handlers=handlers,
     )
-    processes = accelerator.num_processes
+    processes, train = accelerator.num_processes, config.train
     check_launch(processes, "train")
-    share = processes * config.train.accumulation
-    if isinstance(config.train.micro_batch, int):
-        share = processes * config.train.micro_batch
-    if config.train.batch_size % share:
+    each = train.micro_batch if isinstance(train.micro_batch, int) else train.accumulation
+    if train.batch_size % (processes * each):
+        pieces = f"{each} micro-batches" if each == train.accumulation else f"micro-batches of {each}"
         raise SettingsError(
-            f"train.batch_size {config.train.batch_size} does not divide over {processes} processes times "
-            + (
-                f"{config.train.accumulation} micro-batches"
-                if share == processes * config.train.accumulation
-                else f"micro-batches of {config.train.micro_batch}"
-            )
-            + f": use a multiple of {share}"
+            f"train.batch_size {train.batch_size} does not divide over {processes} processes times {pieces}: "
+            f"use a multiple of {processes * each}"
         )
     return accelerator
 
 
 def launcher_differs(config: Config) -> list[str]:
     """Where the launcher's options differ from the run's settings, which win: a run is described by its folder."""
-    asked = {
-        "mixed precision": (
-            os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-            "train.precision",
-            config.train.precision,
-        ),
-        "gradient accumulation": (
-            os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),
-            "train.accumulation",
-            str(config.train.accumulation if config.train.micro_batch is None else "by micro_batch"),
-        ),
-        "torch.compile by": (os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
-    }
-    # the launcher's own defaults
-    silent = ("no", "1", "")
+    train, variable = config.train, os.environ.get
+    cut = str(train.accumulation) if train.micro_batch is None else "by micro_batch"
+    asked = [
+        ("mixed precision", variable("ACCELERATE_MIXED_PRECISION", "no"), "train.precision", train.precision),
+        ("gradient accumulation", variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"), "train.accumulation", cut),
+        ("torch.compile by", variable("ACCELERATE_DYNAMO_BACKEND", "no").lower(), "none", "no"),
+    ]
     return [
         f"the launcher asks for {what} {there}; the run's settings win: {name} {here}"
-        for what, (there, name, here) in asked.items()
-        if there not in silent and there != here
+        for what, there, name, here in asked
+        if there not in ("no", "1", "", here)  # the first three are the launcher's own defaults
     ]
 
 
 def options_of(config: Config, processes: int) -> dict[str, bool] | None:
     """How a training step is compiled, by the settings; None where it is not."""
     convolutions = config.field.has_cpu_blocks and config.train.precision != "fp32"
-    cache = cache_of(config)
-    return compiler_options(config.train.compile, config.train.steps, processes, cache, convolutions)
+    return compiler_options(config.train.compile, config.train.steps, processes, cache_of(config), convolutions)
 
 
 def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> tuple[int, int]:
     """How each process cuts its share of the batch: the size of a micro-batch, and how many there are."""
-    share = config.train.batch_size // strategy.processes
-    if config.train.micro_batch is None:
+    share, size = config.train.batch_size // strategy.processes, config.train.micro_batch
+    if size is None:
         return share // config.train.accumulation, config.train.accumulation
-    if config.train.micro_batch == "auto":
+    if size == "auto":
         own = find_micro_batch(field, forward(strategy, field, objective, data), share, 1 + len(lengths_of(config)))
         size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
-    else:
-        size = config.train.micro_batch
     return size, share // size
 
 
@@ -154,17 +132,13 @@ def lengths_of(config: Config) -> tuple[float, ...]:
 
 def recipe_of(config: Config, accumulation: int) -> Recipe:
     """How the optimiser moves, by the settings."""
+    train, optim = config.train, config.optim
     return Recipe(
-        steps=config.train.steps,
+        steps=train.steps,
         accumulation=accumulation,
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        weight_decay=config.optim.weight_decay,
-        momentum=config.optim.momentum if config.optim.moves_matrices else None,
-        warmup=config.optim.warmup,
-        schedule=SCHEDULES[config.optim.schedule],
-        clip=config.optim.clip,
-        ema=config.optim.ema,
-        max_skips=config.train.max_skips,
+        momentum=optim.momentum if optim.moves_matrices else None,
+        schedule=SCHEDULES[optim.schedule],
+        max_skips=train.max_skips,
         lengths=lengths_of(config),
+        **{name: getattr(optim, name) for name in ("lr", "betas", "weight_decay", "warmup", "clip", "ema")},
     )

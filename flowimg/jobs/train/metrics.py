@@ -33,8 +33,8 @@ TRIED_SECONDS = 0.5
 
 def write_metrics(session: Session) -> Callback:
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
-    config, span = session.config, session.span
-    objective_draw: Draw | None = None
+    config, span, strategy = session.config, session.span, session.strategy
+    held_out: Draw | None = None
     progress = _progress(session)
     waiting: list[str] = []
     full_speed: float | None = None  # samples a second, if the network were matrix products only
@@ -42,28 +42,27 @@ def write_metrics(session: Session) -> Callback:
     often = looks_every(config, len(x_1))
 
     def callback(state: Training) -> None:
-        nonlocal full_speed, objective_draw
+        nonlocal full_speed, held_out
         record = None
         if span.due(state, config.train.log_every):
             step, every = state.step, config.train.log_every
-            objective_draw = objective_draw or state.objective.fixed_draw(x_1, cond)
+            held_out = held_out or state.objective.fixed_draw(x_1, cond)
             looks = step // often > (step - every) // often or span.is_last(state)
-            record = _record(state, objective_draw if looks else None)
+            record = _record(state, held_out if looks else None)
             state.window = Window()
-            # points are too small for it to say anything; known after the first steps, which wait for nothing
-            if config.field.has_utilisation and session.strategy.is_first:
-                full_speed = full_speed or samples_at_peak(session.accelerator, state.ema, session.space.shape)
-                record["utilisation"] = record["samples_per_second"] / full_speed
-            if session.strategy.is_first:
-                session.last.clear()
-                session.last.update(record)
+            if strategy.is_first:
+                # points are too small for it to say anything; known after the first steps, which wait for nothing
+                if config.field.has_utilisation:
+                    full_speed = full_speed or samples_at_peak(strategy.accelerator, state.ema, session.space.shape)
+                    record["utilisation"] = record["samples_per_second"] / full_speed
+                session.last = record
                 waiting.append(json.dumps(record, allow_nan=False) + "\n")
                 try:
                     append(session.folder, "".join(waiting))
                     waiting.clear()
                 except OSError as error:  # they are written when there is room again
                     print(f"warning   no metrics at step {state.step} for now ({error})")
-                track_numbers(session.accelerator, record)
+                track_numbers(strategy.accelerator, record)
         progress(state, record)
 
     return callback

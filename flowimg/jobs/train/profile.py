@@ -117,12 +117,11 @@ def _write(folder: RunFolder, state: Training, profiler: Any, seconds: float, fi
     """The trace and the page."""
     trace, page = folder.profile / "trace.json.gz", folder.profile / "summary.txt"
     told = summary(state, profiler.key_averages(), state.step - first, seconds)
+    where = f"{trace.name}: drop it on https://ui.perfetto.dev, or open it in chrome://tracing"
     try:
         folder.profile.mkdir(exist_ok=True)
         profiler.export_chrome_trace(str(trace))
-        write_text(
-            page, f"{told}\n\n{trace.name}: drop it on https://ui.perfetto.dev, or open it in chrome://tracing\n"
-        )
+        write_text(page, f"{told}\n\n{where}\n")
     except OSError as error:  # a page less does not end a run
         print(f"warning   no profile ({error})", flush=True)
         return
@@ -138,8 +137,7 @@ def summary(state: Training, events: Any, steps: int, seconds: float) -> str:
         steps: Steps that were profiled.
         seconds: That they took.
     """
-    device = state.strategy.device
-    on_gpu = device.type == "cuda"
+    device, on_gpu = state.strategy.device, state.strategy.device.type == "cuda"
     # a GPU's kernels are told by themselves and, once more, with the host's operations that launched them; a mark is no
     # operation: its own time is that of Python between those inside it
     host = [e for e in events if e.device_type == DeviceType.CPU]
@@ -150,10 +148,8 @@ def summary(state: Training, events: Any, steps: int, seconds: float) -> str:
         if e.key not in PARTS
     }
     whole = {e.key: (e.device_time_total if on_gpu else e.cpu_time_total) / 1000 / steps for e in host}
-    step = 1000 * seconds / steps
-    samples = state.objective.batch_size * steps / seconds
-    busy = sum(ms for ms, _ in spent.values())
-    memory = peak_memory(device)
+    step, samples = 1000 * seconds / steps, state.objective.batch_size * steps / seconds
+    busy, memory = sum(ms for ms, _ in spent.values()), peak_memory(device)
     lines = [
         f"{steps} steps up to step {state.step}, on {device} ({torch.get_num_threads()} threads), "
         f"{state.strategy.processes} process{'es' if state.strategy.processes > 1 else ''}",

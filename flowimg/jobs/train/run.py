@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
 from flowimg.data.prefetch import beside
 from flowimg.errors import MachineError, NotFiniteError, SettingsError, Stopped
-from flowimg.files import write_text
+from flowimg.files import write_json, write_text
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures.run import draw_figures
 from flowimg.jobs.report import write_report
@@ -23,14 +24,14 @@ from flowimg.jobs.train.profile import profile_steps
 from flowimg.jobs.train.saving import keep_model
 from flowimg.jobs.train.session import Session, Span
 from flowimg.jobs.train.trackers import start_tracker
-from flowimg.jobs.train.words import Say, banner, farewell, not_finite, result_of, start_event, warn_of_not_finite
+from flowimg.jobs.train.words import banner, farewell, not_finite, result_of, start_event, warn_of_not_finite
 from flowimg.machine.compiling import how_compiled
 from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import Run
-from flowimg.runs.resume import Change, check_folder, table
+from flowimg.runs.resume import check_folder, table
 from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
 from flowimg.runs.status import Status, hold
 from flowimg.sampling.fitting import is_out_of_memory
@@ -64,7 +65,9 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
     with _held(folder, status.process == 0), requests.listen(), status.alive(), ExitStack() as stack:
         requests.leave = status.leave
         try:
-            result = _Start(config, how, folder, changes, requests, status, stack).run()
+            strategy = strategy_of(open_accelerator(config))
+            options = options_of(config, strategy.processes)
+            result = _Start(config, how, folder, changes, strategy, options, stack, requests, status).run()
         except BaseException as error:
             raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
         early = status.step < config.train.steps
@@ -88,8 +91,7 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
             f"out of memory at step {status.step} while {status.stage} ({str(error).splitlines()[0][:120]}): give "
             "--train.micro-batch auto, or a smaller one than now; the batch and the run stay the same"
         )
-    dead = status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0)
-    if dead:
+    if dead := status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0):
         error = MachineError(f"{dead}; the same command continues from the last checkpoint")
     if isinstance(error, KeyboardInterrupt):
         error = Stopped(EXIT_STATUS[INTERRUPTED], "stopped by Ctrl-C")
@@ -101,35 +103,19 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
     return error
 
 
-class _Start:
+@dataclass(frozen=True)
+class _Start(Beginning):
     """One start of a run, from its settings to its end, in the order of its methods."""
 
-    def __init__(
-        self,
-        config: Config,
-        how: Start,
-        folder: RunFolder,
-        changes: list[Change],
-        requests: StopRequests,
-        status: Status,
-        stack: ExitStack,
-    ) -> None:
-        self.config, self.how, self.folder, self.changes = config, how, folder, changes
-        self.requests, self.status, self.stack = requests, status, stack
-        self.until = min(config.train.steps, config.train.stop_at or config.train.steps)
+    requests: StopRequests
+    status: Status
 
     def run(self) -> dict[str, Any] | None:
         """Everything; the results, on the first process."""
-        config, folder, status = self.config, self.folder, self.status
-        strategy = self.strategy = strategy_of(open_accelerator(config))
-        self.options = options_of(config, strategy.processes)
-        self.say: Say = print if strategy.is_first else lambda line: None
+        config, folder, status, strategy = self.config, self.folder, self.status, self.strategy
         status.at("preparing data")
-        beginning = Beginning(
-            config, self.how, folder, self.changes, strategy, self.options, self.until, self.say, self.stack
-        )
-        found = beginning.find()
-        state, batches = beginning.begin(found)
+        found = self.find()
+        state, batches = self.begin(found)
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
         span = Span(began if found.checkpoint else None, self.until)
@@ -163,8 +149,8 @@ class _Start:
             write_text(folder.config, dump(config), synced=True)
             machine = environment(strategy.device, strategy.processes)
             machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story}
-            machine |= {"parameters": sum(p.numel() for p in state.field.parameters())}
-            write_text(folder.environment, json.dumps(machine, indent=1) + "\n")
+            machine["parameters"] = sum(p.numel() for p in state.field.parameters())
+            write_json(folder.environment, machine)
             folder.cut_metrics(-1 if span.began is None else span.began)
             drop_later(folder.snapshots, state.step)
             append(folder, json.dumps(start_event(config, state, machine, self.changes, found.passed)) + "\n")
@@ -194,13 +180,11 @@ class _Start:
         config, requests = self.config, self.requests
         start_tracker(self.strategy.accelerator, config, state.step)
         self.status.at("training")
-        space = build_space(config, facts)
+        shared = config, self.folder, facts, build_space(config, facts), batches, self.strategy
         try:
             # left after what is being written is written
             with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
-                session = Session(
-                    config, self.folder, facts, space, batches, self.strategy, span, requests, self.status, thread
-                )
+                session = Session(*shared, span, requests, self.status, thread)
                 run_loop(state, self.until, [*callbacks(session), *profiled], requests.wanted)
         except NotFiniteError as error:
             raise not_finite(error, state, batches, self.folder) from None
@@ -217,13 +201,10 @@ class _Start:
         leave_together()
         by = f"stopped by {requests.by}" if requests.newest else "stopped, as another process was asked to"
         if state.seen.stop == GIVEN_UP:
-            raise MachineError(
-                f"{by}; the last one, of step {state.step}, was: make room, and the same command continues"
-            )
-        raise Stopped(
-            EXIT_STATUS[state.seen.stop],
-            f"{by} after step {state.step}, which is saved; the same command continues from there",
-        )
+            why = f"{by}; the last one, of step {state.step}, was: make room, and the same command continues"
+            raise MachineError(why)
+        why = f"{by} after step {state.step}, which is saved; the same command continues from there"
+        raise Stopped(EXIT_STATUS[state.seen.stop], why)
 
     def _show(self, facts: DataFacts, batches: Batches, state: Training) -> None:
         """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
@@ -240,8 +221,7 @@ def _show_data(batches: Any, config: Config, folder: RunFolder) -> None:
     """Draw a grid of what the field will see, and list the pictures it will not see."""
     if not folder.preview.exists():
         draw_preview(batches, min(PREVIEWED, config.train.batch_size), config.train.batch_size, folder.preview)
-    if batches.left_out:
-        bad = batches.left_out
+    if bad := batches.left_out:
         write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))
         first = f"{bad[0][0]}: {bad[0][1]}"
         print(f"warning   {len(bad):,} unusable pictures skipped, such as {first}; all are in {folder.left_out}")

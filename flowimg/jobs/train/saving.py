@@ -88,8 +88,7 @@ class Saver:
     """Writes checkpoints in the session's thread, one at a time, and counts those that could not be written."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        plan = session.config.train
+        self.session, plan = session, session.config.train
         self.keep = Keep(plan.keep, plan.keep_every, plan.keep_best)
         self.writing: Future[int] | None = None
         self.average: nn.Module | None = None

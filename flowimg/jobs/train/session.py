@@ -4,7 +4,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 
 from flowimg.build.data import DataFacts
@@ -55,11 +54,6 @@ class Session:
     status: Status
     thread: Executor
     last: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def accelerator(self) -> Accelerator:
-        """What launched the processes; it knows the trackers."""
-        return self.strategy.accelerator
 
     def sampler(self, field: nn.Module) -> Sampler:
         """A sampler that draws as the grids are drawn, through this field."""

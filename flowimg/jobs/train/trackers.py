@@ -32,9 +32,8 @@ def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
     """Start the tracker's run, or continue it."""
     if not config.track:
         return
-    scalars = {
-        key: value if isinstance(value, bool | int | float) else str(value) for key, value in flatten(config).items()
-    }
+    settings = flatten(config).items()
+    scalars = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings}
     name, folder = Path(str(config.run)).name, Path(str(config.run), "tracking")
     identity = folder / "id"  # of this run, wherever its folder lies; another run of the same name is another one
     if accelerator.is_main_process and not identity.exists():

@@ -1,9 +1,8 @@
 """What a run prints: at its start, at its end, and about what stopped it."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from flowimg.build.data import FoundData
 from flowimg.data.batches import Batches
 from flowimg.errors import CheckpointError, NotFiniteError
-from flowimg.files import write_text
+from flowimg.files import read_json, write_json
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.resume import Change
 from flowimg.settings.run import Config
@@ -32,7 +31,7 @@ def not_finite(
     whole, _ = newest_whole(folder.checkpoints)
     if state.strategy.is_first:
         story = {"step": error.step, "learning_rate": rate, "samples": rows, "skipped": state.seen.skipped}
-        write_text(folder.path / "not_finite.json", json.dumps(story) + "\n")
+        write_json(folder.path / "not_finite.json", story, indent=None)
     saw = "points drawn afresh"
     if rows is not None:
         more = f", ... {len(rows)} in all in {folder.path / 'not_finite.json'}" if len(rows) > 8 else ""
@@ -45,14 +44,12 @@ def not_finite(
 
 def warn_of_not_finite(folder: RunFolder, say: Say) -> None:
     """Warn when resuming a run that ended on NaN or inf."""
-    try:
-        before = json.loads((folder.path / "not_finite.json").read_text())
+    before = read_json(folder.path / "not_finite.json")
+    with suppress(ValueError, KeyError, TypeError):
         say(
             f"warning   an earlier start ended at step {before['step']}, not finite at a learning rate of "
             f"{before['learning_rate']:.3g}: expect the same with the same settings"
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
 
 
 def start_event(
@@ -64,11 +61,7 @@ def start_event(
         "step": state.step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "flowimg": __version__,
-        "torch": machine["torch"],
-        "device": machine["device"],
-        "processes": machine["processes"],
-        "threads": machine["threads"],
-        "compiled": machine["compiled"],
+        **{name: machine[name] for name in ("torch", "device", "processes", "threads", "compiled")},
         "changed": {change.key: [change.then, change.now] for change in changes},
         "passed_over": passed,
     }
@@ -81,10 +74,8 @@ def banner(
     strategy, train = state.strategy, config.train
     shape = " x ".join(str(n) for n in source.facts.shape)
     parameters = sum(p.numel() for p in state.field.parameters())
-    seen = train.steps * train.batch_size
-    processes = strategy.processes
-    micro = len(state.micro_batches()[0])
-    count = batches.size
+    seen, count = train.steps * train.batch_size, batches.size
+    processes, micro = strategy.processes, len(state.micro_batches()[0])
     seen_as = f"{seen:,} images, {seen / count:.1f} epochs" if count else f"{seen:,} points"
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
     say(
@@ -109,16 +100,16 @@ def banner(
 
 def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> None:
     """Print where everything is, and what to do next."""
-    grid = folder.grid(state.step)
-    if grid.exists():
-        say(f"pictures  {grid}")
-    say(f"weights   {folder.checkpoints}/step_{state.step:08d}")
-    if folder.figures.exists():
-        say(f"figures   {folder.figures}")
-    if folder.report.exists():
-        say(f"report    {folder.report} (opens in a browser)")
-    if folder.model.exists():
-        say(f"diffusers {folder.model} (README.md there says how)")
+    made = [
+        ("pictures ", folder.grid(state.step), ""),
+        ("weights  ", step_folder(folder.checkpoints, state.step), ""),
+        ("figures  ", folder.figures, ""),
+        ("report   ", folder.report, " (opens in a browser)"),
+        ("diffusers", folder.model, " (README.md there says how)"),
+    ]
+    for what, path, remark in made:
+        if path.exists():
+            say(f"{what} {path}{remark}")
     if config.train.snapshots:
         say(f"averages  {folder.snapshots} (flowimg ema {folder.path} lists the post-hoc averages)")
     if state.step < config.train.steps:
@@ -129,18 +120,12 @@ def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> No
 def result_of(folder: RunFolder, config: Config, state: Training) -> dict[str, Any]:
     """The results of a run, for scripts."""
     last: dict[str, Any] = next((record for record in reversed(folder.records()) if record["step"] == state.step), {})
+    made = {"grid": folder.grid(state.step), "figures": folder.figures, "report": folder.report, "model": folder.model}
     return {
         "run": str(folder.path),
         "step": state.step,
         "steps": config.train.steps,
         **{name: last.get(name) for name in ("loss", "held_out_loss_ema", "samples_per_second")},
         "checkpoint": str(step_folder(folder.checkpoints, state.step)),
-        "grid": _there(folder.grid(state.step)),
-        "figures": _there(folder.figures),
-        "report": _there(folder.report),
-        "model": _there(folder.model),
+        **{name: str(path) if path.exists() else None for name, path in made.items()},
     }
-
-
-def _there(path: Path) -> str | None:
-    return str(path) if path.exists() else None

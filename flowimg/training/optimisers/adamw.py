@@ -48,28 +48,13 @@ class AdamW(torch.optim.AdamW):
         hold = self.found_inf if isinstance(self.found_inf, Tensor) else None
         slots = [self.state[p] or self._begin(p) for p in moving]
         steps = [slot["step"] for slot in slots]
-        if hold is None:
-            torch._foreach_add_(steps, 1)
-        else:  # a skipped step does not count
-            torch._foreach_add_(steps, [1 - hold] * len(steps))
+        # a skipped step does not count
+        torch._foreach_add_(steps, 1 if hold is None else [1 - hold] * len(steps))
+        tensors = [p.grad for p in moving], [s["exp_avg"] for s in slots], [s["exp_avg_sq"] for s in slots]
         beta1, beta2 = group["betas"]
-        torch._fused_adamw_(
-            moving,
-            [p.grad for p in moving],
-            [slot["exp_avg"] for slot in slots],
-            [slot["exp_avg_sq"] for slot in slots],
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            grad_scale=None,
-            found_inf=hold,
-        )
+        decay, eps = group["weight_decay"], group["eps"]
+        how = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": decay, "eps": eps, "found_inf": hold}
+        torch._fused_adamw_(moving, *tensors, [], steps, **how, amsgrad=False, maximize=False)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
@@ -79,9 +64,6 @@ class AdamW(torch.optim.AdamW):
             p.grad = None
 
     def _begin(self, p: Tensor) -> dict[str, Tensor]:
-        self.state[p] = {
-            "step": torch.zeros((), device=p.device),
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
+        averages = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        self.state[p] = {"step": torch.zeros((), device=p.device), **averages}
         return self.state[p]

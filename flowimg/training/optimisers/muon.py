@@ -94,8 +94,7 @@ class Muon(AdamW):
         super().step(closure)
         group = self.param_groups[0]
         for shape, stack in self.stacks.items():
-            moving = [p for p in stack if p in grads]
-            if moving:
+            if moving := [p for p in stack if p in grads]:
                 self._move(moving, _stacked([grads[p] for p in moving], shape), group["lr"], group["weight_decay"])
         for p, grad in grads.items():
             p.grad = grad
@@ -104,8 +103,7 @@ class Muon(AdamW):
 
     def _move(self, matrices: list[Tensor], grads: Tensor, lr: float, decay: float) -> None:
         """Move matrices of one shape."""
-        hold = self.found_inf
-        goes = 1 - hold
+        hold, goes = self.found_inf, 1 - self.found_inf
         if isinstance(hold, Tensor):
             grads = torch.where(hold > 0, 0, grads)  # they may be anything: 0 times infinity is not 0
         averages = [self._average(p) for p in matrices]
@@ -122,8 +120,7 @@ class Muon(AdamW):
     def _average(self, p: Tensor) -> Tensor:
         slots = self.state[p]
         if not slots:  # `step`, because AdamW expects one in what it loads
-            slots["step"] = torch.zeros((), device=p.device)
-            slots["exp_avg"] = torch.zeros_like(p)
+            slots.update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p))
         average: Tensor = slots["exp_avg"]
         return average
 
