@@ -51,7 +51,9 @@ class Images(NamedTuple):
 
     def take(self, index: Tensor) -> "Images":
         """The pictures at these indices, in this order."""
-        return Images(self.pixels[index], None if self.labels is None else self.labels[index], self.classes)
+        labels = None if self.labels is None else self.labels[index]
+        # plain indexing is twenty times slower on bytes
+        return Images(self.pixels.index_select(0, index), labels, self.classes)
 
     def to(self, device: torch.device) -> "Images":
         """The same on a device."""
