@@ -92,18 +92,9 @@ def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = Fa
         labels, classes = None, ()
     story = f"{known.kind}: {count} pictures of {request.split}{column}, {sizes}; {kinds}"
     story += f"; {len(bad):,} bad left out" if bad else ""
-    return Found(
-        rows=rows,
-        hashes=seen.table["hashes"][rows],
-        labels=None if labels is None else labels[rows].astype(np.int64),
-        classes=tuple(classes),
-        shape=shape,
-        story=story,
-        bad=bad,
-        where=where,
-        open=known.list,
-        scan=kept_at(known, cache, request.key),
-    )
+    hashes, labels = seen.table["hashes"][rows], None if labels is None else labels[rows].astype(np.int64)
+    file = kept_at(known, cache, request.key)
+    return Found(rows, hashes, labels, tuple(classes), shape, story, bad, where, known.list, file)
 
 
 def select(

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flowimg.data.cache import Stamp
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
+
+Ints = NDArray[np.int64]
 
 CHUNK = 64
 """Most pictures in a chunk, which is read and processed at once."""
@@ -95,6 +98,16 @@ class Source:
     where: str
     signature: str | None
     list: Callable[[], Listing]
+
+
+def of_files(name: Callable[[int], str], stamps: Sequence[Stamp], **more: Any) -> Listing:
+    """A listing of files: the path of a row, the stamps of all, and further fields of `Listing`."""
+    array = np.array(stamps, np.int64).reshape(-1, 3)
+
+    def read(rows: NDArray[np.int64]) -> list[Encoded]:
+        return [Encoded(path=name(row)) for row in rows]
+
+    return Listing(len(stamps), read, name, bytes=array[:, 0], stamps=array, **more)
 
 
 class Opened(NamedTuple):

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -193,17 +193,10 @@ def _fill(
     whole = (len(good), *shape)
     pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
-    told_of: dict[str, Any] = {
-        "version": VERSION,
-        "shape": whole,
-        "labels": labels is not None,
-        "classes": found.classes,
-        "fingerprint": fingerprint(images),
-        "bad": list(bad.values()),
-        "source": found.story,
-        "resize": how._asdict(),
-    }
-    (folder / "store.json").write_text(json.dumps(told_of, indent=1) + "\n")
+    facts = {"version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes}
+    facts |= {"fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story}
+    facts |= {"resize": how._asdict()}
+    (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]

@@ -100,17 +100,9 @@ def table_listing(where: str, source: str, request: Request) -> Listing:
         return name_stored(stored(pictures[row][image]), row)
 
     stamps = _stamps(pictures, image)
-    signature = str(rows._fingerprint)
-    return Listing(
-        count=len(rows),
-        read=read,
-        name=name,
-        labels=labels,
-        classes=classes,
-        stamps=stamps,
-        origin=(f"column {image}", f"column {label}" if label else ""),
-        signature=signature if stamps is None else name_of(signature, stamps),
-    )
+    signature = str(rows._fingerprint) if stamps is None else name_of(str(rows._fingerprint), stamps)
+    origin = (f"column {image}", f"column {label}" if label else "")
+    return Listing(len(rows), read, name, labels, classes, stamps=stamps, origin=origin, signature=signature)
 
 
 def _stamps(pictures: datasets.Dataset, image: str) -> NDArray[np.int64] | None:
