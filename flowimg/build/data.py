@@ -188,9 +188,9 @@ def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
     """
     if before.shape != now.shape:
         new, old = (" x ".join(map(str, facts.shape)) for facts in (now, before))
-        differs = f"pictures of {new}, and the run learned from {old}"
+        differs = f"pictures of {new}, and the run was trained on {old}"
     elif before.classes and before.classes != now.classes:
-        differs = f"the classes {listed(now.classes)}, and the run learned {listed(before.classes)}"
+        differs = f"the classes {listed(now.classes)}, and the run was trained on {listed(before.classes)}"
     else:
         return
     raise DataError(f"{config.data.source}, {config.data.split}, has {differs}: give back the data of the run")  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Listing, Source, chunks, plain
+from flowimg.data.listing import Ints, Listing, Source, chunks, plain
 from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
 
@@ -49,13 +49,13 @@ class Scan(NamedTuple):
     kinds: list[str]
     wrong: dict[int, str]
     names: dict[int, str]
-    labels: NDArray[np.int64] | None
+    labels: Ints | None
     classes: tuple[str, ...]
     origin: tuple[str, str]
     unused: tuple[str, ...] = ()
     fleeting: frozenset[int] = frozenset()
 
-    def of_kind(self, rows: NDArray[np.int64], part: int) -> Counter[str]:
+    def of_kind(self, rows: Ints, part: int) -> Counter[str]:
         """The number of these rows with each mode (part 0) or format (part 1)."""
         numbers, counts = np.unique(self.table["kind"][rows], return_counts=True)
         found: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class Scan(NamedTuple):
             found[self.kinds[number].split(" ")[part]] += int(count)
         return found
 
-    def of_size(self, rows: NDArray[np.int64]) -> Counter[tuple[int, int]]:
+    def of_size(self, rows: Ints) -> Counter[tuple[int, int]]:
         """The number of these rows with each height and width."""
         pairs, counts = np.unique(self.table["sizes"][rows], axis=0, return_counts=True)
         return Counter({(h, w): n for (h, w), n in zip(pairs.tolist(), counts.tolist(), strict=True)})
@@ -142,7 +142,7 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     return found
 
 
-def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> NDArray[np.int64]:
+def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> Ints:
     """The row in an older scan of each row that is the same file, unchanged and usable; -1 for other rows."""
     if listing.stamps is None or "stamps" not in kept:
         return np.full(listing.count, -1)
@@ -152,9 +152,7 @@ def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> NDArray[np.int64]:
     return np.array([before.get((listing.name(row), *stamp), -1) for row, stamp in now], np.int64)
 
 
-def _scanned(
-    listing: Listing, old: Scan | None, unchanged: NDArray[np.int64], workers: int, bar: bool, deep: bool
-) -> Scan:
+def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, bar: bool, deep: bool) -> Scan:
     """A scan made now, except for the rows that an older one has."""
     table = np.zeros(listing.count, COLUMNS)
     kinds = {name: number for number, name in enumerate(old.kinds if old else ["? ?"])}
@@ -201,8 +199,7 @@ def _unpacked(kept: Arrays) -> Scan:
     for name in COLUMNS.names or ():
         table[name] = kept[name]
     texts = "kinds", "reasons", "names", "classes", "told", "left_alone"
-    kinds, reasons, names, classes, origin, unused = (unpack(kept[name]) for name in texts)
-    rows, (pictures_from, labels_from) = kept["wrong"].tolist(), origin
-    wrong, names_of = dict(zip(rows, reasons, strict=True)), dict(zip(rows, names, strict=True))
-    of = (pictures_from, labels_from)
-    return Scan(table, kinds, wrong, names_of, kept.get("labels"), tuple(classes), of, tuple(unused))
+    kinds, reasons, names, classes, (of_pictures, of_labels), unused = (unpack(kept[name]) for name in texts)
+    rows, origin = kept["wrong"].tolist(), (of_pictures, of_labels)
+    wrong, named = dict(zip(rows, reasons, strict=True)), dict(zip(rows, names, strict=True))
+    return Scan(table, kinds, wrong, named, kept.get("labels"), tuple(classes), origin, tuple(unused))

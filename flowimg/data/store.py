@@ -28,7 +28,7 @@ from tqdm import tqdm
 from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
-from flowimg.data.listing import chunks, plain
+from flowimg.data.listing import Shape, chunks, plain
 from flowimg.data.order import permute
 from flowimg.data.workers import cores, spread
 from flowimg.errors import CacheError, DataError
@@ -157,9 +157,7 @@ def _read(folder: Path) -> Stored | None:
         raise CacheError(f"the decoded pictures in {folder} cannot be read: {error.strerror or error}") from None
 
 
-def _fill(
-    found: Found, shape: tuple[int, int, int], how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path
-) -> None:
+def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path) -> None:
     """Decode everything into the files of a store."""
     listing = found.open()
     rows = found.rows

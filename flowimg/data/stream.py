@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flowimg.data.batches import PictureBatches, middle
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import Opened, Stream, plain
+from flowimg.data.listing import Ints, Opened, Shape, Stream, plain
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
@@ -43,9 +43,7 @@ KEPT_APART_FROM = 8
 """Shards that held-out pictures come from at least, if there are that many."""
 
 
-def look_into(
-    stream: Stream, size: int | None, channels: str, background: Sequence[int]
-) -> tuple[tuple[int, int, int], str]:
+def look_into(stream: Stream, size: int | None, channels: str, background: Sequence[int]) -> tuple[Shape, str]:
     """The shape after decoding, from a few pictures spread over the shards; and their kinds, in words.
 
     Raises:
@@ -65,12 +63,15 @@ def look_into(
         raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
-    depth = depth_of(channels, modes, tinted)
     height, width = (size, size) if size is not None else next(iter(sizes))
-    return (depth, height, width), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+    return (
+        depth_of(channels, modes, tinted),
+        height,
+        width,
+    ), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
 
 
-def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def keep_apart(counts: Ints, count: int) -> Ints:
     """How many of the last pictures of each shard to hold out, (S,); the same whatever the seed of the run.
 
     Raises:
@@ -98,7 +99,7 @@ class StreamBatches(PictureBatches):
 
     stream: Stream
     how: Decoding
-    held: NDArray[np.int64]
+    held: Ints
     open_shards: int
     workers: int
     max_bad: float = 0.01
@@ -149,7 +150,7 @@ class StreamBatches(PictureBatches):
             self._pool.close()
             self._pool = None
 
-    def _places(self, step: int, positions: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _places(self, step: int, positions: range) -> tuple[Ints, Ints]:
         self._lanes.update(self.order.lanes_of(positions))
         shards, rows = self.order(step, positions, self.offset)
         return self.shards[shards], rows
@@ -165,7 +166,7 @@ class StreamBatches(PictureBatches):
             self._opened.move_to_end(shard)
             return self._opened[shard]
 
-    def _decoded(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> Images:
+    def _decoded(self, shards: Ints, rows: Ints) -> Images:
         """Some pictures and their labels, each bad one replaced."""
         found: list[NDArray[np.uint8]] = []
         labels: list[int] = []

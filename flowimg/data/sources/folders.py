@@ -140,10 +140,9 @@ def _listing(root: Path, pictures: list[Entry], prefix: str, unused: list[str]) 
     def name(row: int) -> str:
         return os.path.join(root, pictures[row].path)
 
-    more: dict[str, Any] = {
-        "wrong": {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
-    }
+    wrong = {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
+    more: dict[str, Any] = {}
     if len(classes) > 1 and all("/" in path for path in good):
         labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
-        more |= {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
-    return of_files(name, [entry.stamp for entry in pictures], unused=tuple(unused), **more)
+        more = {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
+    return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)

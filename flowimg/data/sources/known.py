@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
-from flowimg.data.listing import Listing, Request, Source, check_split, listed, of_files
+from flowimg.data.listing import Ints, Listing, Request, Source, check_split, listed, of_files
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 
@@ -36,16 +36,14 @@ def of_arrays(
     Raises:
         ValueError: If the numbers of labels and pictures differ, or a label is not an index of `classes`.
     """
-    numbers = np.asarray(labels, np.int64)
-    if len(numbers) != len(pictures) or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
-        raise ValueError(
-            f"{len(pictures)} pictures need as many labels from 0 to {len(classes) - 1}, not {len(numbers)}"
-        )
+    numbers, count = np.asarray(labels, np.int64), len(pictures)
+    if len(numbers) != count or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
+        raise ValueError(f"{count} pictures need as many labels from 0 to {len(classes) - 1}, not {len(numbers)}")
 
-    def read(rows: NDArray[np.int64]) -> list[Encoded]:
+    def read(rows: Ints) -> list[Encoded]:
         return [Encoded(_portable(pictures[row])) for row in rows]
 
-    return Listing(len(pictures), read, "picture {}".format, numbers, tuple(classes))
+    return Listing(count, read, "picture {}".format, numbers, tuple(classes))
 
 
 def _portable(pixels: NDArray[np.uint8]) -> bytes:

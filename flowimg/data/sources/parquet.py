@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Opened, Request, Stream, check_split, number_classes
 from flowimg.data.pictures import first_line
 from flowimg.data.sources.shards import lacks_label, of_split
+from flowimg.data.workers import Result
 from flowimg.errors import DataError
-
-Result = TypeVar("Result")
 
 OPENED = 16
 """Files that are read at a time."""
