@@ -86,8 +86,7 @@ def _points(config: Config) -> FoundData:
     toy = build_toy(config)
     classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
     story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
-    load = partial(PointBatches, toy, data.labels, config.seed)
-    return FoundData(DataFacts((2,), classes), story, load)
+    return FoundData(DataFacts((2,), classes), story, partial(PointBatches, toy, data.labels, config.seed))
 
 
 def _images(config: Config) -> FoundData:

@@ -160,8 +160,7 @@ def _read(folder: Path) -> Stored | None:
 def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path) -> None:
     """Decode everything into the files of a store."""
     listing = found.open()
-    rows = found.rows
-    total = len(rows) + len(found.bad)
+    rows, total = found.rows, len(found.rows) + len(found.bad)
     story = f"retry once nothing writes to {found.where.removeprefix('data.source ')}"
     file = folder / "pixels"
     file.touch()

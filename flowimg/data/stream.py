@@ -64,11 +64,8 @@ def look_into(stream: Stream, size: int | None, channels: str, background: Seque
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
     height, width = (size, size) if size is not None else next(iter(sizes))
-    return (
-        depth_of(channels, modes, tinted),
-        height,
-        width,
-    ), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+    kinds = f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+    return (depth_of(channels, modes, tinted), height, width), kinds
 
 
 def keep_apart(counts: Ints, count: int) -> Ints:

@@ -84,8 +84,7 @@ def tiled(pixels: Tensor, columns: int | None = None) -> Tensor:
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     factor = math.ceil(TILE / pixels.shape[-1])
     # whole pixels repeated, not blurred: what is seen is what was drawn
-    large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
-    large = large.expand(-1, 3, -1, -1)
+    large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2).expand(-1, 3, -1, -1)
     if count == 1:
         return rearrange(large[0], "c h w -> h w c")
     rows = math.ceil(count / columns)
