@@ -71,7 +71,8 @@ def ours(source, size, batch, how):
         os.close(file)
         images = store(find(source, cache, size=size, channels="rgb", labels=False), cache).images
     space, apart = Pixels(tuple(images.pixels.shape[1:])), hold_out(len(images.pixels), 1)
-    data = ImageBatches(images, space, apart, True, 0, batch, torch.device("cpu"))
+    how = {"space": space, "flip": True, "seed": 0, "batch_size": batch, "device": torch.device("cpu")}
+    data = ImageBatches(images, apart, **how)
     step = 0
     while True:
         yield data(step, range(batch))[0]

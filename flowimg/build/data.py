@@ -86,8 +86,7 @@ def _points(config: Config) -> FoundData:
     toy = build_toy(config)
     classes = tuple(str(part) for part in range(toy.parts)) if data.labels else ()
     story = f"{data.source}: points drawn afresh" + (f", {len(classes)} classes" if classes else "")
-    load = partial(PointBatches, toy, data.labels, config.seed)
-    return FoundData(DataFacts((2,), classes), story, load)
+    return FoundData(DataFacts((2,), classes), story, partial(PointBatches, toy, data.labels, config.seed))
 
 
 def _images(config: Config) -> FoundData:
@@ -95,15 +94,11 @@ def _images(config: Config) -> FoundData:
     return (_streamed if data.stream else _stored)(config, data)
 
 
-def _common(config: Config, data: ImageData) -> dict[str, Any]:
-    """What batches of images take from the settings, decoded before or streamed."""
-    return {
-        "flip": data.flip,
-        "seed": config.seed,
-        "batch_size": config.train.batch_size,
-        "window": data.size if data.random_crop else None,
-        "augment": data.augment,
-    }
+def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """What all batches of images take: `PictureBatches`."""
+    window = data.size if data.random_crop else None
+    how = {"flip": data.flip, "seed": config.seed, "window": window, "augment": data.augment}
+    return {"space": Pixels(shape), "batch_size": config.train.batch_size, "device": device, **how}
 
 
 def find_images(data: ImageData) -> Found:
@@ -132,15 +127,9 @@ def _stored(config: Config, data: ImageData) -> FoundData:
         check_enough(count, f"{count} images are good")
         if device.type != "cpu" and images.pixels.nbytes <= data.gpu_share * memory_bytes(device):
             images = images.to(device)
-        return ImageBatches(
-            images,
-            Pixels(found.shape),
-            hold_out(count, data.held_out),
-            device=device,
-            fingerprint=stored.fingerprint,
-            left_out=(*found.bad, *stored.bad),
-            **_common(config, data),
-        )
+        apart, left_out = hold_out(count, data.held_out), (*found.bad, *stored.bad)
+        common = _common(config, data, found.shape, device)
+        return ImageBatches(images, apart, stored.fingerprint, left_out, **common)
 
     check_enough(len(found.rows), f"{data.source} has {len(found.rows)} images")
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
@@ -164,17 +153,8 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
     how = Decoding(channels, side, data.resize, data.background, channels * height * width)
 
     def load(device: torch.device) -> Batches:
-        return StreamBatches(
-            stream,
-            how,
-            Pixels(shape),
-            held,
-            device=device,
-            open_shards=data.open_shards,
-            workers=data.workers or share_of_cores(),
-            max_bad=data.max_bad,
-            **_common(config, data),
-        )
+        workers, common = data.workers or share_of_cores(), _common(config, data, shape, device)
+        return StreamBatches(stream, how, held, data.open_shards, workers, data.max_bad, **common)
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
     story = f"{data.source}: {stream.story}, {seen}; {kinds}; {data.held_out:,} held out"
@@ -207,9 +187,9 @@ def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
     """
     if before.shape != now.shape:
         new, old = (" x ".join(map(str, facts.shape)) for facts in (now, before))
-        differs = f"pictures of {new}, and the run learned from {old}"
+        differs = f"pictures of {new}, and the run was trained on {old}"
     elif before.classes and before.classes != now.classes:
-        differs = f"the classes {listed(now.classes)}, and the run learned {listed(before.classes)}"
+        differs = f"the classes {listed(now.classes)}, and the run was trained on {listed(before.classes)}"
     else:
         return
     raise DataError(f"{config.data.source}, {config.data.split}, has {differs}: give back the data of the run")  # type: ignore[union-attr]

@@ -55,16 +55,9 @@ def build_sampler(
         precision: Gives a context to evaluate the network in.
         batch_size: Samples per batch; by default the usual number of the space.
     """
-    return Sampler(
-        velocity=guided(field, how.guidance, how.guidance_interval),
-        shape=space.shape,
-        solver=build_solver(how),
-        times=build_times(how),
-        device=next(field.parameters()).device,
-        batch_size=batch_size or space.at_once,
-        precision=precision,
-        path=build_path(config),
-    )
+    velocity, device = guided(field, how.guidance, how.guidance_interval), next(field.parameters()).device
+    solver, times, path = build_solver(how), build_times(how), build_path(config)
+    return Sampler(velocity, space.shape, solver, times, device, batch_size or space.at_once, precision, path)
 
 
 def settle(settings: DrawingT, config: Config) -> DrawingT:

@@ -60,20 +60,11 @@ def draw_numbers(seed: int, step: int, positions: range, p: float) -> tuple[Tens
         mirrored = torch.rand(count, 2, generator=generator) < 0.5
         turn, twice = (torch.rand(2, count, generator=generator, dtype=torch.float64) * 2 - 1) * math.pi
         n = torch.randn(count, 4, generator=generator, dtype=torch.float64)
-        numbers = torch.stack(
-            [
-                mirrored[:, 0],
-                mirrored[:, 1] & tried[:, 0],
-                n[:, 0] * tried[:, 1],
-                (turn.cos() - 1) * tried[:, 2],
-                turn.sin() * tried[:, 2],
-                n[:, 1] * twice.cos() * tried[:, 3],
-                n[:, 1] * twice.sin() * tried[:, 3],
-                n[:, 2] * tried[:, 4],
-                n[:, 3] * tried[:, 4],
-            ],
-            dim=1,
-        )
+        scale, stretch, *shift = n.unbind(1)
+        stretches = stretch * twice.cos(), stretch * twice.sin()
+        others = torch.stack([scale, turn.cos() - 1, turn.sin(), *stretches, *shift], dim=1)
+        mirrors = torch.stack([mirrored[:, 0], mirrored[:, 1] & tried[:, 0]], dim=1)
+        numbers = torch.cat([mirrors, others * tried[:, [1, 2, 2, 3, 3, 4, 4]]], dim=1)
         # with the maps, in whole blocks: a cosine of the last few of a tensor may be rounded otherwise
         return torch.cat([numbers, map_of(numbers).flatten(1)], dim=1)
 

@@ -18,7 +18,6 @@ from flowimg.data.store import Images
 from flowimg.data.toys import Toy
 from flowimg.flow import randomness
 from flowimg.flow.condition import Condition
-from flowimg.flow.randomness import LOTS, lot_of
 from flowimg.spaces.pixels import Pixels
 
 Batch = tuple[Tensor, Condition]
@@ -70,7 +69,7 @@ class PointBatches(Batches):
 
     def __call__(self, step: int, positions: range) -> Batch:
         """x_1, shape (len(positions), 2), and its condition."""
-        lot = lot_of(step, len(positions))
+        lot = randomness.lot_of(step, len(positions))
         if len(lot) == 1:
             return self.made_of(randomness.uniform(self.seed, "data", step, positions, (3,)))
         x_1, labels = _points(self, lot, positions)
@@ -87,7 +86,7 @@ class PointBatches(Batches):
         return to_device(x_1, self.device), Condition(labels)
 
 
-@lru_cache(maxsize=LOTS)
+@lru_cache(maxsize=randomness.LOTS)
 def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor, Tensor | None]:
     """Points, (len(lot), len(positions), 2), and labels, (len(lot), len(positions)), the same as of each step."""
     u = torch.cat([randomness.uniform(batches.seed, "data", step, positions, (3,)) for step in lot])
@@ -95,78 +94,101 @@ def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor
     return x_1.unflatten(0, (len(lot), -1)), None if labels is None else labels.unflatten(0, (len(lot), -1))
 
 
-@dataclass(frozen=True)
-class ImageBatches(Batches):
-    """Images in the keyed order of each epoch, scaled to [-1, 1], with random flips, windows and augmentation.
+@dataclass(kw_only=True)
+class PictureBatches(Batches):
+    """Pictures, scaled to [-1, 1], with random flips, windows and augmentation.
 
-    `images` are all of the data, on `device` or in this machine's memory; `apart` (H,) are the rows that are held out.
     With `window`, each picture is a square of `window` pixels a side, cut out at random. `offset`: samples already seen
     before this step count began, after the batch size changed mid-run. `augment` is the probability of each
     transformation.
     """
 
-    images: Images
     space: Pixels
-    apart: Tensor
     flip: bool
     seed: int
     batch_size: int
     device: torch.device
     window: int | None = None
     offset: int = 0
-    fingerprint: str | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
     augment: float = 0.0
 
-    def __post_init__(self) -> None:
-        # the i-th learned picture is row i + (number of held-out rows before it): nothing of size N is stored
-        object.__setattr__(self, "_gaps", self.apart - torch.arange(len(self.apart)))
-        object.__setattr__(self, "size", len(self.images.pixels) - len(self.apart))
-        # With CUDA nothing is ready: noise is drawn on the host, which is busy enough with sending the GPU its
-        # operations. Metal may crash where two threads use it: there pictures in its memory are looked up by the loop.
-        object.__setattr__(self, "ready", self.images.pixels.device.type == self.device.type != "cuda")
+    @abstractmethod
+    def _stored(self, step: int, positions: range) -> Images:
+        """The pictures that a step sees at these positions, as they are stored."""
+
+    @abstractmethod
+    def _apart(self, count: int) -> Images:
+        """The first `count` of the pictures held out, as they are stored."""
 
     def seen_from(self, offset: int) -> Self:
         """See `Batches`."""
         return replace(self, offset=offset)
 
     def __call__(self, step: int, positions: range) -> Batch:
-        """x_1, shape (len(positions), C, H, W), and its condition; on `device`."""
-        pixels, labels, _ = self.images
-        rows = self._rows(step, positions)
-        # by index_select: plain indexing is twenty times slower on bytes
-        some = pixels.index_select(0, to_device(rows, pixels.device))
-        some = shake(some, self.seed, step, positions, self.flip, self.window)
-        x_1 = self.space.encode(to_device(some, self.device))
-        named = None if labels is None else to_device(labels[to_device(rows, labels.device)], self.device)
-        return batch_of(x_1, named, self.seed, step, positions, self.augment)
+        """x_1, shape (len(positions), C, H, W), and its condition: labels and, where pictures are augmented, how."""
+        pixels, labels, _ = self._stored(step, positions)
+        pixels = shake(pixels, self.seed, step, positions, self.flip, self.window)
+        x_1, cond = self._batch(pixels, labels)
+        if self.augment == 0:
+            return x_1, cond
+        x_1, numbers = augmented(x_1, self.seed, step, positions, self.augment)
+        return x_1, Condition(cond.label, numbers)
+
+    def held_out(self, count: int) -> Batch:
+        """Pictures that no step sees: the first `count` of those held out, or all of them."""
+        pixels, labels, _ = self._apart(count)
+        return self._batch(middle(pixels, self.window), labels)
+
+    def _batch(self, pixels: Tensor, labels: Tensor | None) -> Batch:
+        cond = Condition(None if labels is None else to_device(labels, self.device))
+        return self.space.encode(to_device(pixels, self.device)), cond
+
+
+@dataclass
+class ImageBatches(PictureBatches):
+    """Decoded images in the keyed order of each epoch; see `PictureBatches`.
+
+    `images` are all of the data, on `device` or in this machine's memory; `apart` (H,) are the rows that are held out.
+    """
+
+    images: Images
+    apart: Tensor
+    fingerprint: str | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # the i-th learned picture is row i + (number of held-out rows before it): nothing of size N is stored
+        self._gaps = self.apart - torch.arange(len(self.apart))
+        self.size = len(self.images.pixels) - len(self.apart)
+        # With CUDA nothing is ready: noise is drawn on the host, which is busy enough with sending the GPU its
+        # operations. Metal may crash where two threads use it: there pictures in its memory are looked up by the loop.
+        self.ready = self.images.pixels.device.type == self.device.type != "cuda"
+
+    def _stored(self, step: int, positions: range) -> Images:
+        return self._take(self._rows(step, positions))
+
+    def _apart(self, count: int) -> Images:
+        return self._take(self.apart[:count])
+
+    def _take(self, rows: Tensor) -> Images:
+        return self.images.take(to_device(rows, self.images.pixels.device))
 
     def rows(self, step: int, positions: range) -> list[int]:
         """Which rows of the data set a step sees at these positions."""
         return self._rows(step, positions).tolist()
 
     def _rows(self, step: int, positions: range) -> Tensor:
-        learned = sample_indices(self.seed, step, positions, self.batch_size, self.size, self.offset)
-        return self._learned(learned)
+        return self._learned(sample_indices(self.seed, step, positions, self.batch_size, self.size, self.offset))
 
     def _learned(self, index: Tensor) -> Tensor:
-        return index + torch.searchsorted(self._gaps, index, right=True)  # type: ignore[attr-defined]
+        return index + torch.searchsorted(self._gaps, index, right=True)
 
     def some(self, count: int) -> Images:
         """At most `count` of the pictures to learn from, without random changes.
 
         Evenly spread over the source: in a folder a class, the first ones might be of one class.
         """
-        return self._middle(self._learned(evenly(self.size, count)))
-
-    def held_out(self, count: int) -> Batch:
-        """Images that no step sees: the first `count` of those held out, or all of them."""
-        pixels, labels, _ = self._middle(self.apart[:count])
-        labels = None if labels is None else labels.to(self.device)
-        return self.space.encode(to_device(pixels, self.device)), Condition(labels)
-
-    def _middle(self, rows: Tensor) -> Images:
-        images = self.images.take(rows.to(self.images.pixels.device))
+        images = self._take(self._learned(evenly(self.size, count)))
         return images._replace(pixels=middle(images.pixels, self.window))
 
 
@@ -200,14 +222,6 @@ def evenly(size: int, most: int) -> Tensor:
     """The indices 0 .. size - 1, or `most` of them, evenly spread."""
     count = min(size, most)
     return torch.arange(count) * size // count
-
-
-def batch_of(x_1: Tensor, labels: Tensor | None, seed: int, step: int, positions: range, augment: float) -> Batch:
-    """Pictures and their condition: labels and, where they are augmented (`augment` above 0), how."""
-    if augment == 0:
-        return x_1, Condition(labels)
-    x_1, numbers = augmented(x_1, seed, step, positions, augment)
-    return x_1, Condition(labels, numbers)
 
 
 def middle(pixels: Tensor, window: int | None) -> Tensor:

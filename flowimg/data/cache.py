@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -88,12 +88,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         write(file)
 
 
-def pack(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Texts as bytes, which need no pickle."""
+def pack(texts: Iterable[Any]) -> NDArray[np.uint8]:
+    """Texts or numbers as bytes, which need no pickle."""
     return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
 
 
-def unpack(packed: NDArray[np.uint8]) -> list[str]:
+def unpack(packed: NDArray[np.uint8]) -> list[Any]:
     """The inverse of `pack`."""
     return json.loads(packed.tobytes())
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.listing import Listing, Request, listed
+from flowimg.data.listing import Ints, Listing, Request, Shape, listed
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
@@ -36,11 +36,11 @@ class Found(NamedTuple):
     found; `bad` are left out; `open` returns the listing; `scan` is the file of the cache with the scan.
     """
 
-    rows: NDArray[np.int64]
+    rows: Ints
     hashes: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    labels: Ints | None
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: Shape
     story: str
     bad: tuple[Bad, ...]
     where: str
@@ -92,23 +92,14 @@ def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = Fa
         labels, classes = None, ()
     story = f"{known.kind}: {count} pictures of {request.split}{column}, {sizes}; {kinds}"
     story += f"; {len(bad):,} bad left out" if bad else ""
-    return Found(
-        rows=rows,
-        hashes=seen.table["hashes"][rows],
-        labels=None if labels is None else labels[rows].astype(np.int64),
-        classes=tuple(classes),
-        shape=shape,
-        story=story,
-        bad=bad,
-        where=where,
-        open=known.list,
-        scan=kept_at(known, cache, request.key),
-    )
+    hashes, labels = seen.table["hashes"][rows], None if labels is None else labels[rows].astype(np.int64)
+    file = kept_at(known, cache, request.key)
+    return Found(rows, hashes, labels, tuple(classes), shape, story, bad, where, known.list, file)
 
 
 def select(
     where: str, seen: Scan, classes: Sequence[str], first: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64] | None, tuple[str, ...]]:
+) -> tuple[Ints, NDArray[np.bool_], Ints | None, tuple[str, ...]]:
     """The requested rows, including bad ones; which of all rows are good; the labels of all, renumbered; the classes.
 
     Raises:
@@ -149,7 +140,7 @@ def refuse_many(where: str, bad: Collection[Bad], count: int, most: float) -> No
         )
 
 
-def _shape(where: str, seen: Scan, rows: NDArray[np.int64], request: Request) -> tuple[tuple[int, int, int], str]:
+def _shape(where: str, seen: Scan, rows: Ints, request: Request) -> tuple[Shape, str]:
     """The shape of a decoded picture, and a description of the files' sizes and modes."""
     sizes, modes = seen.of_size(rows), seen.of_kind(rows, 0)
     if request.size is None and len(sizes) > 1:

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flowimg.data.cache import Stamp
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
+
+Ints = NDArray[np.int64]
+Shape = tuple[int, int, int]
+"""Channels, height and width."""
 
 CHUNK = 64
 """Most pictures in a chunk, which is read and processed at once."""
@@ -72,12 +77,12 @@ class Listing:
     """
 
     count: int
-    read: Callable[[NDArray[np.int64]], list[Encoded]]
+    read: Callable[[Ints], list[Encoded]]
     name: Callable[[int], str]
-    labels: NDArray[np.int64] | None = None
+    labels: Ints | None = None
     classes: tuple[str, ...] = ()
-    bytes: NDArray[np.int64] | None = None
-    stamps: NDArray[np.int64] | None = None
+    bytes: Ints | None = None
+    stamps: Ints | None = None
     wrong: Mapping[int, str] = field(default_factory=dict)
     origin: tuple[str, str] = ("", "")
     signature: str | None = None
@@ -97,12 +102,22 @@ class Source:
     list: Callable[[], Listing]
 
 
+def of_files(name: Callable[[int], str], stamps: Sequence[Stamp], **more: Any) -> Listing:
+    """A listing of files: the path of a row, the stamps of all, and further fields of `Listing`."""
+    array = np.array(stamps, np.int64).reshape(-1, 3)
+
+    def read(rows: Ints) -> list[Encoded]:
+        return [Encoded(path=name(row)) for row in rows]
+
+    return Listing(len(stamps), read, name, bytes=array[:, 0], stamps=array, **more)
+
+
 class Opened(NamedTuple):
     """An open shard: the encoded picture of a row, its name, and the labels of all rows."""
 
     picture: Callable[[int], Encoded]
     name: Callable[[int], str]
-    labels: NDArray[np.int64] | None
+    labels: Ints | None
 
 
 @dataclass(frozen=True)
@@ -111,13 +126,13 @@ class Stream:
 
     where: str
     story: str
-    counts: NDArray[np.int64]
+    counts: Ints
     classes: tuple[str, ...]
     open: Callable[[int], Opened]
     fingerprint: str
 
 
-def chunks(rows: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+def chunks(rows: Ints, sizes: Ints | None) -> list[Ints]:
     """Rows cut into chunks of at most `CHUNK` pictures and about `CHUNK_BYTES`, in order."""
     if not len(rows):
         return []

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from flowimg.flow.randomness import key
 
+Ints = NDArray[np.int64]
+
 ROUNDS = 8
 RUN = 2**14
 """Indices that are permuted at once."""
@@ -99,15 +101,13 @@ def sample_indices(seed: int, step: int, positions: range, batch_size: int, n: i
     start = step * batch_size + offset + positions.start
     stop = start + len(positions)
     size = min(BLOCK, max(64, n))  # a long block of a tiny set would span many epochs
-    rows = [
-        _block(seed, n, size, block)[max(start - block * size, 0) : stop - block * size]
-        for block in range(start // size, -(-stop // size))
-    ]
+    blocks = range(start // size, -(-stop // size))
+    rows = [_block(seed, n, size, b)[max(start - b * size, 0) : stop - b * size] for b in blocks]
     return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *rows]))
 
 
 @lru_cache(4)
-def _block(seed: int, n: int, size: int, block: int) -> NDArray[np.int64]:
+def _block(seed: int, n: int, size: int, block: int) -> Ints:
     """The samples at `size` positions of a run; a batch is a slice of them, because numpy's calls are slow."""
     position = np.arange(block * size, (block + 1) * size, dtype=np.uint64)
     epoch, within = np.divmod(position, np.uint64(n))
@@ -131,7 +131,7 @@ class ShardOrder:
         batch_size: Size of the global batch.
     """
 
-    def __init__(self, counts: NDArray[np.int64], open_shards: int, seed: int, batch_size: int) -> None:
+    def __init__(self, counts: Ints, open_shards: int, seed: int, batch_size: int) -> None:
         self.counts, self.seed, self.batch_size = counts, seed, batch_size
         self.total = int(counts.sum())
         most = min(open_shards, len(counts), batch_size)
@@ -140,7 +140,7 @@ class ShardOrder:
         self._sequence = lru_cache(4)(self._make_sequence)
         self._edges = lru_cache(4 * self.lanes)(self._make_edges)
 
-    def __call__(self, step: int, positions: range, offset: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def __call__(self, step: int, positions: range, offset: int = 0) -> tuple[Ints, Ints]:
         """The shards, and the rows in them, that a step sees at these positions.
 
         Args:
@@ -153,7 +153,7 @@ class ShardOrder:
         """
         width = self.batch_size // self.lanes
         seen = (step * self.batch_size + offset) // self.lanes
-        shards, rows = [], []
+        parts: list[tuple[Ints, Ints]] = []
         for lane in self.lanes_of(positions):
             first, last = max(positions.start, lane * width), min(positions.stop, (lane + 1) * width)
             start, stop = self._span(lane)
@@ -161,9 +161,8 @@ class ShardOrder:
             counter = seen + np.arange(first, last) - lane * width
             for epoch in range(int(counter[0]) // length, int(counter[-1]) // length + 1):
                 within = counter[counter // length == epoch] % length
-                for shard, row in self._samples(epoch, lane, within):
-                    shards.append(shard)
-                    rows.append(row)
+                parts += self._samples(epoch, lane, within)
+        shards, rows = zip(*parts, strict=True)
         return np.concatenate(shards), np.concatenate(rows)
 
     def lanes_of(self, positions: range) -> range:
@@ -175,9 +174,7 @@ class ShardOrder:
         """Where a lane begins and ends in the sequence of an epoch's samples."""
         return lane * self.total // self.lanes, (lane + 1) * self.total // self.lanes
 
-    def _samples(
-        self, epoch: int, lane: int, within: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _samples(self, epoch: int, lane: int, within: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Shards and rows of some samples of a lane, one group of open shards after another."""
         order, ends = self._sequence(epoch)
         edges = self._edges(epoch, lane)
@@ -192,13 +189,13 @@ class ShardOrder:
             shard = order[which]
             yield shard, permuted - (ends[which] - self.counts[shard])
 
-    def _make_sequence(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _make_sequence(self, epoch: int) -> tuple[Ints, Ints]:
         """The shards in the order of an epoch, and where each ends in the sequence of its samples."""
         numbers = np.arange(len(self.counts), dtype=np.uint64)
         order = permute(numbers, len(self.counts), key(self.seed, "shards", epoch)).astype(np.int64)
         return order, np.cumsum(self.counts[order])
 
-    def _make_edges(self, epoch: int, lane: int) -> NDArray[np.int64]:
+    def _make_edges(self, epoch: int, lane: int) -> Ints:
         """Where the groups of open shards of a lane begin in the sequence, and where the last one ends."""
         _, ends = self._sequence(epoch)
         start, stop = self._span(lane)

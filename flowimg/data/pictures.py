@@ -127,9 +127,8 @@ def _bad(error: Exception, content: bytes = b"") -> BadPictureError:
         return BadPictureError(f"too large: {pixels:,} pixels, taken for a decompression bomb")
     if isinstance(error, UnidentifiedImageError):
         kind = next((name for name, opening in UNSUPPORTED.items() if content[4:12].startswith(opening)), None)
-        return BadPictureError(
-            f"{kind}, which is not supported: convert it to JPEG" if kind else "not a picture in a known format"
-        )
+        why = f"{kind}, which is not supported: convert it to JPEG" if kind else "not a picture in a known format"
+        return BadPictureError(why)
     return BadPictureError(f"broken: {first_line(error)}")
 
 

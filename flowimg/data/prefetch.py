@@ -3,11 +3,10 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import torch
-
-from flowimg.data.batches import Batch
 
 
 def beside(name: str) -> ThreadPoolExecutor:
@@ -19,25 +18,8 @@ def beside(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, name, torch.set_num_threads, (1,))
 
 
-class LastBatch:
-    """Data with a cache of the last batch: micro-batches may share a block of a coupling.
-
-    Args:
-        data: Gives the data of a step at some positions.
-    """
-
-    def __init__(self, data: Callable[[int, range], Batch]) -> None:
-        self.data = data
-        self.asked: tuple[int, range] | None = None
-        self.last: Batch
-
-    def __call__(self, step: int, positions: range) -> Batch:
-        """x_1 and its condition."""
-        if self.asked != (step, positions):
-            self.last = self.data(step, positions)
-            self.asked = step, positions
-        return self.last
-
+keep_last = lru_cache(maxsize=1)
+"""Data with a cache of the last batch: micro-batches may share a block of a coupling."""
 
 T = TypeVar("T")
 

@@ -4,6 +4,7 @@ A scan is reused as long as no file of the source has changed. If a folder has g
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Listing, Source, chunks, plain
+from flowimg.data.listing import Ints, Listing, Source, chunks, plain
 from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
 
@@ -48,13 +49,13 @@ class Scan(NamedTuple):
     kinds: list[str]
     wrong: dict[int, str]
     names: dict[int, str]
-    labels: NDArray[np.int64] | None
+    labels: Ints | None
     classes: tuple[str, ...]
     origin: tuple[str, str]
     unused: tuple[str, ...] = ()
     fleeting: frozenset[int] = frozenset()
 
-    def of_kind(self, rows: NDArray[np.int64], part: int) -> Counter[str]:
+    def of_kind(self, rows: Ints, part: int) -> Counter[str]:
         """The number of these rows with each mode (part 0) or format (part 1)."""
         numbers, counts = np.unique(self.table["kind"][rows], return_counts=True)
         found: Counter[str] = Counter()
@@ -62,7 +63,7 @@ class Scan(NamedTuple):
             found[self.kinds[number].split(" ")[part]] += int(count)
         return found
 
-    def of_size(self, rows: NDArray[np.int64]) -> Counter[tuple[int, int]]:
+    def of_size(self, rows: Ints) -> Counter[tuple[int, int]]:
         """The number of these rows with each height and width."""
         pairs, counts = np.unique(self.table["sizes"][rows], axis=0, return_counts=True)
         return Counter({(h, w): n for (h, w), n in zip(pairs.tolist(), counts.tolist(), strict=True)})
@@ -141,7 +142,7 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     return found
 
 
-def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> NDArray[np.int64]:
+def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> Ints:
     """The row in an older scan of each row that is the same file, unchanged and usable; -1 for other rows."""
     if listing.stamps is None or "stamps" not in kept:
         return np.full(listing.count, -1)
@@ -151,9 +152,7 @@ def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> NDArray[np.int64]:
     return np.array([before.get((listing.name(row), *stamp), -1) for row, stamp in now], np.int64)
 
 
-def _scanned(
-    listing: Listing, old: Scan | None, unchanged: NDArray[np.int64], workers: int, bar: bool, deep: bool
-) -> Scan:
+def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, bar: bool, deep: bool) -> Scan:
     """A scan made now, except for the rows that an older one has."""
     table = np.zeros(listing.count, COLUMNS)
     kinds = {name: number for number, name in enumerate(old.kinds if old else ["? ?"])}
@@ -183,17 +182,11 @@ def _scanned(
 
 
 def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
-    arrays: Arrays = {
-        **{name: found.table[name] for name in COLUMNS.names or ()},
-        "signature": pack([signature]),
-        "kinds": pack(found.kinds),
-        "classes": pack(found.classes),
-        "told": pack(found.origin),
-        "left_alone": pack(found.unused),
-        "wrong": np.array(list(found.wrong), np.int64),
-        "reasons": pack(list(found.wrong.values())),
-        "names": pack(list(found.names.values())),
-    }
+    texts: dict[str, Iterable[str]] = {"signature": [signature], "kinds": found.kinds, "classes": found.classes}
+    texts |= {"told": found.origin, "left_alone": found.unused}
+    texts |= {"reasons": found.wrong.values(), "names": found.names.values()}
+    arrays = {name: found.table[name] for name in COLUMNS.names or ()} | {n: pack(some) for n, some in texts.items()}
+    arrays["wrong"] = np.array(list(found.wrong), np.int64)
     if found.labels is not None:
         arrays["labels"] = found.labels
     if listing.stamps is not None:
@@ -205,15 +198,8 @@ def _unpacked(kept: Arrays) -> Scan:
     table = np.zeros(len(kept["kind"]), COLUMNS)
     for name in COLUMNS.names or ():
         table[name] = kept[name]
-    rows = kept["wrong"].tolist()
-    pictures_from, labels_from = unpack(kept["told"])
-    return Scan(
-        table=table,
-        kinds=unpack(kept["kinds"]),
-        wrong=dict(zip(rows, unpack(kept["reasons"]), strict=True)),
-        names=dict(zip(rows, unpack(kept["names"]), strict=True)),
-        labels=kept.get("labels"),
-        classes=tuple(unpack(kept["classes"])),
-        origin=(pictures_from, labels_from),
-        unused=tuple(unpack(kept["left_alone"])),
-    )
+    texts = "kinds", "reasons", "names", "classes", "told", "left_alone"
+    kinds, reasons, names, classes, (of_pictures, of_labels), unused = (unpack(kept[name]) for name in texts)
+    rows, origin = kept["wrong"].tolist(), (of_pictures, of_labels)
+    wrong, named = dict(zip(rows, reasons, strict=True)), dict(zip(rows, names, strict=True))
+    return Scan(table, kinds, wrong, named, kept.get("labels"), tuple(classes), origin, tuple(unused))

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
-from flowimg.data.listing import chunks, plain
+from flowimg.data.listing import Shape, chunks, plain
 from flowimg.data.order import permute
 from flowimg.data.workers import cores, spread
 from flowimg.errors import CacheError, DataError
@@ -51,7 +51,9 @@ class Images(NamedTuple):
 
     def take(self, index: Tensor) -> "Images":
         """The pictures at these indices, in this order."""
-        return Images(self.pixels[index], None if self.labels is None else self.labels[index], self.classes)
+        labels = None if self.labels is None else self.labels[index]
+        # plain indexing is twenty times slower on bytes
+        return Images(self.pixels.index_select(0, index), labels, self.classes)
 
     def to(self, device: torch.device) -> "Images":
         """The same on a device."""
@@ -155,13 +157,10 @@ def _read(folder: Path) -> Stored | None:
         raise CacheError(f"the decoded pictures in {folder} cannot be read: {error.strerror or error}") from None
 
 
-def _fill(
-    found: Found, shape: tuple[int, int, int], how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path
-) -> None:
+def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: int, bar: bool, folder: Path) -> None:
     """Decode everything into the files of a store."""
     listing = found.open()
-    rows = found.rows
-    total = len(rows) + len(found.bad)
+    rows, total = found.rows, len(found.rows) + len(found.bad)
     story = f"retry once nothing writes to {found.where.removeprefix('data.source ')}"
     file = folder / "pixels"
     file.touch()
@@ -191,17 +190,10 @@ def _fill(
     whole = (len(good), *shape)
     pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
-    told_of: dict[str, Any] = {
-        "version": VERSION,
-        "shape": whole,
-        "labels": labels is not None,
-        "classes": found.classes,
-        "fingerprint": fingerprint(images),
-        "bad": list(bad.values()),
-        "source": found.story,
-        "resize": how._asdict(),
-    }
-    (folder / "store.json").write_text(json.dumps(told_of, indent=1) + "\n")
+    facts = {"version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes}
+    facts |= {"fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story}
+    facts |= {"resize": how._asdict()}
+    (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]

@@ -8,29 +8,24 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
-from torch import Tensor
 
-from flowimg.data.batches import Batch, Batches, batch_of, middle, shake, to_device
+from flowimg.data.batches import PictureBatches, middle
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import Opened, Stream, plain
+from flowimg.data.listing import Ints, Opened, Shape, Stream, plain
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
 from flowimg.data.store import Images
 from flowimg.data.workers import Pool
 from flowimg.errors import DataError
-from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import key
-from flowimg.spaces.pixels import Pixels
 
 LOOKED_AT = 64
 """Pictures whose files are looked at beforehand, for size and colour."""
@@ -48,9 +43,7 @@ KEPT_APART_FROM = 8
 """Shards that held-out pictures come from at least, if there are that many."""
 
 
-def look_into(
-    stream: Stream, size: int | None, channels: str, background: Sequence[int]
-) -> tuple[tuple[int, int, int], str]:
+def look_into(stream: Stream, size: int | None, channels: str, background: Sequence[int]) -> tuple[Shape, str]:
     """The shape after decoding, from a few pictures spread over the shards; and their kinds, in words.
 
     Raises:
@@ -70,12 +63,12 @@ def look_into(
         raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
-    depth = depth_of(channels, modes, tinted)
     height, width = (size, size) if size is not None else next(iter(sizes))
-    return (depth, height, width), f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+    kinds = f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
+    return (depth_of(channels, modes, tinted), height, width), kinds
 
 
-def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def keep_apart(counts: Ints, count: int) -> Ints:
     """How many of the last pictures of each shard to hold out, (S,); the same whatever the seed of the run.
 
     Raises:
@@ -95,53 +88,35 @@ def keep_apart(counts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 @dataclass
-class StreamBatches(Batches):
-    """Streamed pictures, scaled to [-1, 1], with random flips, windows and augmentation.
+class StreamBatches(PictureBatches):
+    """Streamed pictures; see `PictureBatches`.
 
-    `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode. See
-    `batches.ImageBatches` for the rest.
+    `held` (S,) are the last pictures of each shard that no step sees; `workers` processes decode.
     """
 
     stream: Stream
     how: Decoding
-    space: Pixels
-    held: NDArray[np.int64]
-    flip: bool
-    seed: int
-    batch_size: int
-    device: torch.device
+    held: Ints
     open_shards: int
     workers: int
-    window: int | None = None
     max_bad: float = 0.01
-    offset: int = 0
-    augment: float = 0.0
-    seen: int = field(default=0, init=False)
-    bad: dict[tuple[int, int], Bad] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.seen = 0
+        self.bad: dict[tuple[int, int], Bad] = {}
         counts = self.stream.counts - self.held
         self.shards = np.flatnonzero(counts)
         self.order = ShardOrder(counts[self.shards], self.open_shards, self.seed, self.batch_size)
         self.fingerprint: str = self.stream.fingerprint[:16]
-        self.size: int = self.order.total
+        self.size = self.order.total
         self.ready = False  # they are decoded as they come
         self._lock = threading.Lock()
         self._lanes: set[int] = set()
         self._opened: OrderedDict[int, Opened] = OrderedDict()
         self._pool: Pool | None = None
 
-    def seen_from(self, offset: int) -> Self:
-        """See `Batches`."""
-        return replace(self, offset=offset)
-
-    def __call__(self, step: int, positions: range) -> Batch:
-        """x_1, shape (len(positions), C, H, W), and its condition; on `device`."""
-        pixels, labels = self._decoded(*self._places(step, positions))
-        pixels = shake(pixels, self.seed, step, positions, self.flip, self.window)
-        x_1 = self.space.encode(to_device(pixels, self.device))
-        labels = None if labels is None else labels.to(self.device)
-        return batch_of(x_1, labels, self.seed, step, positions, self.augment)
+    def _stored(self, step: int, positions: range) -> Images:
+        return self._decoded(*self._places(step, positions))
 
     def rows(self, step: int, positions: range) -> list[int]:
         """Which pictures a step sees at these positions, counted through all shards."""
@@ -156,19 +131,15 @@ class StreamBatches(Batches):
         steps = -(-count // BATCH)
         self._lanes.update(range(fixed.order.lanes))
         found = [self._decoded(*fixed._places(step, range(BATCH))) for step in range(steps)]
-        pixels = torch.cat([pixels for pixels, _ in found])[:count]
-        labels = torch.cat([labels for _, labels in found if labels is not None] or [torch.zeros(0)])[:count]
-        return Images(middle(pixels, self.window), labels if self.stream.classes else None, self.stream.classes)
+        pixels = middle(torch.cat([images.pixels for images in found])[:count], self.window)
+        labels = [images.labels for images in found if images.labels is not None]
+        return Images(pixels, torch.cat(labels)[:count] if labels else None, self.stream.classes)
 
-    def held_out(self, count: int) -> Batch:
-        """Pictures that no step sees: the first `count` of those held out, or all of them."""
+    def _apart(self, count: int) -> Images:
         shards = np.repeat(np.arange(len(self.held)), self.held)[:count]
         ends = np.cumsum(self.held)
         rows = self.stream.counts[shards] - (ends[shards] - np.arange(len(shards)))
-        pixels, labels = self._decoded(shards, rows)
-        pixels = middle(pixels, self.window)
-        labels = None if labels is None else labels.to(self.device)
-        return self.space.encode(to_device(pixels, self.device)), Condition(labels)
+        return self._decoded(shards, rows)
 
     def close(self) -> None:
         """Shut down the decoder processes."""
@@ -176,7 +147,7 @@ class StreamBatches(Batches):
             self._pool.close()
             self._pool = None
 
-    def _places(self, step: int, positions: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _places(self, step: int, positions: range) -> tuple[Ints, Ints]:
         self._lanes.update(self.order.lanes_of(positions))
         shards, rows = self.order(step, positions, self.offset)
         return self.shards[shards], rows
@@ -192,24 +163,23 @@ class StreamBatches(Batches):
             self._opened.move_to_end(shard)
             return self._opened[shard]
 
-    def _decoded(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Pixels, (n, C, H, W), and labels of some pictures, each bad one replaced."""
+    def _decoded(self, shards: Ints, rows: Ints) -> Images:
+        """Some pictures and their labels, each bad one replaced."""
         found: list[NDArray[np.uint8]] = []
         labels: list[int] = []
         pairs = list(zip(shards.tolist(), rows.tolist(), strict=True))
-        for (shard, row), told in zip(pairs, self._read(pairs), strict=True):
-            pixels = told
+        for (shard, row), pixels in zip(pairs, self._read(pairs), strict=True):
             for again in range(TRIES):
                 if not isinstance(pixels, str):
                     break
                 self._tell(shard, row, pixels)
                 shard, row = self._instead(shard, row, again)
                 pixels = next(self._read([(shard, row)]))
+            opened = self._open(shard)
             if isinstance(pixels, str):
-                name = plain(self._open(shard).name(row))
+                name = plain(opened.name(row))
                 raise DataError(f"{name}: {pixels}; so are {TRIES} others: are the shards whole?")
             found.append(pixels)
-            opened = self._open(shard)
             if opened.labels is not None:
                 labels.append(int(opened.labels[row]))
         self.seen += len(pairs)
@@ -219,8 +189,8 @@ class StreamBatches(Batches):
                 f"{self.stream.where}: {len(self.bad):,} of {self.seen:,} pictures read cannot be used, more than "
                 f"data.max_bad {self.max_bad:g} allows: {some}; mend the shards, or raise data.max_bad"
             )
-        pixels_all = torch.from_numpy(rearrange(found, "n c h w -> n c h w"))
-        return pixels_all, torch.tensor(labels) if self.stream.classes else None
+        named = torch.tensor(labels) if self.stream.classes else None
+        return Images(torch.from_numpy(np.stack(found)), named, self.stream.classes)
 
     def _instead(self, shard: int, row: int, again: int) -> tuple[int, int]:
         """A replacement for a bad picture: from its own shard, which is open, then from any; held out if it was."""
@@ -240,11 +210,8 @@ class StreamBatches(Batches):
             self._pool = self._pool or Pool(self.workers)
         encoded = [self._open(shard).picture(row) for shard, row in pairs]
         run = max(4, -(-len(encoded) // (2 * self.workers)))
-        tasks = [
-            self._pool.submit(partial(decode_some, self.how), encoded[at : at + run])
-            for at in range(0, len(encoded), run)
-        ]
-        for task in tasks:
+        parts = [encoded[at : at + run] for at in range(0, len(encoded), run)]
+        for task in [self._pool.submit(partial(decode_some, self.how), part) for part in parts]:
             yield from task.result()
 
     def _tell(self, shard: int, row: int, reason: str) -> None:

@@ -6,8 +6,6 @@ off the support. So the errors of a trained field can be counted. All parts of a
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,20 +19,12 @@ EDGE = 1e-5
 class Toy(ABC):
     """A distribution of points with equal mass in each of its parts: u -> x with u uniform in [0, 1)^3."""
 
-    @property
-    @abstractmethod
-    def parts(self) -> int:
-        """Number of parts: cells, modes, arcs, arms or rings."""
-
-    @property
-    @abstractmethod
-    def extent(self) -> float:
-        """Half the side of a square around the origin that contains the support."""
-
-    @property
-    def entropy(self) -> float | None:
-        """Differential entropy in nats, if known: the mean of -log p for a perfect field."""
-        return None
+    parts: int
+    """Number of parts: cells, modes, arcs, arms or rings."""
+    extent: float
+    """Half the side of a square around the origin that contains the support."""
+    entropy: float | None = None
+    """Differential entropy in nats, if known: the mean of -log p for a perfect field."""
 
     @abstractmethod
     def sample(self, u: Tensor) -> Tensor:
@@ -58,51 +48,40 @@ def _first(inside: Tensor) -> Tensor:
     return torch.where(inside.any(1), inside.int().argmax(1), OFF)
 
 
-@dataclass(frozen=True)
 class Checkerboard(Toy):
     """Uniform on every other square of a board, those where column + row is even.
 
     The board has the size of facebookresearch/flow_matching's 2D notebook, (-2, 2)^2 / 0.45, for any number of cells.
+
+    Args:
+        cells: Squares per side.
     """
 
-    cells: int = 4
     extent = 2 / 0.45
 
-    @property
-    def parts(self) -> int:
-        """Number of filled cells."""
-        return (self.cells**2 + 1) // 2
-
-    @property
-    def entropy(self) -> float | None:
-        """The logarithm of the filled area."""
-        return math.log(self.parts * (2 * self.extent / self.cells) ** 2)
+    def __init__(self, cells: int = 4) -> None:
+        self.cells, self.side = cells, 2 * self.extent / cells
+        filled = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
+        self.corners = torch.tensor(filled) * self.side - self.extent  # the lower left ones, row by row
+        self.parts = len(filled)
+        self.entropy = math.log(self.parts * self.side**2)  # of the filled area
 
     def sample(self, u: Tensor) -> Tensor:
-        side = 2 * self.extent / self.cells
-        corner = _corners(self.cells, self.extent).index_select(0, (u[:, 0] * self.parts).long())
+        corner = self.corners.index_select(0, (u[:, 0] * self.parts).long())
         # keep off the edges of the cell, or rounding might move the point to the next cell
-        return torch.add(corner, u[:, 1:].clamp(EDGE, 1 - EDGE), alpha=side)
+        return torch.add(corner, u[:, 1:].clamp(EDGE, 1 - EDGE), alpha=self.side)
 
     def part(self, x: Tensor) -> Tensor:
-        cell = ((x + self.extent) / (2 * self.extent / self.cells)).floor().long()
+        cell = ((x + self.extent) / self.side).floor().long()
         column, row = cell.unbind(1)
         filled = ((cell >= 0) & (cell < self.cells)).all(1) & ((column + row) % 2 == 0)
         return torch.where(filled, (row * self.cells + column) // 2, OFF)
 
 
-@lru_cache(maxsize=4)  # needed at every step
-def _corners(cells: int, extent: float) -> Tensor:
-    """The lower left corner of every filled cell of a board, shape (parts, 2), row by row."""
-    filled = [(column, row) for row in range(cells) for column in range(cells) if (column + row) % 2 == 0]
-    return torch.tensor(filled) * (2 * extent / cells) - extent
-
-
-@dataclass(frozen=True)
 class Moons(Toy):
-    """Two interleaving half rings of radius 2 and width 2 `width`; uniform in angle and in radius."""
+    """Two interleaving half rings of radius 2 and width 2 `WIDTH`; uniform in angle and in radius."""
 
-    width: float = 0.3
+    WIDTH = 0.3
     parts = 2
     extent = 3.5
     RADIUS = 2.0
@@ -110,7 +89,7 @@ class Moons(Toy):
     def sample(self, u: Tensor) -> Tensor:
         lower = (u[:, 0] * 2).long()
         angle = math.pi * u[:, 1]
-        radius = self.RADIUS + _between(u[:, 2], -self.width, self.width)
+        radius = self.RADIUS + _between(u[:, 2], -self.WIDTH, self.WIDTH)
         upper = _polar(radius, angle) + torch.tensor([-1.0, -0.5])
         return torch.where(lower[:, None] == 1, -upper, upper)
 
@@ -119,15 +98,14 @@ class Moons(Toy):
         for sign in (1, -1):
             from_centre = sign * x - torch.tensor([-1.0, -0.5], device=x.device)
             off_arc = (from_centre.norm(dim=1) - self.RADIUS).abs()
-            inside.append((off_arc <= self.width + EDGE) & (from_centre[:, 1] >= -EDGE))
+            inside.append((off_arc <= self.WIDTH + EDGE) & (from_centre[:, 1] >= -EDGE))
         return _first(torch.stack(inside, dim=1))
 
 
-@dataclass(frozen=True)
 class EightGaussians(Toy):
-    """Eight Gaussians on a circle of radius 3, of standard deviation `std`, cut off at three standard deviations."""
+    """Eight Gaussians on a circle of radius 3, of standard deviation `STD`, cut off at three standard deviations."""
 
-    std: float = 0.3
+    STD = 0.3
     parts = 8
     extent = 4.5
     RADIUS = 3.0
@@ -139,19 +117,18 @@ class EightGaussians(Toy):
     def sample(self, u: Tensor) -> Tensor:
         centre = self._centres()[(u[:, 0] * 8).long()]
         # the radius of a plane Gaussian by its inverse distribution function, cut at CUT standard deviations
-        radius = self.std * (-2 * torch.log1p(-u[:, 2] * (1 - math.exp(-(self.CUT**2) / 2)))).sqrt()
+        radius = self.STD * (-2 * torch.log1p(-u[:, 2] * (1 - math.exp(-(self.CUT**2) / 2)))).sqrt()
         return centre + _polar(radius, 2 * math.pi * u[:, 1])
 
     def part(self, x: Tensor) -> Tensor:
         distance = (x[:, None] - self._centres().to(x.device)).norm(dim=2)
-        return _first(distance <= self.CUT * self.std + EDGE)
+        return _first(distance <= self.CUT * self.STD + EDGE)
 
 
-@dataclass(frozen=True)
 class Spirals(Toy):
     """Two arms r = 4 theta / (3 pi), theta in [pi / 2, 3 pi], half a turn apart; uniform in theta and across."""
 
-    width: float = 0.2
+    WIDTH = 0.2
     parts = 2
     extent = 4.5
     PITCH = 4 / (3 * math.pi)
@@ -161,7 +138,7 @@ class Spirals(Toy):
     def sample(self, u: Tensor) -> Tensor:
         arm = (u[:, 0] * 2).long()
         theta = _between(u[:, 1], self.START, self.END)
-        radius = self.PITCH * theta + _between(u[:, 2], -self.width, self.width)
+        radius = self.PITCH * theta + _between(u[:, 2], -self.WIDTH, self.WIDTH)
         return _polar(radius, theta + math.pi * arm)
 
     def part(self, x: Tensor) -> Tensor:
@@ -171,24 +148,23 @@ class Spirals(Toy):
             on_arm = torch.zeros_like(radius, dtype=torch.bool)
             for turn in range(-1, 3):  # every angle that has this direction
                 theta = angle - math.pi * arm + 2 * math.pi * turn
-                near = (radius - self.PITCH * theta).abs() <= self.width + EDGE
+                near = (radius - self.PITCH * theta).abs() <= self.WIDTH + EDGE
                 on_arm |= near & (theta >= self.START - EDGE) & (theta <= self.END + EDGE)
             inside.append(on_arm)
         return _first(torch.stack(inside, dim=1))
 
 
-@dataclass(frozen=True)
 class Rings(Toy):
-    """Four concentric rings of radius 1, 2, 3, 4 and width 2 `width`; uniform in angle and in radius."""
+    """Four concentric rings of radius 1, 2, 3, 4 and width 2 `WIDTH`; uniform in angle and in radius."""
 
-    width: float = 0.15
+    WIDTH = 0.15
     parts = 4
     extent = 4.5
 
     def sample(self, u: Tensor) -> Tensor:
-        radius = 1 + (u[:, 0] * 4).long() + _between(u[:, 2], -self.width, self.width)
+        radius = 1 + (u[:, 0] * 4).long() + _between(u[:, 2], -self.WIDTH, self.WIDTH)
         return _polar(radius, 2 * math.pi * u[:, 1])
 
     def part(self, x: Tensor) -> Tensor:
         radii = torch.arange(1, 5, device=x.device)
-        return _first((x.norm(dim=1, keepdim=True) - radii).abs() <= self.width + EDGE)
+        return _first((x.norm(dim=1, keepdim=True) - radii).abs() <= self.WIDTH + EDGE)

@@ -71,7 +71,6 @@ def train_classifier(pictures: Tensor, labels: Tensor, classes: int, encode: Cal
 @torch.no_grad()
 def agreement(model: Classifier, pictures: Tensor, labels: Tensor) -> float:
     """Share of the pictures, in [-1, 1], whose label the classifier gives."""
-    right = [
-        (model(x).argmax(dim=1) == y).float() for x, y in zip(pictures.split(1000), labels.split(1000), strict=True)
-    ]
+    parts = zip(pictures.split(1000), labels.split(1000), strict=True)
+    right = [(model(x).argmax(dim=1) == y).float() for x, y in parts]
     return float(torch.cat(right).mean())

@@ -204,14 +204,8 @@ def pretrained_unet(
         raise ValueError(f"pictures of {size} pixels do not halve {halvings} times, as {source} does: see data.size")
     if old["time_embedding_type"] != "positional" or old["class_embed_type"] is not None:
         raise ValueError(f"{source} embeds its time or class in a way that flow matching cannot use")
-    unet = empty_unet(
-        {
-            **{name: value for name, value in old.items() if not name.startswith("_")},
-            "sample_size": size,
-            "dropout": dropout,
-            "num_class_embeds": num_classes + 1 if num_classes else None,
-        }
-    )
+    changed = {"sample_size": size, "dropout": dropout, "num_class_embeds": num_classes + 1 if num_classes else None}
+    unet = empty_unet({name: value for name, value in old.items() if not name.startswith("_")} | changed)
     new, weights = unet.state_dict(), stock.state_dict()
     unet.load_state_dict({name: weights[name] if _fits(weights, name, value) else value for name, value in new.items()})
     return unet

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -165,9 +166,7 @@ def _first_word(verb: str, words: str, defaults: Settings, args: Sequence[str], 
 def _read(defaults: Settings, key: str, texts: list[str]) -> Any:
     """The words that follow a key, as a value."""
     *groups, last = key.split(".")
-    holder: Any = defaults
-    for group in groups:
-        holder = getattr(holder, group)
+    holder: Any = reduce(getattr, groups, defaults)
     takes_list = isinstance(getattr(holder, last), tuple)
     if texts in ([], [""]) and not takes_list:
         raise SettingsError(f"--{key} needs a value")

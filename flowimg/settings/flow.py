@@ -19,6 +19,9 @@ class CosinePath(Settings):
     kind: Literal["cosine"] = "cosine"
 
 
+Path = LinearPath | CosinePath
+
+
 class IndependentCoupling(Settings):
     """Independent noise and data."""
 
@@ -31,6 +34,9 @@ class OTCoupling(Settings):
     kind: Literal["ot"] = "ot"
     block: Annotated[int, Field(ge=2, le=512)] = 256
     """Noise is exchanged only within blocks of this many consecutive positions in the global batch."""
+
+
+Coupling = IndependentCoupling | OTCoupling
 
 
 class TimesBase(Settings):
@@ -64,6 +70,9 @@ class SkewedTimes(TimesBase):
     kind: Literal["skewed"] = "skewed"
 
 
+Times = UniformTimes | LogitNormalTimes | SkewedTimes
+
+
 class NoWeighting(Settings):
     """The same weight for every flow time."""
 
@@ -84,3 +93,6 @@ class PowerWeighting(Settings):
     """Power of t."""
     b: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Power of 1 - t."""
+
+
+Weighting = NoWeighting | CosmapWeighting | PowerWeighting

@@ -4,21 +4,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from flowimg.settings import flow
 from flowimg.settings.base import Seed, Settings
 from flowimg.settings.data import ImageData, PointData
 from flowimg.settings.field import MLP, UNet
-from flowimg.settings.flow import (
-    CosinePath,
-    CosmapWeighting,
-    IndependentCoupling,
-    LinearPath,
-    LogitNormalTimes,
-    NoWeighting,
-    OTCoupling,
-    PowerWeighting,
-    SkewedTimes,
-    UniformTimes,
-)
 from flowimg.settings.sampling import Grid
 from flowimg.settings.train import Optim, Train
 
@@ -37,13 +26,13 @@ class Config(Settings):
     """Seed of every random number in the run."""
     data: Annotated[PointData | ImageData, Field(discriminator="kind")] = PointData()
     """The data."""
-    path: Annotated[LinearPath | CosinePath, Field(discriminator="kind")] = LinearPath()
+    path: Annotated[flow.Path, Field(discriminator="kind")] = flow.LinearPath()
     """The path from noise to data."""
-    coupling: Annotated[IndependentCoupling | OTCoupling, Field(discriminator="kind")] = IndependentCoupling()
+    coupling: Annotated[flow.Coupling, Field(discriminator="kind")] = flow.IndependentCoupling()
     """How noise and data are paired."""
-    times: Annotated[UniformTimes | LogitNormalTimes | SkewedTimes, Field(discriminator="kind")] = UniformTimes()
+    times: Annotated[flow.Times, Field(discriminator="kind")] = flow.UniformTimes()
     """The distribution of training times."""
-    weighting: Annotated[NoWeighting | CosmapWeighting | PowerWeighting, Field(discriminator="kind")] = NoWeighting()
+    weighting: Annotated[flow.Weighting, Field(discriminator="kind")] = flow.NoWeighting()
     """Weight of each flow time in the gradient; reported losses are unweighted."""
     field: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
     """The network."""

@@ -32,14 +32,11 @@ class Pixels(Space):
 
     shape: tuple[int, ...]
     levels: ClassVar[int] = 256
+    half: ClassVar[float] = (levels - 1) / 2
+    """Grey levels per unit of x."""
     at_once: ClassVar[int] = 250
     in_a_figure: ClassVar[int] = 400
     formats: ClassVar[tuple[str, ...]] = ("png", "npz", "npy", "parquet")
-
-    @property
-    def half(self) -> float:
-        """Grey levels per unit of x."""
-        return (self.levels - 1) / 2
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pixels (B, C, H, W), uint8, as floats in [-1, 1]; the same bits on every device."""
@@ -87,8 +84,7 @@ def tiled(pixels: Tensor, columns: int | None = None) -> Tensor:
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     factor = math.ceil(TILE / pixels.shape[-1])
     # whole pixels repeated, not blurred: what is seen is what was drawn
-    large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
-    large = large.expand(-1, 3, -1, -1)
+    large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2).expand(-1, 3, -1, -1)
     if count == 1:
         return rearrange(large[0], "c h w -> h w c")
     rows = math.ceil(count / columns)

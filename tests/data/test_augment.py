@@ -40,8 +40,8 @@ def carried(x, a):
 def batches(augment, flip=False, n=520, batch_size=500, labels=True, size=8):
     pixels = torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     images = Images(pixels, torch.arange(n) if labels else None, tuple(map(str, range(n))) if labels else ())
-    space = Pixels((3, size, size))
-    return ImageBatches(images, space, hold_out(n, 20), flip, 0, batch_size, torch.device("cpu"), augment=augment)
+    how = {"space": Pixels((3, size, size)), "flip": flip, "seed": 0, "batch_size": batch_size}
+    return ImageBatches(images, hold_out(n, 20), augment=augment, device=torch.device("cpu"), **how)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from scipy import stats
 from flowimg.build.data import SOURCES, TOYS
 from flowimg.build.flow import COUPLINGS, build_objective
 from flowimg.data.batches import ImageBatches, PointBatches
-from flowimg.data.prefetch import LastBatch, Prefetch
+from flowimg.data.prefetch import Prefetch, keep_last
 from flowimg.data.store import Images, hold_out
 from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import uniform
@@ -34,9 +34,13 @@ def pictures(n=120, size=4):
     return Images(pixels, torch.arange(n), tuple(map(str, range(n))))
 
 
+def how(space, batch_size, seed=0, flip=False):
+    return {"space": space, "flip": flip, "seed": seed, "batch_size": batch_size, "device": CPU}
+
+
 def image_batches(flip=False, batch_size=50, seed=0, images=None):
     images = images or pictures()
-    return ImageBatches(images, GREY, hold_out(len(images.pixels), 20), flip, seed, batch_size, CPU)
+    return ImageBatches(images, hold_out(len(images.pixels), 20), **how(GREY, batch_size, seed, flip))
 
 
 def point_batches(name="checkerboard", labels=True, seed=0):
@@ -165,7 +169,7 @@ def test_whatever_is_kept_apart_the_rest_is_learned_each_once(n, share, seed):
     apart = hold_out(n, int(share * (n - 1)))
     index = torch.arange(n)
     images = Images(index.to(torch.uint8)[:, None, None, None], index, ("a",) * n)
-    batches = ImageBatches(images, Pixels((1, 1, 1)), apart, False, seed, n, CPU)
+    batches = ImageBatches(images, apart, **how(Pixels((1, 1, 1)), n, seed))
     assert batches.size == n - len(apart)
     seen = batches(0, range(batches.size))[1].label
     assert sorted(seen.tolist() + apart.tolist()) == list(range(n))
@@ -206,9 +210,8 @@ def places_told(n=60, size=9):
 
 
 def windowed(flip=False, seed=0, batch_size=40, window=5):
-    return ImageBatches(
-        places_told(), Pixels((3, window, window)), hold_out(60, 10), flip, seed, batch_size, CPU, window
-    )
+    cut = how(Pixels((3, window, window)), batch_size, seed, flip)
+    return ImageBatches(places_told(), hold_out(60, 10), window=window, **cut)
 
 
 def corners(x):
@@ -239,7 +242,7 @@ def test_every_window_comes_and_none_more_often_than_others():
 def test_windows_are_of_the_step_the_place_and_the_seed_alone():
     one = corners(windowed()(3, range(40))[0])
     assert torch.equal(one, corners(windowed()(3, range(40))[0]))
-    others = ImageBatches(places_told(90), Pixels((3, 5, 5)), hold_out(90, 3), False, 0, 40, CPU, 5)
+    others = ImageBatches(places_told(90), hold_out(90, 3), window=5, **how(Pixels((3, 5, 5)), 40))
     assert torch.equal(one, corners(others(3, range(40))[0]))  # of other pictures the same squares
     for other in (windowed()(4, range(40))[0], windowed(seed=1)(3, range(40))[0]):
         assert (one != corners(other)).any(1).float().mean() > 0.8  # by chance 24 of 25
@@ -316,7 +319,7 @@ def test_what_was_asked_for_last_is_not_made_again():
         made.append((step, places.start))
         return torch.tensor([step, places.start]), None
 
-    once = LastBatch(data)
+    once = keep_last(data)
     for step in range(3):
         for places in (range(0, 4), range(0, 4), range(4, 8), range(4, 8)):
             assert once(step, places)[0].tolist() == [step, places.start]
@@ -331,7 +334,7 @@ def test_made_ahead_steps_see_what_they_would_have_seen_and_each_row_is_made_onc
     values = {"train": {"batch_size": 40, "label_drop": 0.3}, "coupling": {"kind": coupling, **block}}
     objective = build_objective(validate(Config, values, "test"))
     places = [range(at, at + 10) for at in range(0, 40, 10)]
-    once = LastBatch(lambda step, some: asked.append((step, some)) or batches(step, some))
+    once = keep_last(lambda step, some: asked.append((step, some)) or batches(step, some))
     ahead = Prefetch(partial(objective.draw, once), places)
     for step in (0, 1, 2, 6):
         for some in places:

@@ -42,6 +42,10 @@ def stream(tmp_path_factory):
     return opened(folder, tmp_path_factory.mktemp("cache"))
 
 
+def how(batch_size, seed=0, flip=False):
+    return {"space": SPACE, "flip": flip, "seed": seed, "batch_size": batch_size, "device": CPU}
+
+
 @pytest.fixture
 def batches_of():
     """Batches of a stream, whose workers go when the test does."""
@@ -49,7 +53,7 @@ def batches_of():
 
     def batches_of(stream, held=5, batch_size=16, seed=0, open_shards=4, max_bad=0.01, flip=False):
         apart = keep_apart(stream.counts, held)
-        made.append(StreamBatches(stream, GREY, SPACE, apart, flip, seed, batch_size, CPU, open_shards, 1))
+        made.append(StreamBatches(stream, GREY, apart, open_shards, 1, **how(batch_size, seed, flip)))
         made[-1].max_bad = max_bad
         return made[-1]
 
@@ -107,7 +111,7 @@ def test_every_epoch_shows_each_picture_once_and_reads_it_once(stream, batches_o
 @few
 @given(step=st.integers(0, 10**6), inner=st.lists(st.integers(1, 15), max_size=4))
 def test_rows_are_the_same_however_the_batch_is_cut(stream, step, inner):
-    batches = StreamBatches(stream, GREY, SPACE, keep_apart(stream.counts, 5), False, 0, 16, CPU, 4, 1)
+    batches = StreamBatches(stream, GREY, keep_apart(stream.counts, 5), 4, 1, **how(16))
     parts = [batches.rows(step, range(a, b)) for a, b in pairwise(sorted({0, 16, *inner}))]
     assert [row for part in parts for row in part] == batches.rows(step, range(16))
 

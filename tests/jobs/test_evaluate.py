@@ -435,10 +435,10 @@ def test_data_of_other_classes_or_shape_than_the_runs_are_refused(of_folders, re
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels[..., 0]).save(source / "a" / "new.png")
     status, said = refused("evaluate", run, *QUICK)
-    assert status == 3 and "has the classes a, b, c, d, and the run learned b, c, d" in said
+    assert status == 3 and "has the classes a, b, c, d, and the run was trained on b, c, d" in said
     Image.fromarray(pixels).save(source / "a" / "new.png")
     status, said = refused("evaluate", run, *QUICK)
-    assert status == 3 and "has pictures of 3 x 8 x 8, and the run learned from 1 x 8 x 8" in said
+    assert status == 3 and "has pictures of 3 x 8 x 8, and the run was trained on 1 x 8 x 8" in said
     shutil.rmtree(source)
     status, said = refused("evaluate", run, *QUICK)
     assert status == 3 and str(source) in said

@@ -141,7 +141,7 @@ def test_how_it_was_made_is_said(more, said):
 def test_the_irreducible_loss_beside_augmentation_is_that_of_pictures_as_they_are_and_says_so(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
-    batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
+    batches = ImageBatches(whole, torch.tensor([20]), space=SPACE, flip=False, seed=0, batch_size=16, device=CPU)
     plain, beside = estimate_irreducible(config, batches), estimate_irreducible(config, replace(batches, augment=0.5))
     assert (plain.mean, plain.by_t) == (beside.mean, beside.by_t)
     assert beside.of == f"{plain.of}, of pictures that are not augmented"
@@ -150,7 +150,7 @@ def test_the_irreducible_loss_beside_augmentation_is_that_of_pictures_as_they_ar
 def test_the_irreducible_loss_of_pictures_counts_the_mirrored_ones(tmp_path):
     config = load(str(write_settings(tmp_path / "a.yaml")))
     whole = build_source(config).load(CPU).images.take(torch.arange(21))
-    batches = ImageBatches(whole, SPACE, torch.tensor([20]), False, 0, 16, CPU)
+    batches = ImageBatches(whole, torch.tensor([20]), space=SPACE, flip=False, seed=0, batch_size=16, device=CPU)
     images = whole.take(torch.arange(20))
     plain, mirrored = estimate_irreducible(config, batches), estimate_irreducible(config, replace(batches, flip=True))
     assert 0 < plain.mean < mirrored.mean

@@ -152,4 +152,4 @@ def test_a_split_of_other_classes_than_the_runs_is_refused(tmp_path, refused):
     data = {"kind": "images", "source": str(tmp_path / "pictures"), "held_out": 2}
     main(["train", str(write_settings(tmp_path / "r.yaml", data=data)), "--run", str(tmp_path / "run")])
     status, said = refused("likelihood", tmp_path / "run", "--split", "test", "--count", "4")
-    assert status == 3 and "has the classes b, c, and the run learned a, b, c" in said
+    assert status == 3 and "has the classes b, c, and the run was trained on a, b, c" in said

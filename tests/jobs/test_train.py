@@ -141,12 +141,14 @@ def _ahead(state, some, stack):
 def test_what_steps_see_is_made_ahead_where_that_helps(device, pixels, ahead):
     there = type("There", (), {"device": SimpleNamespace(type=pixels), "__len__": lambda self: 4})()
     images, space, on = Images(there, None, ()), Pixels((1, 8, 8)), SimpleNamespace(type=device)
-    some = batches.ImageBatches(images, space, torch.arange(0), False, 0, 4, on)
+    how = {"space": space, "flip": False, "seed": 0, "batch_size": 4, "device": on}
+    some = batches.ImageBatches(images, torch.arange(0), **how)
     state = SimpleNamespace(draw="now", objective=SimpleNamespace(draw=print), micro_batches=lambda: [range(4)])
     with ExitStack() as stack:
         beginning._feed(state, some, stack)
         assert isinstance(state.draw, prefetch.Prefetch) == ahead
-        assert not ahead or isinstance(state.draw.make.args[0], prefetch.LastBatch)
+        once = state.draw.make.args[0] if ahead else None
+        assert not ahead or (once.__wrapped__ is some and once.cache_parameters()["maxsize"] == 1)
 
 
 def test_a_line_of_metrics_says_all_that_is_promised(tmp_path):

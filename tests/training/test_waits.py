@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
-from flowimg.data.prefetch import LastBatch, Prefetch
+from flowimg.data.prefetch import Prefetch, keep_last
 from flowimg.errors import NotFiniteError
 from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet
@@ -158,7 +158,7 @@ def test_a_step_of_a_run_on_pictures_does_not_wait(device, options):
     batches = source.load(accelerator.device)
     recipe = Recipe(steps=20, momentum=0.95)
     state = start(strategy_of(accelerator), build_field(config, source.facts), objective, batches, recipe, options)
-    ahead = Prefetch(partial(objective.draw, LastBatch(batches)), state.micro_batches())
+    ahead = Prefetch(partial(objective.draw, keep_last(batches)), state.micro_batches())
     if device == "cuda":  # what is dispatched in a thread is not heard
         state.draw = ahead
     try:

@@ -10,14 +10,12 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowimg.data.cache import NO_STAMP, Stamp, name_of, stamp
-from flowimg.data.listing import Listing, Source, check_split, number_classes, plain
-from flowimg.data.pictures import Encoded
+from flowimg.data.listing import Listing, Source, check_split, number_classes, of_files, plain
 from flowimg.errors import DataError
 
 ENDINGS = {
@@ -138,23 +136,13 @@ def _listing(root: Path, pictures: list[Entry], prefix: str, unused: list[str]) 
     below = [entry.path.removeprefix(prefix) for entry in pictures]
     good = [path for path, entry in zip(below, pictures, strict=True) if entry.wrong is None]
     numbers, classes = number_classes({path.split("/")[0] for path in good})
-    labels: NDArray[np.int64] | None = None
-    if len(classes) > 1 and all("/" in path for path in good):
-        labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
 
     def name(row: int) -> str:
         return os.path.join(root, pictures[row].path)
 
-    stamps = np.array([entry.stamp for entry in pictures], dtype=np.int64).reshape(-1, 3)
-    return Listing(
-        count=len(pictures),
-        read=lambda rows: [Encoded(path=name(row)) for row in rows],
-        name=name,
-        labels=labels,
-        classes=() if labels is None else classes,
-        bytes=stamps[:, 0],
-        stamps=stamps,
-        wrong={row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None},
-        origin=("", "" if labels is None else "a folder each"),
-        unused=tuple(unused),
-    )
+    wrong = {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
+    more: dict[str, Any] = {}
+    if len(classes) > 1 and all("/" in path for path in good):
+        labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
+        more = {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
+    return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)

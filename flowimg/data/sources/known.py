@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
-from flowimg.data.listing import Listing, Request, Source, check_split, listed
+from flowimg.data.listing import Ints, Listing, Request, Source, check_split, listed, of_files
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 
@@ -36,16 +36,14 @@ def of_arrays(
     Raises:
         ValueError: If the numbers of labels and pictures differ, or a label is not an index of `classes`.
     """
-    numbers = np.asarray(labels, np.int64)
-    if len(numbers) != len(pictures) or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
-        raise ValueError(
-            f"{len(pictures)} pictures need as many labels from 0 to {len(classes) - 1}, not {len(numbers)}"
-        )
+    numbers, count = np.asarray(labels, np.int64), len(pictures)
+    if len(numbers) != count or (len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes)):
+        raise ValueError(f"{count} pictures need as many labels from 0 to {len(classes) - 1}, not {len(numbers)}")
 
-    def read(rows: NDArray[np.int64]) -> list[Encoded]:
+    def read(rows: Ints) -> list[Encoded]:
         return [Encoded(_portable(pictures[row])) for row in rows]
 
-    return Listing(len(pictures), read, "picture {}".format, numbers, tuple(classes))
+    return Listing(count, read, "picture {}".format, numbers, tuple(classes))
 
 
 def _portable(pixels: NDArray[np.uint8]) -> bytes:
@@ -141,19 +139,11 @@ def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
         numbers = np.array([int(number) - 1 for _, number, *_ in rows], np.int64)
         breeds = {int(number) - 1: name.rpartition("_")[0].replace("_", " ") for name, number, *_ in rows}
         classes = tuple(breeds.get(number, str(number)) for number in range(max(breeds, default=-1) + 1))
-        found = [stamp_of(file) for file in files]
-        stamps = np.array(found, np.int64).reshape(-1, 3)
-        return Listing(
-            count=len(files),
-            read=lambda some: [Encoded(path=files[row]) for row in some],
-            name=files.__getitem__,
-            labels=numbers,
-            classes=classes,
-            bytes=stamps[:, 0],
-            stamps=stamps,
-            wrong={row: "the file does not exist" for row, stamp in enumerate(found) if stamp == NO_STAMP},
-            signature=name_of(numbers, classes, files, stamps),
-        )
+        stamps = [stamp_of(file) for file in files]
+        wrong = {row: "the file does not exist" for row, stamp in enumerate(stamps) if stamp == NO_STAMP}
+        signature = name_of(numbers, classes, files, np.array(stamps, np.int64))
+        more = {"labels": numbers, "classes": classes, "wrong": wrong, "signature": signature}
+        return of_files(files.__getitem__, stamps, **more)
 
     return [annotations, folder / "images"], listing
 

@@ -3,23 +3,21 @@
 Footers and labels are read once, several files at a time, and stored in the cache.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from flowimg.data.cache import keep_arrays, name_of, read_arrays
+from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Opened, Request, Stream, check_split, number_classes
 from flowimg.data.pictures import first_line
 from flowimg.data.sources.shards import lacks_label, of_split
+from flowimg.data.workers import Result
 from flowimg.errors import DataError
-
-Result = TypeVar("Result")
 
 OPENED = 16
 """Files that are read at a time."""
@@ -136,10 +134,10 @@ def _known_labels(files: Sequence[str], label: str, cache: Path, signature: str)
     path = cache / "shards" / f"{name_of('labels 1', label, signature)}.npz"
     kept = read_arrays(path)
     if kept is not None:
-        return json.loads(kept["labels"].tobytes())
+        return unpack(kept["labels"])
     found = set().union(*_of_each(partial(_labels, label), files))
     known = sorted(found, key=lambda value: (value is None, value if value is not None else 0))
-    keep_arrays(path, labels=np.frombuffer(json.dumps(known).encode(), np.uint8))
+    keep_arrays(path, labels=pack(known))
     return known
 
 

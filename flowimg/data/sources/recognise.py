@@ -59,9 +59,8 @@ def _folder(where: str, source: str, path: Path, cache: Path, request: Request) 
         ("a folder of pictures with metadata", any((path / f"metadata.{end}").exists() for end in ("csv", "jsonl"))),
         (f"a folder of tables{more}", any(endings[ending] for ending in TABLES)),
     ]
-    for kind, matches in kinds:
-        if matches:
-            return _table(where, source, request, signature_of(entries), kind)
+    if kind := next((kind for kind, matches in kinds if matches), None):
+        return _table(where, source, request, signature_of(entries), kind)
     if endings[".tar"]:
         found = shards(where, shards_below(path, entries), cache, request)
         return replace(found, kind=found.kind + more)

@@ -15,19 +15,16 @@ import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import Listing, Request, Source, check_split, number_classes, plain
+from flowimg.data.listing import Ints, Listing, Request, Source, check_split, number_classes, plain
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.folders import ENDINGS, SPLITS, Entry
-from flowimg.data.workers import cores, spread
+from flowimg.data.workers import Result, cores, spread
 from flowimg.errors import DataError
-
-Found = TypeVar("Found")
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
@@ -40,8 +37,8 @@ MOST_LABEL = 2**20
 class Shard(NamedTuple):
     """The pictures of a tar file: their positions and sizes in bytes, (N,), and their names and labels, as text."""
 
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    starts: Ints
+    sizes: Ints
     names: list[str]
     labels: list[str] | None
     cut_off: bool
@@ -114,23 +111,18 @@ def _listing(where: str, files: list[str], cache: Path, request: Request) -> Lis
     if not len(shard):
         raise no_pictures(where, request)
     # what comes after the place where a shard is broken off is lost; the picture before it may be incomplete
-    cut = {
-        int(first[number + 1]) - 1: "the shard is broken off here"
-        for number, part in enumerate(found)
-        if part.cut_off and len(part.starts)
-    }
+    lasts = [last for last, part in zip(first[1:] - 1, found, strict=True) if part.cut_off and len(part.starts)]
+    cut = dict.fromkeys(map(int, lasts), "the shard is broken off here")
 
-    def read(rows: NDArray[np.int64]) -> list[Encoded]:
-        return [
-            found[part].picture(files[part], row - first[part]) for row, part in zip(rows, shard[rows], strict=True)
-        ]
+    def read(rows: Ints) -> list[Encoded]:
+        places = zip(rows, shard[rows], strict=True)
+        return [found[part].picture(files[part], row - first[part]) for row, part in places]
 
     def name(row: int) -> str:
         part = int(shard[row])
         return f"{files[part]}:{found[part].names[row - first[part]]}"
 
-    labels: NDArray[np.int64] | None = None
-    classes: tuple[str, ...] = ()
+    more: dict[str, Any] = {}
     texts = [text for part in found for text in part.labels or ()]
     if label is not None and (request.label_column or any(texts)):
         known = {text for row, text in enumerate(texts) if row not in cut}
@@ -138,9 +130,9 @@ def _listing(where: str, files: list[str], cache: Path, request: Request) -> Lis
             raise lacks_label(where, label)
         numbers, classes = classes_of(known)
         labels = np.array([numbers.get(text, 0) for text in texts], np.int64)
-    origin = ("", f"of {label}" if labels is not None else "")
+        more = {"labels": labels, "classes": classes, "origin": ("", f"of {label}")}
     sizes = np.concatenate([part.sizes for part in found])
-    return Listing(len(shard), read, name, labels, classes, sizes, wrong=cut, origin=origin)
+    return Listing(len(shard), read, name, bytes=sizes, wrong=cut, **more)
 
 
 def no_pictures(where: str, request: Request) -> DataError:
@@ -164,7 +156,7 @@ def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     return {text: numbers[value] for text, value in values.items()}, classes
 
 
-def look_up(where: str, do: Callable[[str], Found | str], files: list[str]) -> list[Found]:
+def look_up(where: str, do: Callable[[str], Result | str], files: list[str]) -> list[Result]:
     """What is found in each shard; several are read at once.
 
     Raises:

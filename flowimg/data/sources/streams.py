@@ -13,20 +13,9 @@ import numpy as np
 
 from flowimg.data.cache import name_of
 from flowimg.data.listing import Opened, Request, Stream
+from flowimg.data.sources import shards
 from flowimg.data.sources.folders import walk
 from flowimg.data.sources.parquet import parquet_stream
-from flowimg.data.sources.shards import (
-    LABEL,
-    Shard,
-    classes_of,
-    kept_or_read,
-    lacks_label,
-    look_up,
-    no_pictures,
-    of_split,
-    shards_below,
-    tar_files,
-)
 from flowimg.errors import DataError
 
 
@@ -48,11 +37,11 @@ def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
     if os.path.isdir(path):
         entries, _ = walk(path)
         has_tables = any(entry.path.endswith(".parquet") for entry in entries)  # which `recognise` prefers too
-        files = [] if has_tables else shards_below(path, entries)
+        files = [] if has_tables else shards.shards_below(path, entries)
     elif not files and "://" not in source:
-        files = tar_files(where, path)
+        files = shards.tar_files(where, path)
     if files:
-        return _tar_stream(where, of_split(where, files, request.split), cache, request)
+        return _tar_stream(where, shards.of_split(where, files, request.split), cache, request)
     return parquet_stream(where, source, cache, request)
 
 
@@ -66,19 +55,19 @@ class Summary(NamedTuple):
 
 
 def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> Stream:
-    label = (request.label_column or LABEL) if request.labels else None
-    read = partial(kept_or_read, cache=cache, image=request.image_column, label=label)
-    found = look_up(where, partial(_summary, read), files)
+    label = (request.label_column or shards.LABEL) if request.labels else None
+    read = partial(shards.kept_or_read, cache=cache, image=request.image_column, label=label)
+    found = shards.look_up(where, partial(_summary, read), files)
     counts = np.array([part.pictures for part in found], np.int64)
     if not counts.sum():
-        raise no_pictures(where, request)
+        raise shards.no_pictures(where, request)
     numbers: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     labelled = sum(part.labelled for part in found)
     if label and (request.label_column or labelled):
         if labelled < counts.sum():
-            raise lacks_label(where, label)
-        numbers, classes = classes_of({text for part in found for text in part.labels})
+            raise shards.lacks_label(where, label)
+        numbers, classes = shards.classes_of({text for part in found for text in part.labels})
     full = np.flatnonzero(counts)
     cut = sum(part.cut_off for part in found)
     story = f"{len(full):,} tar shards, {counts.sum():,} pictures, streamed"
@@ -96,7 +85,7 @@ def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> 
     return Stream(where, story, counts[full], classes, open_one, fingerprint)
 
 
-def _summary(read: Callable[[str], Shard | str], file: str) -> Summary | str:
+def _summary(read: Callable[[str], shards.Shard | str], file: str) -> Summary | str:
     shard = read(file)
     if isinstance(shard, str):
         return shard

@@ -11,10 +11,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
-from flowimg.data.listing import Listing, Request, check_split, listed, number_classes
+from flowimg.data.listing import Ints, Listing, Request, check_split, listed, number_classes
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.errors import DataError
 
@@ -85,14 +84,14 @@ def table_listing(where: str, source: str, request: Request) -> Listing:
     rows = splits[request.split].with_format(None)
     image = find_image_column(where, rows.features, request.image_column)
     label = find_label_column(where, rows.features, request)
-    labels: NDArray[np.int64] | None = None
+    labels: Ints | None = None
     classes: tuple[str, ...] = ()
     if label:
         values = rows.with_format("arrow")[:][label].to_pylist()
         labels, classes = read_labels(where, values, rows.features[label], label)
     pictures = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
-    def read(some: NDArray[np.int64]) -> list[Encoded]:
+    def read(some: Ints) -> list[Encoded]:
         adjacent = len(some) > 0 and some[-1] - some[0] + 1 == len(some)
         return [stored(cell) for cell in pictures[slice(some[0], some[-1] + 1) if adjacent else some.tolist()][image]]
 
@@ -100,20 +99,12 @@ def table_listing(where: str, source: str, request: Request) -> Listing:
         return name_stored(stored(pictures[row][image]), row)
 
     stamps = _stamps(pictures, image)
-    signature = str(rows._fingerprint)
-    return Listing(
-        count=len(rows),
-        read=read,
-        name=name,
-        labels=labels,
-        classes=classes,
-        stamps=stamps,
-        origin=(f"column {image}", f"column {label}" if label else ""),
-        signature=signature if stamps is None else name_of(signature, stamps),
-    )
+    signature = str(rows._fingerprint) if stamps is None else name_of(str(rows._fingerprint), stamps)
+    origin = (f"column {image}", f"column {label}" if label else "")
+    return Listing(len(rows), read, name, labels, classes, stamps=stamps, origin=origin, signature=signature)
 
 
-def _stamps(pictures: datasets.Dataset, image: str) -> NDArray[np.int64] | None:
+def _stamps(pictures: datasets.Dataset, image: str) -> Ints | None:
     """Stamps of the files that rows point to, (N, 3), zeros for other rows; None if no row points to a file."""
     column = pictures.with_format("arrow")[:][image]
     if not pa.types.is_struct(column.type) or not (content := pc.struct_field(column, "bytes")).null_count:
@@ -190,7 +181,7 @@ def _holds_labels(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in LABELS
 
 
-def read_labels(where: str, values: list[Any], feature: Any, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def read_labels(where: str, values: list[Any], feature: Any, column: str) -> tuple[Ints, tuple[str, ...]]:
     """The label of every row as a number, and the class names."""
     missing = next((row for row, value in enumerate(values) if value is None or value == -1), None)
     if missing is not None:

@@ -97,7 +97,8 @@ def _of_pictures(objective: FlowMatching, batches: Any) -> tuple[Tensor, Tensor,
     images = batches.some(min(MAX_PICTURES, max(1, MAX_VALUES // batches.held_out(1)[0].numel())))
     device = torch.device("cpu") if batches.device.type == "mps" else batches.device  # mps has no float64
     none = torch.zeros(0, dtype=torch.int64)
-    plain = ImageBatches(images.to(device), batches.space, none, batches.flip, batches.seed, PICTURES, device)
+    of_run = {"space": batches.space, "flip": batches.flip, "seed": batches.seed}
+    plain = ImageBatches(images.to(device), none, batch_size=PICTURES, device=device, **of_run)
     draw = replace(objective, batch_size=PICTURES).draw(plain, 0, range(PICTURES))
     pixels, labels, _ = plain.images
     if plain.flip:  # a training step may see the mirrored pictures too

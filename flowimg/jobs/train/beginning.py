@@ -11,7 +11,7 @@ from flowimg.build.data import DataFacts, FoundData, build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.data.batches import Batches
-from flowimg.data.prefetch import LastBatch, Prefetch
+from flowimg.data.prefetch import Prefetch, keep_last
 from flowimg.errors import CheckpointError, MachineError
 from flowimg.files import read_json
 from flowimg.jobs.train.launch import cut, recipe_of
@@ -109,7 +109,7 @@ def _feed(state: Training, batches: Batches, stack: ExitStack) -> None:
     stack.callback(batches.close)
     if batches.ready:
         return
-    ahead = Prefetch(partial(state.objective.draw, LastBatch(batches)), state.micro_batches())
+    ahead = Prefetch(partial(state.objective.draw, keep_last(batches)), state.micro_batches())
     stack.callback(ahead.close)
     state.draw = ahead
 
