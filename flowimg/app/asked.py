@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, get_args
 
 from torch import Tensor
 
-from flowimg.build.sampler import build_sampler
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
 from flowimg.flow.condition import Condition
-from flowimg.machine.precision import autocast
+from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import Followed
 from flowimg.settings.sampling import Solver
@@ -76,11 +74,9 @@ def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequen
     Raises:
         PageError: If they are not finite.
     """
-    device = next(run.field.parameters()).device
-    sampler = build_sampler(run.field, run.config, run.space, how, partial(autocast, device, precision), len(x_0))
-    followed = sampler.follow(
-        x_0, Condition() if label is None else labelled(label, len(x_0), run.facts.classes), times
-    )
+    sampler = sampler_of(run, how.model_copy(update={"precision": precision}), batch_size=len(x_0))
+    cond = Condition() if label is None else labelled(label, len(x_0), run.facts.classes)
+    followed = sampler.follow(x_0, cond, times)
     if not bool(followed.states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")
     return followed

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from flowimg.conditions.labels import labelled, parse_label
+from flowimg.conditions.labels import labelled
 from flowimg.figures.samples import save_grid
-from flowimg.jobs.pictures import new_folder, open_pictures, sampler_of, save_picture
+from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of, save_picture
 from flowimg.jobs.sample import how_name
 from flowimg.machine.processes import one_process
-from flowimg.runs.opening import check_guidance
 from flowimg.sampling.sampler import arc, noise
 from flowimg.settings.verbs import Interpolate
 
@@ -18,9 +17,8 @@ from flowimg.settings.verbs import Interpolate
 def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
     one_process("interpolate")
-    settings, run = open_pictures(settings)
-    label = parse_label(settings.label, run.facts.classes, settings.run)
-    check_guidance(settings.guidance, run.facts, run.config)
+    settings, run = opened_on_pictures(settings)
+    label = label_of(settings, run)
     ends = noise(settings.seeds, run.space.shape)
     x_0 = torch.cat([arc(a, b, settings.frames) for a, b in pairwise(ends)])
     name = f"{how_name(settings, run, label)}_between_{'_'.join(str(seed) for seed in settings.seeds)}"

@@ -65,11 +65,7 @@ class Engine(ABC):
         """Draw and score the samples of these seeds, on all processes; `inside` is a context for the drawing."""
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        """As `full`, but scores other than `score` may be missing."""
-        return self.full(sampler, how, seeds)
-
-    def full(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        """As a call, with the main score as `score` too."""
+        """As a call, with the main score as `score`; other scores may be missing."""
         scores = self(sampler, how, seeds)
         return None if scores is None else {**scores, "score": scores[self.main]}
 
@@ -89,10 +85,6 @@ class PointEngine(Engine):
     limits = ("max_off", "max_sw2", "max_mass_ratio")
     shared = False
 
-    def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
-        super().__init__(config, facts, options, state)
-        self.toy = build_toy(config)
-
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
         if settings.max_frechet is not None or settings.features != "proxy" or settings.inception:
@@ -101,12 +93,12 @@ class PointEngine(Engine):
             raise SettingsError(f"--sweep-guidance needs a conditional run on images, and {settings.run} is not one")
 
     def __call__(self, sampler: Sampler, how: Solving, seeds: range, inside: Inside = nullcontext) -> Scored:
-        scores = None
+        scores, toy = None, build_toy(self.config)
         if self.state.is_main_process:
             with inside():
                 x_1, nfe = sampler.draw(seeds, build_condition(self.config, self.facts, seeds))
-                data = self.toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
-                scored = score_points(x_1, data, self.toy.part(x_1), self.toy.parts)
+                data = toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
+                scored = score_points(x_1, data, toy.part(x_1), toy.parts)
                 scores = {**scored._asdict(), **made_how(how.record, seeds, nfe)}
         return scores
 

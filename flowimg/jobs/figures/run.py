@@ -7,11 +7,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flowimg.build.sampler import build_sampler, settle
+from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
 from flowimg.evaluation.record import describe
 from flowimg.figures.record import Drawable, Figure, add_figures
 from flowimg.flow.irreducible import Irreducible
+from flowimg.jobs.drawing import opened
 from flowimg.jobs.figures.irreducible import OF_PICTURES, find_irreducible
 from flowimg.jobs.figures.pictures import picture_figures
 from flowimg.jobs.figures.points import point_figures
@@ -19,7 +20,7 @@ from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import Run, check_guidance, open_run
+from flowimg.runs.opening import Run, check_guidance
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import Solving
 from flowimg.settings.verbs import Figures
@@ -35,8 +36,7 @@ def figures(settings: Figures) -> dict[str, Any]:
     """Draw all figures of a run and print their paths."""
     one_process("figures")
     device = pick_device()
-    run = open_run(settings.run, settings.weights, settings.step, device)
-    settings = settle(settings, run.config)
+    settings, run = opened(settings, device)
     check_guidance(settings.guidance, run.facts, run.config)
     drawn = draw_figures(run, settings, settings.seed, None, partial(autocast, device, settings.precision))
     paths = [str(run.folder.figures / figure.file) for figure in drawn]
