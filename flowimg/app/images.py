@@ -114,27 +114,21 @@ def images_page(run: Run, precision: str) -> gr.Blocks:
 
         asked, seen = [moment, seed, steps, solver, guidance, label], [kept, picture, way, said]
         gr.on([go.click, page.load, seed.submit], drawn, asked, seen, api_name="draw")
-        dice.click(
-            lambda: int(torch.randint(10_000, ()).item()), None, seed, queue=False, api_visibility="private"
-        ).then(drawn, asked, seen, api_visibility="private")
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        private = {"api_visibility": "private"}
+        rolled = dice.click(lambda: int(torch.randint(10_000, ()).item()), None, seed, queue=False, **private)
+        rolled.then(drawn, asked, seen, **private)
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", **private}
         moment.input(_at, [kept, moment], picture, **quick)
-        go_2.click(
-            drawn_2,
-            [place, first, second, frames, steps_2, solver_2, guidance_2, label_2],
-            [kept_2, frame, row, said_2],
-            api_name="between",
-        )
+        asked_2 = [place, first, second, frames, steps_2, solver_2, guidance_2, label_2]
+        go_2.click(drawn_2, asked_2, [kept_2, frame, row, said_2], api_name="between")
         place.input(_at, [kept_2, place], frame, **quick)
     return page
 
 
 def _shown(label: str, name: str, height: int | None = None) -> Any:
-    options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
+    options: dict[str, Any] = {"elem_classes": "pixels", "interactive": False, "format": "png", "buttons": []}
     # on a low strip the label would lie over the first pictures
-    return gr.Image(
-        label=label, show_label=height is None, elem_id=name, elem_classes="pixels", height=height, **options
-    )
+    return gr.Image(label=label, show_label=height is None, elem_id=name, height=height, **options)
 
 
 def _at(pictures: np.ndarray | None, place: float) -> np.ndarray | None:

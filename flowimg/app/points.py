@@ -47,12 +47,8 @@ def flow_particles(
     particles = check_particles(plane)
     began = time.perf_counter()
     states, nfe = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS, precision)
-    paths = states.transpose(0, 1).flatten(1)
-    answer = {
-        "particles": particles,
-        "paths": [[round(value, 3) for value in path] for path in paths.tolist()],
-        "times": MOMENTS,
-    }
+    paths = [[round(value, 3) for value in path] for path in states.transpose(0, 1).flatten(1).tolist()]
+    answer = {"particles": particles, "paths": paths, "times": MOMENTS}
     return answer, f"{len(particles):,} particles; {told(how, nfe, time.perf_counter() - began)}"
 
 
@@ -92,15 +88,9 @@ def points_page(run: Run, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     space: Any = run.space
     name = run.folder.path.resolve().name
-    ground = space.examples(3000)
-    setup = {
-        "side": 1.25 * space.extent,
-        "most": MOST,
-        "data": [[round(value, 2) for value in point] for point in ground.tolist()],
-        "noise_colour": NOISE,
-        "data_colour": DATA,
-        "flow_colour": FLOW,
-    }
+    data = [[round(value, 2) for value in point] for point in space.examples(3000).tolist()]
+    colours = {"noise_colour": NOISE, "data_colour": DATA, "flow_colour": FLOW}
+    setup = {"side": 1.25 * space.extent, "most": MOST, "data": data, **colours}
     script = f"const setup = {json.dumps(setup)};\n" + plane_script()
     with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
         gr.Markdown(
@@ -132,7 +122,6 @@ def points_page(run: Run, precision: str) -> gr.Blocks:
         flow.click(flowed, asked, seen, js=up, api_name="flow")
         fill.click(filled, [count, seed], seen, api_name="gaussian")
         clear.click(lambda: ({"particles": []}, ""), None, seen, queue=False, api_visibility="private")
-        page.load(filled, [count, seed], seen, api_visibility="private").then(
-            flowed, asked, seen, api_visibility="private"
-        )
+        loaded = page.load(filled, [count, seed], seen, api_visibility="private")
+        loaded.then(flowed, asked, seen, api_visibility="private")
     return page
