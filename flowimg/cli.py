@@ -23,16 +23,14 @@ from flowimg.version import __version__
 
 Result = dict[str, Any] | None
 """Plain values for a script that runs a verb; None on every process but the first."""
-Run = Callable[[Sequence[str]], Result]
-"""Runs a verb with the words that follow its name."""
 
 
 class Verb(NamedTuple):
-    """A command of `flowimg`: the words that follow its name, what it does, and how to run it."""
+    """A command of `flowimg`: the words that follow its name, what it does, and how to run it with them."""
 
     words: str
     purpose: str
-    run: Run
+    run: Callable[[Sequence[str]], Result]
 
 
 def call(job: str, *settings: Any) -> Result:

@@ -1,6 +1,5 @@
 """The page about a run on pictures: one picture and its way from noise, and pictures between two seeds."""
 
-import time
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -9,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
+from flowimg.app.asked import SEED, class_number, solving, travel, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
 from flowimg.runs.opening import Run
@@ -39,10 +38,9 @@ def one_picture(
         PageError: If an input is out of bounds.
     """
     how, number = solving(run, steps, solver, guidance), whole(seed, "seed", 0, SEED)
-    began = time.perf_counter()
     x_0 = noise([number], run.space.shape)
-    states, nfe = travel(run, how, x_0, class_number(run, label), MOMENTS, precision)
-    return Answer(_pixels(run, states[:, 0]), told(how, nfe, time.perf_counter() - began))
+    states, said = travel(run, how, x_0, class_number(run, label), MOMENTS, precision)
+    return Answer(_pixels(run, states[:, 0]), said)
 
 
 def two_seeds(
@@ -60,11 +58,10 @@ def two_seeds(
     seeds = [whole(first, "first seed", 0, SEED), whole(second, "second seed", 0, SEED)]
     if seeds[0] == seeds[1]:
         raise PageError("the two seeds are the same: give two that differ")
-    began = time.perf_counter()
     a, b = noise(seeds, run.space.shape)
     x_0 = arc(a, b, count)
-    states, nfe = travel(run, how, x_0, class_number(run, label), [0.0, 1.0], precision)
-    return Answer(_pixels(run, states[-1]), told(how, nfe, time.perf_counter() - began))
+    states, said = travel(run, how, x_0, class_number(run, label), [0.0, 1.0], precision)
+    return Answer(_pixels(run, states[-1]), said)
 
 
 def images_page(run: Run, precision: str) -> gr.Blocks:

@@ -1,14 +1,12 @@
 """The page about a run on points: drop particles on the plane, or draw noise, and follow the flow."""
 
 import json
-import math
-import time
 from typing import Any
 
 import gradio as gr
 import torch
 
-from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
+from flowimg.app.asked import SEED, class_number, is_number, solving, travel, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
 from flowimg.figures.report import plane_script
@@ -45,11 +43,10 @@ def flow_particles(
     """
     how = solving(run, steps, solver, guidance)
     particles = check_particles(plane)
-    began = time.perf_counter()
-    states, nfe = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS, precision)
+    states, said = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS, precision)
     paths = [[round(value, 3) for value in path] for path in states.transpose(0, 1).flatten(1).tolist()]
     answer = {"particles": particles, "paths": paths, "times": MOMENTS}
-    return answer, f"{len(particles):,} particles; {told(how, nfe, time.perf_counter() - began)}"
+    return answer, f"{len(particles):,} particles; {said}"
 
 
 def check_particles(plane: Any) -> list[list[float]]:
@@ -64,14 +61,10 @@ def check_particles(plane: Any) -> list[list[float]]:
     if len(particles) > MOST:
         raise PageError(f"{len(particles):,} particles are too many: {MOST:,} at most")
     for point in particles:
-        fits = isinstance(point, list) and len(point) == 2 and all(_is_number(value) for value in point)
-        if not fits or not all(math.isfinite(value) and abs(value) <= FAR for value in point):
+        pair = isinstance(point, list) and len(point) == 2
+        if not pair or not all(is_number(value) and abs(value) <= FAR for value in point):
             raise PageError(f"a particle is two numbers between -{FAR:g} and {FAR:g}")
     return [[float(value) for value in point] for point in particles]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def gaussian(count: Any, seed: Any) -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""What the verbs that draw share: opening a run, its sampler, and writing pictures into a folder."""
+"""What the verbs that draw share: opening a run, its sampler, and a folder for what is drawn."""
 
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from flowimg.build.data import cache_of
 from flowimg.build.sampler import DrawingT, build_sampler, settle
@@ -15,11 +14,10 @@ from flowimg.errors import SettingsError
 from flowimg.machine.compiling import compiled_for
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
-from flowimg.machine.processes import share
+from flowimg.machine.processes import one_process, share
 from flowimg.runs.opening import Run, check_guidance, open_run
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.verbs import Drawing, Interpolate, Invert, Many, Sample
-from flowimg.spaces.space import Space
 
 
 def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, Run]:
@@ -28,12 +26,13 @@ def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, Run]:
     return settle(settings, run.config), run
 
 
-def opened_on_pictures(settings: DrawingT) -> tuple[DrawingT, Run]:
-    """As `opened`, for a run that must be on pictures.
+def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, Run]:
+    """As `opened`, for a verb on one process whose run must be on pictures.
 
     Raises:
         SettingsError: If its samples are not pictures.
     """
+    one_process(verb)
     settings, run = opened(settings, pick_device())
     if "png" not in run.space.formats:
         raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
@@ -67,8 +66,3 @@ def new_folder(out: str | None, usual: Path) -> Path:
         raise SettingsError(f"--out {out} exists and is not overwritten: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def save_picture(space: Space, x: Tensor, path: Path) -> None:
-    """Write one picture, shape *D, as a PNG."""
-    Image.fromarray(space.rows(x[None])[0].squeeze(-1).numpy()).save(path)

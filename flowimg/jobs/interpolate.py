@@ -4,20 +4,19 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flowimg.conditions.labels import labelled
 from flowimg.figures.samples import save_grid
-from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of, save_picture
+from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.sample import how_name
-from flowimg.machine.processes import one_process
 from flowimg.sampling.sampler import arc, noise
 from flowimg.settings.verbs import Interpolate
 
 
 def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
-    one_process("interpolate")
-    settings, run = opened_on_pictures(settings)
+    settings, run = opened_on_pictures("interpolate", settings)
     label = label_of(settings, run)
     ends = noise(settings.seeds, run.space.shape)
     x_0 = torch.cat([arc(a, b, settings.frames) for a, b in pairwise(ends)])
@@ -28,9 +27,9 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
     x_1 = states[-1]
     for old in out.glob("row*_frame*.png"):  # there may have been more frames the last time
         old.unlink()
-    for row in range(len(settings.seeds) - 1):
-        for frame in range(settings.frames):
-            save_picture(run.space, x_1[row * settings.frames + frame], out / f"row{row:02d}_frame{frame:03d}.png")
+    for number, picture in enumerate(run.space.rows(x_1).squeeze(-1).numpy()):
+        row, frame = divmod(number, settings.frames)
+        Image.fromarray(picture).save(out / f"row{row:02d}_frame{frame:03d}.png")
     save_grid(run.space, x_1, out / "grid.png", settings.frames)
     print(f"{len(x_1)} pictures between {len(settings.seeds)} seeds, {nfe} evaluations each: {out}")
     print(f"the grid: {out / 'grid.png'}")

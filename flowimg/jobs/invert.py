@@ -15,16 +15,14 @@ from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
 from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.sample import how_name
-from flowimg.machine.processes import one_process
 from flowimg.settings.verbs import Invert
 
 
 def invert(settings: Invert) -> dict[str, Any]:
     """Follow pictures to their noise and back; write the noise, and a grid of all three."""
-    one_process("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
-    settings, run = opened_on_pictures(settings)
+    settings, run = opened_on_pictures("invert", settings)
     label = label_of(settings, run)
     data: Any = run.config.data
     space: Any = run.space

@@ -13,7 +13,7 @@ from flowimg.build.sampler import build_solver, build_times, settle
 from flowimg.data.toys import Toy
 from flowimg.errors import SettingsError
 from flowimg.evaluation.record import describe, finite, keep, made_how
-from flowimg.figures.density import log_density_figure
+from flowimg.figures.points import log_density_figure
 from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.condition import Condition
 from flowimg.flow.density import LogDensity, bits_per_dim, log_density
@@ -48,10 +48,9 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     record = {**made_how(settings.record, seeds, density.nfe), **scores, "of": of}
     record |= made_by(run, settings.weights, settings.precision)
     keep(run.folder.evaluations, record)
-    print(
-        f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights: {record['count']:,} "
-        f"{record['of']}, {describe(settings.record)}, {record['nfe']} evaluations, {divergence}, {settings.precision}"
-    )
+    how = f"{describe(settings.record)}, {density.nfe} evaluations, {divergence}, {settings.precision}"
+    which = f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights"
+    print(f"{which}: {len(seeds):,} {of}, {how}")
     for name in ("nats", "nats_error", "entropy", "bits_per_dim", "bits_error"):
         if record.get(name) is not None:
             print(f"  {name:<32} {record[name]:.4f}")

@@ -117,13 +117,8 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) ->
     cost = f", {nfe} evaluations each" if nfe else ""
     print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
     print(f"the grid: {figure}")
-    where = {
-        "run": str(run.folder.path),
-        "folder": str(output.folder),
-        "samples": str(output.file),
-        "grid": str(figure),
-    }
-    return {**where, **about, "nfe": nfe}
+    where = {"run": run.folder.path, "folder": output.folder, "samples": output.file, "grid": figure}
+    return {**{name: str(path) for name, path in where.items()}, **about, "nfe": nfe}
 
 
 def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:

@@ -65,8 +65,7 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
     Yields:
         The rows of each batch, once they are taken in; those of the batches before are on disk then.
     """
-    waiting = iter(parts)
-    part = next(waiting, None)
+    waiting = list(reversed(parts))  # the next one is the last
     held: list[np.ndarray] = []
     # pictures are encoded and written beside the next batch; what ends this waits for those that are being written
     with ThreadPoolExecutor(1, "samples") as thread:
@@ -74,10 +73,10 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
         for batch in batches:
             held.extend(batch)
             ready: list[tuple[range, np.ndarray]] = []
-            while part is not None and len(held) >= len(part):
+            while waiting and len(held) >= len(waiting[-1]):
+                part = waiting.pop()
                 ready.append((part, np.stack(held[: len(part)])))
                 held = held[len(part) :]
-                part = next(waiting, None)
             before.result()
             before = thread.submit(_write, output, ready)
             yield len(batch)
@@ -96,18 +95,10 @@ def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
 
 def first_rows(output: Output, count: int) -> np.ndarray:
     """The first samples, while their parts are there."""
-    rows: list[np.ndarray] = []
-    for part in output.parts():
-        if len(rows) >= count:
-            break
-        path = output.path(part)
-        if output.form == "png":
-            with Image.open(path) as picture:
-                pixels = np.array(picture)
-            rows.append(pixels[..., None] if pixels.ndim == 2 else pixels)
-        else:
-            rows.extend(np.load(path, allow_pickle=False))
-    return np.stack(rows[:count])
+    paths = [output.path(part) for part in output.parts() if part.start < count]
+    if output.form == "png":
+        return np.stack([np.atleast_3d(np.array(Image.open(path))) for path in paths])
+    return np.concatenate([np.load(path, allow_pickle=False) for path in paths])[:count]
 
 
 def join(output: Output) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from flowimg.build.data import DataFacts, build_condition, build_toy
 from flowimg.errors import SettingsError
-from flowimg.evaluation.comparison import Drawn, DrawnShare, distance, draw_all, measured_with, score
+from flowimg.evaluation.comparison import Drawn, distance, draw_share, joined, measured_with, score
 from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.images import Nearest
 from flowimg.evaluation.points import PointScores, failures, score_points
@@ -43,14 +43,13 @@ Scored = dict[str, Any] | None
 class Engine(ABC):
     """Scores the samples of a run.
 
-    `count` is the default number of samples, `main` the score that a sweep plots, `limits` the settings that limit a
-    score; `shared` says whether all processes draw.
+    `count` is the default number of samples, `main` the score that a sweep plots; `shared` says whether all processes
+    draw.
     """
 
     count: ClassVar[int]
     main: ClassVar[str]
-    limits: ClassVar[tuple[str, ...]]
-    shared: ClassVar[bool]
+    shared: ClassVar[bool] = False
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         self.config, self.facts, self.state = config, facts, state
@@ -82,8 +81,6 @@ class PointEngine(Engine):
 
     count = 20_000
     main = "sw2"
-    limits = ("max_off", "max_sw2", "max_mass_ratio")
-    shared = False
 
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
@@ -112,7 +109,6 @@ class PictureEngine(Engine):
 
     count = 1000
     main = "frechet"
-    limits = ("max_frechet",)
     shared = True
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
@@ -122,7 +118,7 @@ class PictureEngine(Engine):
 
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
-        if any(getattr(settings, name) is not None for name in PointEngine.limits):
+        if any(limit is not None for limit in (settings.max_off, settings.max_sw2, settings.max_mass_ratio)):
             raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
         if settings.inception and settings.features != "inception":
             raise SettingsError(f"--inception {settings.inception} needs --features inception")
@@ -132,15 +128,13 @@ class PictureEngine(Engine):
             raise SettingsError(f"--count {settings.count} is too few for --sweep-guidance: give more than {NEAREST}")
 
     def _drawn(self, sampler: Sampler, seeds: range, inside: Inside = nullcontext, kept: int = KEPT) -> Drawn | None:
-        """The samples of these seeds in features, on the first process."""
-
-        def gather(own: DrawnShare | None) -> list[DrawnShare | None]:
-            shares: list[DrawnShare | None] = gather_object([own])
-            return shares if self.state.is_main_process else [None]
-
+        """The samples of these seeds in features, on the first process; None if a process gave up its share."""
         mine = share(range(len(seeds)), self.state.process_index, self.state.num_processes)
-        cond = build_condition(self.config, self.facts, seeds)
-        return draw_all(sampler, self.comparison, seeds, cond, mine, gather, inside, kept)
+        cond, own = build_condition(self.config, self.facts, seeds), None
+        with inside():
+            own = draw_share(sampler, self.comparison, seeds, cond, mine, kept)
+        shares = gather_object([own])
+        return joined(shares, cond, kept) if self.state.is_main_process and None not in shares else None
 
     def _how(self, drawn: Drawn, how: Solving, seeds: range) -> dict[str, Any]:
         """How the scores of these samples were made."""

@@ -13,8 +13,6 @@ from flowimg.runs.opening import check_guidance, made_by
 from flowimg.settings.evaluate import Evaluate
 from flowimg.spaces.space import chosen
 
-LIMITS = [name for engine in ENGINES.values() for name in engine.limits]
-
 
 def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     """Score a run's samples, print the scores with how they were made, and add them to RUN/evaluations.jsonl.
@@ -27,7 +25,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     kind = chosen(ENGINES, run.space)
     kind.check(settings, run.facts)
     sweeps = settings.sweep_nfe or settings.sweep_guidance
-    limited = any(getattr(settings, name) is not None for name in LIMITS)
+    limited = any(name.startswith("max_") and value is not None for name, value in settings)
     if sweeps and limited:
         raise SettingsError("a sweep has more than one score, so no limit applies: leave out --max-... or the sweep")
     for scale in (settings.guidance, *settings.sweep_guidance):

@@ -1,7 +1,7 @@
 """`flowimg figures`, which every run also does at its end: figures of the flow and the training, in RUN/figures."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,7 @@ def figures(settings: Figures) -> dict[str, Any]:
 
 
 def draw_figures(
-    run: Run,
-    how: Solving,
-    seed: int,
-    batches: Batches | None,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    run: Run, how: Solving, seed: int, batches: Batches | None, precision: Callable[[], AbstractContextManager[Any]]
 ) -> list[Figure]:
     """Draw all figures of a run.
 
