@@ -18,8 +18,8 @@ STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
 """The largest values that the page may send."""
 
 
-def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
-    """The settings that a visitor chose.
+def solving(run: Run, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32") -> Drawing:
+    """The settings that a visitor chose, with the precision of the page.
 
     Raises:
         PageError: If they are out of bounds.
@@ -33,7 +33,8 @@ def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
         raise PageError(f"guidance is a number from 0 to {GUIDANCE:g}, not {_short(guidance)}")
     if scale != 1 and not guidable(run):
         raise PageError("this run has no classes to guide towards: leave guidance at 1")
-    return Drawing(run=str(run.folder.path), solver=solver, num_steps=number, guidance=float(scale), tolerance=1e-4)
+    chosen = {"solver": solver, "num_steps": number, "guidance": float(scale), "precision": precision}
+    return Drawing(run=str(run.folder.path), tolerance=1e-4, **chosen)
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
@@ -71,18 +72,15 @@ def guidable(run: Run) -> bool:
     return bool(run.facts.classes) and run.config.train.label_drop > 0
 
 
-def travel(
-    run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float], precision: str
-) -> tuple[Tensor, str]:
+def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float]) -> tuple[Tensor, str]:
     """The states at these times, shape (T, B, *D), on the CPU, and how they were made.
 
     Raises:
         PageError: If they are not finite.
     """
     began = time.perf_counter()
-    sampler = sampler_of(run, how.model_copy(update={"precision": precision}), batch_size=len(x_0))
     cond = Condition() if label is None else labelled(label, len(x_0), run.facts.classes)
-    states, nfe = sampler.follow(x_0, cond, times)
+    states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times)
     if not bool(states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")
     guidance = f", guidance {how.guidance:g}" if how.guidance != 1 else ""

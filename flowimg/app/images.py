@@ -37,9 +37,9 @@ def one_picture(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how, number = solving(run, steps, solver, guidance), whole(seed, "seed", 0, SEED)
+    how, number = solving(run, steps, solver, guidance, precision), whole(seed, "seed", 0, SEED)
     x_0 = noise([number], run.space.shape)
-    states, said = travel(run, how, x_0, class_number(run, label), MOMENTS, precision)
+    states, said = travel(run, how, x_0, class_number(run, label), MOMENTS)
     return Answer(_pixels(run, states[:, 0]), said)
 
 
@@ -54,13 +54,12 @@ def two_seeds(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how, count = solving(run, steps, solver, guidance), whole(frames, "pictures", 2, FRAMES)
+    how, count = solving(run, steps, solver, guidance, precision), whole(frames, "pictures", 2, FRAMES)
     seeds = [whole(first, "first seed", 0, SEED), whole(second, "second seed", 0, SEED)]
     if seeds[0] == seeds[1]:
         raise PageError("the two seeds are the same: give two that differ")
     a, b = noise(seeds, run.space.shape)
-    x_0 = arc(a, b, count)
-    states, said = travel(run, how, x_0, class_number(run, label), [0.0, 1.0], precision)
+    states, said = travel(run, how, arc(a, b, count), class_number(run, label), [0.0, 1.0])
     return Answer(_pixels(run, states[-1]), said)
 
 

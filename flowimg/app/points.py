@@ -41,12 +41,11 @@ def flow_particles(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how = solving(run, steps, solver, guidance)
+    how = solving(run, steps, solver, guidance, precision)
     particles = check_particles(plane)
-    states, said = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS, precision)
+    states, said = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS)
     paths = [[round(value, 3) for value in path] for path in states.transpose(0, 1).flatten(1).tolist()]
-    answer = {"particles": particles, "paths": paths, "times": MOMENTS}
-    return answer, f"{len(particles):,} particles; {said}"
+    return {"particles": particles, "paths": paths, "times": MOMENTS}, f"{len(particles):,} particles; {said}"
 
 
 def check_particles(plane: Any) -> list[list[float]]:

@@ -18,8 +18,7 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
     """Draw a row of pictures for each pair of neighbouring seeds, and the grid of all rows."""
     settings, run = opened_on_pictures("interpolate", settings)
     label = label_of(settings, run)
-    ends = noise(settings.seeds, run.space.shape)
-    x_0 = torch.cat([arc(a, b, settings.frames) for a, b in pairwise(ends)])
+    x_0 = torch.cat([arc(a, b, settings.frames) for a, b in pairwise(noise(settings.seeds, run.space.shape))])
     name = f"{how_name(settings, run, label)}_between_{'_'.join(str(seed) for seed in settings.seeds)}"
     out = new_folder(settings.out, run.folder.generated / name)
     cond = labelled(label or 0, len(x_0), run.facts.classes)

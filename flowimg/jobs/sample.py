@@ -98,8 +98,7 @@ def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lac
     before = len(output.seeds) - lacking
     desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
     shown = None if state.is_main_process else True
-    total = before + len(rows)
-    with tqdm(total=total, initial=before, unit="sample", desc=desc, disable=shown) as progress:
+    with tqdm(total=before + len(rows), initial=before, unit="sample", desc=desc, disable=shown) as progress:
         for count in write_parts(output, todo, arrays()):
             progress.update(count)
     return nfe

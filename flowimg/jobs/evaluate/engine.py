@@ -150,9 +150,7 @@ class PictureEngine(Engine):
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
         drawn = self._drawn(sampler, seeds, kept=0)  # the other scores take as long as drawing
-        if drawn is None:
-            return None
-        return {**self._how(drawn, how, seeds), "score": distance(drawn, self.comparison)}
+        return None if drawn is None else {**self._how(drawn, how, seeds), "score": distance(drawn, self.comparison)}
 
     def exceeded(self, settings: Evaluate, scores: dict[str, Any]) -> list[str]:
         limit, sentences = settings.max_frechet, []

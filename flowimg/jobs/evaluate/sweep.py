@@ -105,8 +105,7 @@ class Sweep:
 
     def _line(self, scores: dict[str, Any]) -> str:
         """The protocol line of one evaluation of the sweep."""
-        made = made_by(self.run, self.settings.weights, self.settings.precision)
-        return protocol(self.settings.run, {**scores, **made})
+        return protocol(self.settings.run, scores | made_by(self.run, self.settings.weights, self.settings.precision))
 
     def _kept(self, figure: Figure, results: dict[str, Any]) -> dict[str, Any]:
         """Add the figure to the list of figures, and write the results beside it."""
