@@ -8,7 +8,6 @@ from torch import Tensor
 
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
-from flowimg.flow.condition import Condition
 from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import Run
 from flowimg.settings.sampling import Solver
@@ -79,7 +78,7 @@ def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequen
         PageError: If they are not finite.
     """
     began = time.perf_counter()
-    cond = Condition() if label is None else labelled(label, len(x_0), run.facts.classes)
+    cond = labelled(label, len(x_0), run.facts.classes)
     states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times)
     if not bool(states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")

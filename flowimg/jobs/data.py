@@ -178,8 +178,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
 def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     """Draw a grid of the first pictures of a run."""
     fresh = batches.seen_from(0)  # a resumed run may count from another sample
-    steps = range(0, count, batch_size)
-    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(steps)]
+    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(range(0, count, batch_size))]
     fresh.close()
     save_grid(batches.space, torch.cat(seen).cpu(), path)
 

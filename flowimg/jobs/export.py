@@ -91,11 +91,10 @@ def _card(run: Run, grid: Path | None, num_steps: int, weights: str | float) -> 
         use = f"""from flowimg.sampling.pipeline import LabelPipeline
 pipeline = LabelPipeline.from_pretrained("FOLDER")
 picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
-        more = """
+        more = f"""
 LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
 itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
-"no class". The classes, in order: """
-        more += ", ".join(facts.classes) + ".\n"
+"no class". The classes, in order: {", ".join(facts.classes)}.\n"""
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")

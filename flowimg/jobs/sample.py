@@ -29,8 +29,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     settings, run = opened(settings, state.device)
     form = settings.format or run.space.formats[0]
     if form not in run.space.formats:
-        kinds = " or ".join(run.space.formats)
-        raise SettingsError(f"--format {form} is for pictures: points are written as {kinds}")
+        raise SettingsError(f"--format {form} is for pictures: points are written as {' or '.join(run.space.formats)}")
     label = label_of(settings, run)
     field = compiled(run, settings, settings.count, state)  # which refuses before anything is written
     sampler = sampler_of(run, settings, field, settings.batch_size)

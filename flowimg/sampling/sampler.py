@@ -112,11 +112,10 @@ class Sampler:
         """
         seeds = range(len(x)) if seeds is None else seeds
         visited = torch.tensor(times) if self.solver.adaptive else self.times
-        whole = len(times) > 2
 
         def batch(mine: slice) -> Followed:
             way, stepped = visited.flip(0) if back else visited, partial(hook, mine) if hook else None
-            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=whole, hook=stepped)
+            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=len(times) > 2, hook=stepped)
             if flow.trajectory is None:
                 states = torch.stack([x[mine].to(flow.x), flow.x]).float()
             else:
