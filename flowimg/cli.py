@@ -23,33 +23,33 @@ from flowimg.version import __version__
 
 Result = dict[str, Any] | None
 """Plain values for a script that runs a verb; None on every process but the first."""
-Run = Callable[[Sequence[str]], Result]
-"""Runs a verb with the words that follow its name."""
 
 
 class Verb(NamedTuple):
-    """A command of `flowimg`: the words that follow its name, what it does, and how to run it."""
+    """A command of `flowimg`: the words that follow its name, what it does, and how to run it with them."""
 
     words: str
     purpose: str
-    run: Run
+    run: Callable[[Sequence[str]], Result]
 
 
 def call(job: str, *settings: Any) -> Result:
     """The result of a job, given as `module:function` inside flowimg."""
-    result: Result = resolve_name(f"flowimg.{job}")(*settings)
-    return result
+    return resolve_name(f"flowimg.{job}")(*settings)
 
 
 def on_run(job: str, model: type[Settings], more: str = "", second: str | None = None) -> Verb:
     """A verb that takes RUN first, and `more` words after it, which are the values of the setting `second`."""
     name, words = job.partition(":")[2], f"RUN {more}".strip()
-    purpose = str(model.__doc__).rstrip(".")
-    return Verb(
-        words,
-        purpose[0].lower() + purpose[1:],
-        lambda args: call(job, verb_settings(f"{name} {words}", model, args, second)),
-    )
+    doc = str(model.__doc__).rstrip(".")
+    purpose = doc[0].lower() + doc[1:]
+    return Verb(words, purpose, lambda args: call(job, verb_settings(f"{name} {words}", model, args, second)))
+
+
+def on_config(job: str, purpose: str, group: str = "") -> Verb:
+    """A verb, maybe of a group of verbs, that takes a settings file or a run's folder first."""
+    verb = group + job.partition(":")[2]
+    return Verb("CONFIG", purpose, lambda args: call(job, run_settings(verb, args)))
 
 
 def train(args: Sequence[str]) -> Result:
@@ -97,19 +97,13 @@ DATA = {
         "draw a grid of images as the network will see them",
         lambda args: call("jobs.data:preview", *source_settings("data preview", verbs.Preview, args)),
     ),
-    "prepare": Verb(
-        "CONFIG",
-        "decode the images of a run before training",
-        lambda args: call("jobs.data:prepare", run_settings("data prepare", args)),
-    ),
+    "prepare": on_config("jobs.data:prepare", "decode the images of a run before training", "data "),
 }
 
 VERBS = {
     "train": Verb("CONFIG", "train a run; the same command, or the run's folder, continues it", train),
-    "estimate": Verb(
-        "CONFIG",
-        "predict the memory, disk space and hours of a run from a few measurements",
-        lambda args: call("jobs.estimate:estimate", run_settings("estimate", args)),
+    "estimate": on_config(
+        "jobs.estimate:estimate", "predict the memory, disk space and hours of a run from a few measurements"
     ),
     "sample": on_run("jobs.sample:sample", verbs.Sample),
     "interpolate": on_run("jobs.interpolate:interpolate", verbs.Interpolate),

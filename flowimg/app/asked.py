@@ -1,19 +1,15 @@
 """Checking what a visitor of the page sent, and following the flow with it."""
 
-import math
+import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, get_args
 
 from torch import Tensor
 
-from flowimg.build.sampler import build_sampler
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
-from flowimg.flow.condition import Condition
-from flowimg.machine.precision import autocast
+from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import Run
-from flowimg.sampling.sampler import Followed
 from flowimg.settings.sampling import Solver
 from flowimg.settings.verbs import Drawing
 
@@ -21,8 +17,8 @@ STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
 """The largest values that the page may send."""
 
 
-def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
-    """The settings that a visitor chose.
+def solving(run: Run, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32") -> Drawing:
+    """The settings that a visitor chose, with the precision of the page.
 
     Raises:
         PageError: If they are out of bounds.
@@ -32,11 +28,12 @@ def solving(run: Run, steps: Any, solver: Any, guidance: Any) -> Drawing:
         raise PageError(f"the solver is one of {', '.join(solvers)}")
     number = whole(steps, "steps", 1, STEPS)
     scale = 1.0 if guidance is None else guidance
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= GUIDANCE:
+    if not is_number(scale) or not 0 <= scale <= GUIDANCE:
         raise PageError(f"guidance is a number from 0 to {GUIDANCE:g}, not {_short(guidance)}")
     if scale != 1 and not guidable(run):
         raise PageError("this run has no classes to guide towards: leave guidance at 1")
-    return Drawing(run=str(run.folder.path), solver=solver, num_steps=number, guidance=float(scale), tolerance=1e-4)
+    chosen = {"solver": solver, "num_steps": number, "guidance": float(scale), "precision": precision}
+    return Drawing(run=str(run.folder.path), tolerance=1e-4, **chosen)
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
@@ -45,10 +42,14 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     Raises:
         PageError: If it is anything else.
     """
-    fits = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not fits or value != int(value) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high or value != int(value):
         raise PageError(f"{name}: give a whole number from {low} to {high}, not {_short(value)}")
     return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of the page is a number; it may be infinite or nan."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def class_number(run: Run, label: Any) -> int | None:
@@ -70,27 +71,21 @@ def guidable(run: Run) -> bool:
     return bool(run.facts.classes) and run.config.train.label_drop > 0
 
 
-def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float], precision: str) -> Followed:
-    """The states at these times, shape (T, B, *D), on the CPU, and the evaluations of the network each took.
+def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float]) -> tuple[Tensor, str]:
+    """The states at these times, shape (T, B, *D), on the CPU, and how they were made.
 
     Raises:
         PageError: If they are not finite.
     """
-    device = next(run.field.parameters()).device
-    sampler = build_sampler(run.field, run.config, run.space, how, partial(autocast, device, precision), len(x_0))
-    followed = sampler.follow(
-        x_0, Condition() if label is None else labelled(label, len(x_0), run.facts.classes), times
-    )
-    if not bool(followed.states.isfinite().all()):
+    began = time.perf_counter()
+    cond = labelled(label, len(x_0), run.facts.classes)
+    states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times)
+    if not bool(states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")
-    return followed
-
-
-def told(how: Drawing, nfe: int, seconds: float) -> str:
-    """How an answer was made."""
     guidance = f", guidance {how.guidance:g}" if how.guidance != 1 else ""
     steps = "" if how.adaptive else f" in {how.num_steps} steps"
-    return f"{how.solver}{steps}{guidance}: {nfe} evaluations of the network, {seconds:.1f} s"
+    seconds = time.perf_counter() - began
+    return states, f"{how.solver}{steps}{guidance}: {nfe} evaluations of the network, {seconds:.1f} s"
 
 
 def _short(value: Any) -> str:

@@ -12,11 +12,9 @@ from flowimg.runs.opening import Run
 
 def controls(run: Run, mark: str = "") -> tuple[Any, Any, Any, Any]:
     """The controls for class, steps, solver and guidance that this run has; `mark` ends their ids."""
-    classes = list(run.facts.classes)
+    classes, visible = list(run.facts.classes) or [""], bool(run.facts.classes)
     usual = run.config.grid
-    label = gr.Dropdown(
-        classes or [""], value=(classes or [""])[0], label="class", visible=bool(classes), elem_id=f"class{mark}"
-    )
+    label = gr.Dropdown(classes, value=classes[0], label="class", visible=visible, elem_id=f"class{mark}")
     steps = gr.Slider(1, STEPS, min(usual.num_steps, STEPS), step=1, label="steps", elem_id=f"steps{mark}")
     solver = gr.Dropdown(list(SOLVERS), value="euler", label="solver", elem_id=f"solver{mark}")
     guidance = gr.Slider(

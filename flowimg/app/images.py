@@ -1,6 +1,5 @@
 """The page about a run on pictures: one picture and its way from noise, and pictures between two seeds."""
 
-import time
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -9,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
+from flowimg.app.asked import SEED, class_number, solving, travel, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
 from flowimg.runs.opening import Run
@@ -38,11 +37,10 @@ def one_picture(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how, number = solving(run, steps, solver, guidance), whole(seed, "seed", 0, SEED)
-    began = time.perf_counter()
+    how, number = solving(run, steps, solver, guidance, precision), whole(seed, "seed", 0, SEED)
     x_0 = noise([number], run.space.shape)
-    states, nfe = travel(run, how, x_0, class_number(run, label), MOMENTS, precision)
-    return Answer(_pixels(run, states[:, 0]), told(how, nfe, time.perf_counter() - began))
+    states, said = travel(run, how, x_0, class_number(run, label), MOMENTS)
+    return Answer(_pixels(run, states[:, 0]), said)
 
 
 def two_seeds(
@@ -56,15 +54,13 @@ def two_seeds(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how, count = solving(run, steps, solver, guidance), whole(frames, "pictures", 2, FRAMES)
+    how, count = solving(run, steps, solver, guidance, precision), whole(frames, "pictures", 2, FRAMES)
     seeds = [whole(first, "first seed", 0, SEED), whole(second, "second seed", 0, SEED)]
     if seeds[0] == seeds[1]:
         raise PageError("the two seeds are the same: give two that differ")
-    began = time.perf_counter()
     a, b = noise(seeds, run.space.shape)
-    x_0 = arc(a, b, count)
-    states, nfe = travel(run, how, x_0, class_number(run, label), [0.0, 1.0], precision)
-    return Answer(_pixels(run, states[-1]), told(how, nfe, time.perf_counter() - began))
+    states, said = travel(run, how, arc(a, b, count), class_number(run, label), [0.0, 1.0])
+    return Answer(_pixels(run, states[-1]), said)
 
 
 def images_page(run: Run, precision: str) -> gr.Blocks:
@@ -114,27 +110,21 @@ def images_page(run: Run, precision: str) -> gr.Blocks:
 
         asked, seen = [moment, seed, steps, solver, guidance, label], [kept, picture, way, said]
         gr.on([go.click, page.load, seed.submit], drawn, asked, seen, api_name="draw")
-        dice.click(
-            lambda: int(torch.randint(10_000, ()).item()), None, seed, queue=False, api_visibility="private"
-        ).then(drawn, asked, seen, api_visibility="private")
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        private = {"api_visibility": "private"}
+        rolled = dice.click(lambda: int(torch.randint(10_000, ()).item()), None, seed, queue=False, **private)
+        rolled.then(drawn, asked, seen, **private)
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", **private}
         moment.input(_at, [kept, moment], picture, **quick)
-        go_2.click(
-            drawn_2,
-            [place, first, second, frames, steps_2, solver_2, guidance_2, label_2],
-            [kept_2, frame, row, said_2],
-            api_name="between",
-        )
+        asked_2 = [place, first, second, frames, steps_2, solver_2, guidance_2, label_2]
+        go_2.click(drawn_2, asked_2, [kept_2, frame, row, said_2], api_name="between")
         place.input(_at, [kept_2, place], frame, **quick)
     return page
 
 
 def _shown(label: str, name: str, height: int | None = None) -> Any:
-    options: dict[str, Any] = {"interactive": False, "format": "png", "buttons": []}
+    options: dict[str, Any] = {"elem_classes": "pixels", "interactive": False, "format": "png", "buttons": []}
     # on a low strip the label would lie over the first pictures
-    return gr.Image(
-        label=label, show_label=height is None, elem_id=name, elem_classes="pixels", height=height, **options
-    )
+    return gr.Image(label=label, show_label=height is None, elem_id=name, height=height, **options)
 
 
 def _at(pictures: np.ndarray | None, place: float) -> np.ndarray | None:

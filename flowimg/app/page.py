@@ -39,20 +39,11 @@ def play(settings: Play) -> dict[str, Any]:
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     with redirect_stdout(StringIO()):  # Gradio would print other addresses
         page.launch(
-            server_name=settings.host,
-            server_port=port,
-            inbrowser=settings.open,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            max_file_size="1mb",
-            state_session_capacity=200,
-            ssr_mode=False,
-            enable_monitoring=False,
+            server_name=settings.host, server_port=port, inbrowser=settings.open,
+            share=False, prevent_thread_lock=True, quiet=True, ssr_mode=False, enable_monitoring=False,
+            max_file_size="1mb", state_session_capacity=200, footer_links=[], css=CSS,
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
-        )
+        )  # fmt: skip
     print(f"playing   {settings.run}, step {run.step}, {weights_name(settings.weights)} weights")
     print(f"open      http://{settings.host}:{port}   (Ctrl-C ends it)", flush=True)
     try:

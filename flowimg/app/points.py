@@ -1,14 +1,12 @@
 """The page about a run on points: drop particles on the plane, or draw noise, and follow the flow."""
 
 import json
-import math
-import time
 from typing import Any
 
 import gradio as gr
 import torch
 
-from flowimg.app.asked import SEED, class_number, solving, told, travel, whole
+from flowimg.app.asked import SEED, class_number, is_number, solving, travel, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
 from flowimg.figures.report import plane_script
@@ -43,17 +41,11 @@ def flow_particles(
     Raises:
         PageError: If an input is out of bounds.
     """
-    how = solving(run, steps, solver, guidance)
+    how = solving(run, steps, solver, guidance, precision)
     particles = check_particles(plane)
-    began = time.perf_counter()
-    states, nfe = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS, precision)
-    paths = states.transpose(0, 1).flatten(1)
-    answer = {
-        "particles": particles,
-        "paths": [[round(value, 3) for value in path] for path in paths.tolist()],
-        "times": MOMENTS,
-    }
-    return answer, f"{len(particles):,} particles; {told(how, nfe, time.perf_counter() - began)}"
+    states, said = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS)
+    paths = [[round(value, 3) for value in path] for path in states.transpose(0, 1).flatten(1).tolist()]
+    return {"particles": particles, "paths": paths, "times": MOMENTS}, f"{len(particles):,} particles; {said}"
 
 
 def check_particles(plane: Any) -> list[list[float]]:
@@ -68,14 +60,10 @@ def check_particles(plane: Any) -> list[list[float]]:
     if len(particles) > MOST:
         raise PageError(f"{len(particles):,} particles are too many: {MOST:,} at most")
     for point in particles:
-        fits = isinstance(point, list) and len(point) == 2 and all(_is_number(value) for value in point)
-        if not fits or not all(math.isfinite(value) and abs(value) <= FAR for value in point):
+        pair = isinstance(point, list) and len(point) == 2
+        if not pair or not all(is_number(value) and abs(value) <= FAR for value in point):
             raise PageError(f"a particle is two numbers between -{FAR:g} and {FAR:g}")
     return [[float(value) for value in point] for point in particles]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def gaussian(count: Any, seed: Any) -> dict[str, Any]:
@@ -92,15 +80,9 @@ def points_page(run: Run, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     space: Any = run.space
     name = run.folder.path.resolve().name
-    ground = space.examples(3000)
-    setup = {
-        "side": 1.25 * space.extent,
-        "most": MOST,
-        "data": [[round(value, 2) for value in point] for point in ground.tolist()],
-        "noise_colour": NOISE,
-        "data_colour": DATA,
-        "flow_colour": FLOW,
-    }
+    data = [[round(value, 2) for value in point] for point in space.examples(3000).tolist()]
+    colours = {"noise_colour": NOISE, "data_colour": DATA, "flow_colour": FLOW}
+    setup = {"side": 1.25 * space.extent, "most": MOST, "data": data, **colours}
     script = f"const setup = {json.dumps(setup)};\n" + plane_script()
     with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
         gr.Markdown(
@@ -132,7 +114,6 @@ def points_page(run: Run, precision: str) -> gr.Blocks:
         flow.click(flowed, asked, seen, js=up, api_name="flow")
         fill.click(filled, [count, seed], seen, api_name="gaussian")
         clear.click(lambda: ({"particles": []}, ""), None, seen, queue=False, api_visibility="private")
-        page.load(filled, [count, seed], seen, api_visibility="private").then(
-            flowed, asked, seen, api_visibility="private"
-        )
+        loaded = page.load(filled, [count, seed], seen, api_visibility="private")
+        loaded.then(flowed, asked, seen, api_visibility="private")
     return page

@@ -1,10 +1,9 @@
 """Comparing samples of pictures with a reference set, in the features of a network.
 
-The sampler, the reference set and the function that gathers results from all processes come as arguments.
+The sampler and the reference set come as arguments; the caller gathers the shares of all processes.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from flowimg.data.batches import evenly
 from flowimg.evaluation.distances import NEAREST, SUBSET, Moments, frechet, kid, moments, neighbourhoods
 from flowimg.evaluation.features import Extractor, distance_name
 from flowimg.evaluation.images import Nearest, copying, nearest, nearest_or_mirrored, within_class_spread
-from flowimg.evaluation.reference import KEPT, DataSet, Reference
+from flowimg.evaluation.reference import DataSet, Reference
 from flowimg.fields.classifier import Classifier, agreement
 from flowimg.flow.condition import Condition
 from flowimg.sampling.sampler import Sampler
@@ -58,52 +57,27 @@ class DrawnShare(NamedTuple):
     pixels: list[Tensor]
 
 
-Gather = Callable[[DrawnShare | None], list[DrawnShare | None]]
-"""Gives the shares of all processes, in their order."""
+def joined(shares: Sequence[DrawnShare], cond: Condition, kept: int) -> Drawn:
+    """The samples of all processes, of which the features and pixels of the first `kept` are kept; `cond` is theirs."""
+    features = torch.cat([batch for part in shares for batch in part.features])
+    pixels = torch.cat([batch for part in shares for batch in part.pixels] or [torch.zeros(0)])[:kept]
+    nfe, not_finite = max(part.nfe for part in shares), sum(part.not_finite for part in shares)
+    return Drawn(len(features), nfe, moments(features), features[:kept], pixels, cond.rows(slice(kept)), not_finite)
 
 
-def draw_all(
-    sampler: Sampler,
-    comparison: Comparison,
-    seeds: range,
-    cond: Condition,
-    mine: Sequence[int],
-    gather: Gather,
-    inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    kept: int = KEPT,
-) -> Drawn | None:
-    """Draw the samples of these seeds, each process its share, and compute their features.
+def draw_share(
+    sampler: Sampler, comparison: Comparison, seeds: range, cond: Condition, mine: Sequence[int], kept: int
+) -> DrawnShare:
+    """Draw this process's share of the samples, and compute their features.
 
     Args:
         sampler: The sampler.
         comparison: The network for the features.
-        seeds: One per sample.
+        seeds: One per sample, of all processes.
         cond: The condition, one row per sample.
         mine: The rows that this process draws.
-        gather: Gathers the shares of all processes.
-        inside: The context for drawing; if it ends the drawing early, no samples are returned.
-        kept: The number of samples whose features and pixels are kept; the moments are those of all samples.
-
-    Returns:
-        All samples in features; None if a process gave up its share.
+        kept: Pixels of samples after the first `kept` are dropped.
     """
-    own = None
-    with inside():
-        own = _draw_share(sampler, comparison, seeds, cond, mine, kept)
-    shares = gather(own)
-    drawn = [part for part in shares if part is not None]
-    if len(drawn) < len(shares):
-        return None
-    features = torch.cat([batch for part in drawn for batch in part.features])
-    pixels = torch.cat([batch for part in drawn for batch in part.pixels] or [torch.zeros(0)])[:kept]
-    nfe, not_finite = max(part.nfe for part in drawn), sum(part.not_finite for part in drawn)
-    return Drawn(len(seeds), nfe, moments(features), features[:kept], pixels, cond.rows(slice(kept)), not_finite)
-
-
-def _draw_share(
-    sampler: Sampler, comparison: Comparison, seeds: range, cond: Condition, mine: Sequence[int], kept: int
-) -> DrawnShare:
-    """This process's share; pixels after the first `kept` are dropped."""
     features, pixels = [], []
     nfe = not_finite = done = 0
     with tqdm(total=len(mine), unit="sample", leave=False, disable=None if not mine or mine[0] == 0 else True) as bar:

@@ -120,8 +120,7 @@ def neighbourhoods(data: Tensor, samples: Tensor, k: int = NEAREST) -> Neighbour
     x, y = data.double(), samples.double()
     radius_x, radius_y = _radius(x, k), _radius(y, k)
     within = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-    covered = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    recalled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    covered, recalled = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(CHUNK):
         distance = torch.cdist(x[rows], y)
         inside = distance <= radius_x[rows, None]

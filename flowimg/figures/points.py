@@ -1,10 +1,13 @@
-"""Plots of points: samples beside data, on one scale."""
+"""Plots of points: samples beside data, on one scale; and the log-density of points over the plane."""
 
 from pathlib import Path
 
 from torch import Tensor
 
-from flowimg.figures.style import DATA, FLOW, blank
+from flowimg.figures.style import DATA, DENSITY, FLOW, INK, blank, drawing
+
+DEPTH = 6.0
+"""The range of the map of log-density in nats, down from the highest density."""
 
 
 def points_figure(samples: Tensor, data: Tensor, extent: float, path: Path, title: str) -> None:
@@ -25,3 +28,36 @@ def points_figure(samples: Tensor, data: Tensor, extent: float, path: Path, titl
         axes.set(xlim=bounds, ylim=bounds, aspect="equal", xlabel="$x$", ylabel="$y$")
         axes.set_title(f"{name}, {len(points):,} points")
     figure.savefig(path, dpi=110)
+
+
+def log_density_figure(
+    density: Tensor, inside: Tensor, nats: Tensor, entropy: float | None, side: float, path: Path, title: str
+) -> None:
+    """Write the map of log-density, and a histogram of its values at fresh data.
+
+    Args:
+        density: Log-density in nats on an even grid, x first, shape (S, S).
+        inside: Whether a grid point lies on the support of the data, shape (S, S).
+        nats: -log p of fresh data, shape (N,).
+        entropy: The mean of `nats` for a perfect field, or None if unknown.
+        side: Half the side of the map.
+        path: The file of the PNG.
+        title: The title of the figure.
+    """
+    with drawing(path, 9.6, 4.6, 1, 2) as (figure, (left, right)):
+        top = float(density.quantile(0.999))
+        square = (-side, side, -side, side)
+        shown = left.imshow(density.T.numpy(), origin="lower", extent=square, cmap=DENSITY, vmin=top - DEPTH, vmax=top)
+        left.contour(inside.T.numpy(), levels=[0.5], colors=[DATA], linewidths=0.8, extent=square)
+        left.set(aspect="equal", xticks=[], yticks=[], title="log-density in nats; blue: edge of the support")
+        figure.colorbar(shown, ax=left, extend="min", shrink=0.85)
+        most, mean = float(nats.quantile(0.995)), float(nats.mean())
+        right.hist(nats.clamp(max=most).numpy(), bins=60, range=(float(nats.min()), most), color=FLOW)
+        right.axvline(mean, color=INK, lw=1.4, label=f"mean {mean:.3f}")
+        if entropy is not None:
+            right.axvline(entropy, color=DATA, lw=1.4, ls="--", label=f"entropy of the data {entropy:.3f}")
+        right.set(xlabel="-log p at fresh data, nats (lower is better)", ylabel="points")
+        right.set_title(f"{len(nats):,} points not used in training")
+        right.grid(axis="y")
+        right.legend(loc="upper right", fontsize=9)
+        figure.suptitle(title, x=0.02, ha="left")

@@ -58,13 +58,9 @@ def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, pat
         path: The file of the PNG.
     """
     scales = [row["scale"] for row in rows]
-    curves = (
-        ("agreement", FLOW, "agreement with the label"),
-        ("precision", OTHER, "precision"),
-        ("coverage", DATA, "coverage of the data"),
-    )
+    curves = {"agreement": "agreement with the label", "precision": "precision", "coverage": "coverage of the data"}
     with drawing(path, 9, 4.2, 1, 2) as (figure, (left, right)):
-        for key, colour, label in curves:
+        for (key, label), colour in zip(curves.items(), (FLOW, OTHER, DATA), strict=True):
             left.plot(scales, [row[key] for row in rows], color=colour, marker="o", ms=4, label=label)
         left.axhline(judge, color=FLOW, lw=0.8, ls=":", label="accuracy of the classifier on real pictures")
         left.set(ylabel="share", ylim=(0, 1.02), title="quality and diversity")

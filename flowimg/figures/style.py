@@ -29,18 +29,12 @@ OF_TIME = LinearSegmentedColormap.from_list("time", [NOISE, "#56b4e9", DATA, "#0
 DPI = 150
 
 STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "figure.titlesize": 12,
+    "font.size": 10, "axes.titlesize": 11, "figure.titlesize": 12, "axes.titlelocation": "left",
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
+    "grid.color": FAINT, "grid.linewidth": 0.6, "lines.linewidth": 1.6, "axes.axisbelow": True,
     "figure.facecolor": "white",
-    "axes.axisbelow": True,
-}
+}  # fmt: skip
 
 
 @contextmanager

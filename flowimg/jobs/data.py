@@ -133,9 +133,8 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     if duplicates:
         extra = sum(map(len, duplicates)) - len(duplicates)
         line("duplicate", f"{extra:,} pictures have the same pixels as another one, in {len(duplicates):,} groups")
-        lines(
-            "", [" = ".join(group[:4]) + (f" = ... ({len(group)})" if len(group) > 4 else "") for group in duplicates]
-        )
+        groups = [" = ".join(group[:4]) + (f" = ... ({len(group)})" if len(group) > 4 else "") for group in duplicates]
+        lines("", groups)
     if bad:
         reasons = Counter(item["reason"] for item in bad).most_common(5)
         line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons))
@@ -167,8 +166,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     if config is None and not data.stream and len(find_images(data).rows) <= data.held_out:
         print(f"held out  1 and not {data.held_out} as in a run: there are too few")
         data = data.model_copy(update={"held_out": 1})
-    config = config or Config(field=UNet(), data=data)
-    config = config.model_copy(update={"data": data, "seed": settings.seed})
+    config = (config or Config(field=UNet(), data=data)).model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
     print(f"data      {source.story}")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +178,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
 def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     """Draw a grid of the first pictures of a run."""
     fresh = batches.seen_from(0)  # a resumed run may count from another sample
-    steps = range(0, count, batch_size)
-    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(steps)]
+    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(range(0, count, batch_size))]
     fresh.close()
     save_grid(batches.space, torch.cat(seen).cpu(), path)
 

@@ -5,15 +5,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from flowimg.build.data import DataFacts
 from flowimg.errors import MachineError, SettingsError
 from flowimg.files import filled
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import open_run, weights_name
+from flowimg.runs.opening import Run, open_run, weights_name
 from flowimg.settings.reading import dump
-from flowimg.settings.run import Config
 from flowimg.settings.verbs import Export
 
 STEPS = Export.model_fields["num_steps"].default
@@ -37,7 +35,7 @@ def export(settings: Export) -> dict[str, Any]:
         )
     # a run draws grids only of its raw and its averaged weights
     grid = grid_for(run.folder, run.step, settings.weights) if isinstance(settings.weights, str) else None
-    write_model(out, run.field, run.config, run.facts, run.step, grid, settings.num_steps, settings.weights)
+    write_model(out, run, grid, settings.num_steps, settings.weights)
     print(f"step {run.step}, {weights_name(settings.weights)} weights: {out}")
     print(f"how to use it: {out}/README.md")
     if settings.push_to_hub:
@@ -47,30 +45,19 @@ def export(settings: Export) -> dict[str, Any]:
 
 def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:
     """The run's grid of these weights at this step, or else the newest earlier one."""
-    grids = sorted(
-        path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == (weights == "raw")
-    )
-    return next((path for path in reversed(grids) if path <= folder.grid(step, weights)), None)
+    raw, newest = weights == "raw", folder.grid(step, weights)
+    grids = [path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == raw and path <= newest]
+    return max(grids, default=None)
 
 
 def write_model(
-    folder: Path,
-    field: Any,
-    config: Config,
-    facts: DataFacts,
-    step: int,
-    grid: Path | None,
-    num_steps: int = STEPS,
-    weights: str | float = "ema",
+    folder: Path, run: Run, grid: Path | None, num_steps: int = STEPS, weights: str | float = "ema"
 ) -> None:
     """Write the folder, in the place of what was there.
 
     Args:
         folder: Where to.
-        field: The U-Net field.
-        config: The run's settings.
-        facts: Shape and classes of its data.
-        step: Steps trained.
+        run: The run, with a U-Net field.
         grid: A picture of samples for the card.
         num_steps: Euler steps that the scheduler is set for.
         weights: Which weights they are, for the card.
@@ -78,30 +65,23 @@ def write_model(
     from flowimg.sampling.pipeline import save_pipeline
 
     folder = folder.resolve()  # "." has a name too
-    network = getattr(field, field.exports)
-    parameters = sum(p.numel() for p in network.parameters())
+    network = _network(run)
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     with filled(folder) as aside:
-        save_pipeline(aside, network, facts.classes, num_steps)
+        save_pipeline(aside, network, run.facts.classes, num_steps)
         if grid is not None:
             shutil.copyfile(grid, aside / "samples.png")
-        (aside / "README.md").write_text(_card(config, facts, step, num_steps, weights, parameters, grid))
+        (aside / "README.md").write_text(_card(run, grid, num_steps, weights))
 
 
-def _card(
-    config: Config,
-    facts: DataFacts,
-    step: int,
-    num_steps: int,
-    weights: str | float,
-    parameters: int,
-    grid: Path | None,
-) -> str:
+def _card(run: Run, grid: Path | None, num_steps: int, weights: str | float) -> str:
     """The model card: a description, three lines of code, and the settings of the run."""
+    config, facts = run.config, run.facts
+    parameters = sum(p.numel() for p in _network(run).parameters())
     # a card may be published: it names data and run without their paths on this machine
-    data, run = _public(config.data.source), Path(str(config.run)).resolve().name
-    shown = config.model_copy(update={"run": run, "data": config.data.model_copy(update={"source": data})})
+    data, name = _public(config.data.source), Path(str(config.run)).resolve().name
+    shown = config.model_copy(update={"run": name, "data": config.data.model_copy(update={"source": data})})
     if pretrained := getattr(config.field, "pretrained", None):
         shown = shown.model_copy(update={"field": config.field.model_copy(update={"pretrained": _public(pretrained)})})
     channels, height, width = facts.shape
@@ -111,11 +91,10 @@ def _card(
         use = f"""from flowimg.sampling.pipeline import LabelPipeline
 pipeline = LabelPipeline.from_pretrained("FOLDER")
 picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
-        more = """
+        more = f"""
 LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
 itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
-"no class". The classes, in order: """
-        more += ", ".join(facts.classes) + ".\n"
+"no class". The classes, in order: {", ".join(facts.classes)}.\n"""
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
@@ -128,12 +107,12 @@ library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags: [flow-matching, flowimg]
 ---
-# {run}
+# {name}
 
 {pictured}
 
 A U-Net of {parameters:,} parameters that draws pictures of {width} x {height} pixels in {channels} channel(s), {which};
-trained by flow matching on {data} with flowimg: {step:,} steps of {config.train.batch_size}, {average} weights.
+trained by flow matching on {data} with flowimg: {run.step:,} steps of {config.train.batch_size}, {average} weights.
 
 ## Use
 
@@ -149,6 +128,12 @@ steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler
 ```yaml
 {dump(shown)}```
 """
+
+
+def _network(run: Run) -> Any:
+    """The network in the run's field that diffusers knows."""
+    field: Any = run.field
+    return getattr(field, field.exports)
 
 
 def _public(source: str) -> str:

@@ -7,27 +7,23 @@ import torch
 from einops import rearrange
 from safetensors.torch import save_file
 
-from flowimg.conditions.labels import labelled, parse_label
+from flowimg.conditions.labels import labelled
 from flowimg.data.batches import middle
 from flowimg.data.decode import Decoding, decode
 from flowimg.data.pictures import BadPictureError, Encoded
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
-from flowimg.jobs.pictures import new_folder, open_pictures, sampler_of
+from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.sample import how_name
-from flowimg.machine.processes import one_process
-from flowimg.runs.opening import check_guidance
 from flowimg.settings.verbs import Invert
 
 
 def invert(settings: Invert) -> dict[str, Any]:
     """Follow pictures to their noise and back; write the noise, and a grid of all three."""
-    one_process("invert")
     if not settings.pictures:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
-    settings, run = open_pictures(settings)
-    label = parse_label(settings.label, run.facts.classes, settings.run)
-    check_guidance(settings.guidance, run.facts, run.config)
+    settings, run = opened_on_pictures("invert", settings)
+    label = label_of(settings, run)
     data: Any = run.config.data
     space: Any = run.space
     channels, size, _ = space.shape

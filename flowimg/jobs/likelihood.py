@@ -13,7 +13,7 @@ from flowimg.build.sampler import build_solver, build_times, settle
 from flowimg.data.toys import Toy
 from flowimg.errors import SettingsError
 from flowimg.evaluation.record import describe, finite, keep, made_how
-from flowimg.figures.density import log_density_figure
+from flowimg.figures.points import log_density_figure
 from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.condition import Condition
 from flowimg.flow.density import LogDensity, bits_per_dim, log_density
@@ -33,6 +33,8 @@ AT_ONCE: dict[type, int] = {Points: 10_000, Pixels: 50}
 """Samples at once: each takes more memory than in sampling."""
 SIDE = 160
 """Grid points per side of the map of log-density."""
+Measured = tuple[dict[str, Any], LogDensity, str, str]
+"""Scores, the densities that they were computed from, what was measured, and how the divergence was computed."""
 
 
 def likelihood(settings: Likelihood) -> dict[str, Any]:
@@ -40,13 +42,15 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     one_process("likelihood")
     run = open_run(settings.run, settings.weights, settings.step, pick_device())
     settings = settle(settings, run.config)
-    measured, divergence = chosen(MEASURES, run.space)(settings, run)
-    record = {**measured, **made_by(run, settings.weights, settings.precision)}
+    scores, density, of, divergence = chosen(MEASURES, run.space)(settings, run)
+    seeds = range(settings.seed, settings.seed + len(density.log_p))
+    of += " given their class" if run.facts.classes else ""
+    record = {**made_how(settings.record, seeds, density.nfe), **scores, "of": of}
+    record |= made_by(run, settings.weights, settings.precision)
     keep(run.folder.evaluations, record)
-    print(
-        f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights: {record['count']:,} "
-        f"{record['of']}, {describe(settings.record)}, {record['nfe']} evaluations, {divergence}, {settings.precision}"
-    )
+    how = f"{describe(settings.record)}, {density.nfe} evaluations, {divergence}, {settings.precision}"
+    which = f"{settings.run}, step {run.step}, {weights_name(settings.weights)} weights"
+    print(f"{which}: {len(seeds):,} {of}, {how}")
     for name in ("nats", "nats_error", "entropy", "bits_per_dim", "bits_error"):
         if record.get(name) is not None:
             print(f"  {name:<32} {record[name]:.4f}")
@@ -84,7 +88,7 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _points(settings: Likelihood, run: Run) -> tuple[dict[str, Any], str]:
+def _points(settings: Likelihood, run: Run) -> Measured:
     if settings.split or settings.probes != 1:
         raise SettingsError("--split and --probes are for runs on images: points are fresh, and their density is exact")
     toy, classes = build_toy(run.config), len(run.facts.classes)
@@ -97,14 +101,7 @@ def _points(settings: Likelihood, run: Run) -> tuple[dict[str, Any], str]:
     else:
         print("no map of log-density: with train.label_drop 0 the field did not learn all classes together")
     nats, error = _mean(-density.log_p)
-    scores = {"nats": nats, "nats_error": error, "entropy": entropy}
-    return _record(settings, run, scores, density, "fresh points"), "exact divergence"
-
-
-def _record(settings: Likelihood, run: Run, scores: dict[str, Any], density: LogDensity, of: str) -> dict[str, Any]:
-    seeds = range(settings.seed, settings.seed + len(density.log_p))
-    given = " given their class" if run.facts.classes else ""
-    return {**made_how(settings.record, seeds, density.nfe), **scores, "of": of + given}
+    return {"nats": nats, "nats_error": error, "entropy": entropy}, density, "fresh points", "exact divergence"
 
 
 def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float | None) -> None:
@@ -122,7 +119,7 @@ def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float 
     print(path)
 
 
-def _pictures(settings: Likelihood, run: Run) -> tuple[dict[str, Any], str]:
+def _pictures(settings: Likelihood, run: Run) -> Measured:
     space: Any = run.space
     config, count = run.config, settings.count or PICTURES
     batches: Any
@@ -148,8 +145,8 @@ def _pictures(settings: Likelihood, run: Run) -> tuple[dict[str, Any], str]:
     density = _log_density(settings, run, x_1, cond if run.facts.classes else Condition(), exact=False)
     bits, error = _mean(bits_per_dim(density.log_p, x_1[0].numel(), space.levels))
     scores = {"bits_per_dim": bits, "bits_error": error, "probes": settings.probes}
-    return _record(settings, run, scores, density, of), f"Hutchinson, {settings.probes} probe(s) each"
+    return scores, density, of, f"Hutchinson, {settings.probes} probe(s) each"
 
 
-MEASURES: dict[type, Callable[[Likelihood, Run], tuple[dict[str, Any], str]]] = {Points: _points, Pixels: _pictures}
-"""The measurement of each space: its record, and how the divergence was computed."""
+MEASURES: dict[type, Callable[[Likelihood, Run], Measured]] = {Points: _points, Pixels: _pictures}
+"""The measurement of each space."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from flowimg.build.data import build_condition
-from flowimg.build.sampler import build_sampler, settle
-from flowimg.conditions.labels import parse_label
+from flowimg.build.sampler import settle
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
+from flowimg.jobs.drawing import label_of, sampler_of
 from flowimg.jobs.evaluate.run import evaluate
 from flowimg.machine.device import pick_device
-from flowimg.machine.precision import autocast
 from flowimg.runs import opening
-from flowimg.runs.opening import check_guidance
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import changed, load, validate
 from flowimg.settings.run import Config
@@ -85,12 +82,9 @@ class Run:
         run = self._run
         options = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
-        number = parse_label(label, self.classes, settings.run)
-        check_guidance(settings.guidance, run.facts, run.config)
         seeds = range(seed, seed + count)
-        cond = build_condition(run.config, run.facts, seeds, number)
-        precision = partial(autocast, next(self.velocity.parameters()).device, settings.precision)
-        sampler = build_sampler(self.velocity, self.config, self.space, settings, precision, settings.batch_size)
+        cond = build_condition(run.config, run.facts, seeds, label_of(settings, run))
+        sampler = sampler_of(run, settings, self.velocity, settings.batch_size)
         return Drawn(*sampler.draw(seeds, cond), cond, self.space)
 
     def evaluate(self, **options: Any) -> dict[str, Any]:

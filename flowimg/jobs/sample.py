@@ -1,7 +1,6 @@
 """`flowimg sample`: samples of a run from seeds, distributed over processes, streamed to disk, resumable."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from flowimg.build.data import build_condition, cache_of
-from flowimg.build.sampler import build_sampler, settle
-from flowimg.conditions.labels import parse_label
+from flowimg.build.data import build_condition
 from flowimg.errors import MachineError, SettingsError
 from flowimg.figures.samples import draw_samples
 from flowimg.files import read_json, write_json
-from flowimg.machine.compiling import compiled_for
-from flowimg.machine.precision import autocast
+from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import Run, check_guidance, open_run, weights_name
+from flowimg.runs.opening import Run, weights_name
 from flowimg.sampling.sampler import Sampler
 from flowimg.sampling.writers import Output, first_rows, join, missing, write_parts
 from flowimg.settings.verbs import Drawing, Sample
@@ -29,26 +25,23 @@ from flowimg.settings.verbs import Drawing, Sample
 def sample(settings: Sample) -> dict[str, Any] | None:
     """Draw samples, write them and a grid, and print where they are."""
     state = processes("sample")
-    run = open_run(settings.run, settings.weights, settings.step, state.device)
-    settings = settle(settings, run.config)
+    settings, run = opened(settings, state.device)
     form = settings.format or run.space.formats[0]
     if form not in run.space.formats:
-        kinds = " or ".join(run.space.formats)
-        raise SettingsError(f"--format {form} is for pictures: points are written as {kinds}")
-    classes = run.facts.classes
-    label = parse_label(settings.label, classes, settings.run)
-    check_guidance(settings.guidance, run.facts, run.config)
-    sampler = _sampler(settings, run, state)  # which refuses before anything is written
+        raise SettingsError(f"--format {form} is for pictures: points are written as {' or '.join(run.space.formats)}")
+    label = label_of(settings, run)
+    field = compiled(run, settings, settings.count, state)  # which refuses before anything is written
+    sampler = sampler_of(run, settings, field, settings.batch_size)
     seeds = range(settings.seed, settings.seed + settings.count)
     cond = build_condition(run.config, run.facts, seeds, label)
 
-    about = {**_about(settings, run, label), "format": form}
+    about = _about(settings, run, label) | {"format": form}
     usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
     folder = Path(settings.out) if settings.out else run.folder.generated / usual
     kept = _kept(folder, about)
     if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
-    output = Output(folder, form, seeds, cond, classes)
+    output = Output(folder, form, seeds, cond, run.facts.classes)
     lacking = _lacking(output, about, kept, state)
     todo = share(lacking, state.process_index, state.num_processes)
     nfe = _draw(sampler, run, output, todo, sum(map(len, lacking)), state)
@@ -61,15 +54,6 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     told = _finish(output, about, nfe or kept.get("nfe"), run) if state.is_main_process else None
     leave_together()
     return told
-
-
-def _sampler(settings: Sample, run: Run, state: PartialState) -> Sampler:
-    """The run's sampler, its field compiled where that is requested or worth it for this process's share."""
-    mine = len(share(range(settings.count), state.process_index, state.num_processes))
-    size, cache = settings.batch_size or run.space.at_once, cache_of(run.config)
-    field = compiled_for(run.field, settings.compile, mine, size, settings.num_steps, cache)
-    precision = partial(autocast, state.device, settings.precision)
-    return build_sampler(field, run.config, run.space, settings, precision, settings.batch_size)
 
 
 def _lacking(output: Output, about: dict[str, Any], kept: dict[str, Any], state: PartialState) -> list[range]:
@@ -112,8 +96,7 @@ def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lac
     before = len(output.seeds) - lacking
     desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
     shown = None if state.is_main_process else True
-    total = before + len(rows)
-    with tqdm(total=total, initial=before, unit="sample", desc=desc, disable=shown) as progress:
+    with tqdm(total=before + len(rows), initial=before, unit="sample", desc=desc, disable=shown) as progress:
         for count in write_parts(output, todo, arrays()):
             progress.update(count)
     return nfe
@@ -131,13 +114,8 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) ->
     cost = f", {nfe} evaluations each" if nfe else ""
     print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
     print(f"the grid: {figure}")
-    where = {
-        "run": str(run.folder.path),
-        "folder": str(output.folder),
-        "samples": str(output.file),
-        "grid": str(figure),
-    }
-    return {**where, **about, "nfe": nfe}
+    where = {"run": run.folder.path, "folder": output.folder, "samples": output.file, "grid": figure}
+    return {**{name: str(path) for name, path in where.items()}, **about, "nfe": nfe}
 
 
 def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
@@ -166,12 +144,8 @@ def how_name(settings: Drawing, run: Run, label: int | None) -> str:
         f"guidance{settings.guidance:g}": settings.guidance != 1,
         f"from{low:g}to{high:g}": settings.guidance != 1 and settings.guidance_interval != (0, 1),
     }
-    return "_".join(
-        [
-            f"step_{run.step:08d}_{weights_name(settings.weights)}_{solver}",
-            *(part for part, said in parts.items() if said),
-        ]
-    )
+    head = f"step_{run.step:08d}_{weights_name(settings.weights)}_{solver}"
+    return "_".join([head, *(part for part, said in parts.items() if said)])
 
 
 def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:

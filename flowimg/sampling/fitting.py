@@ -11,9 +11,8 @@ Part = TypeVar("Part")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a GPU or the host is out of memory."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    says_so = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return says_so or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def in_parts(work: Callable[[slice], Part], count: int, size: int, least: int = 1) -> Iterator[Part]:

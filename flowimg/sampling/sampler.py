@@ -7,6 +7,7 @@ the device or the number of processes, and is the noise diffusers draws from a l
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from flowimg.flow.condition import Condition, Velocity
 from flowimg.flow.paths import Path
 from flowimg.flow.randomness import generator
-from flowimg.flow.solvers import LINEAR, Solver, integrate
+from flowimg.flow.solvers import LINEAR, Flow, Solver, integrate
 from flowimg.sampling.fitting import in_parts
 
 
@@ -72,16 +73,9 @@ class Sampler:
             seeds: One a sample.
             cond: What the field is given, a row a sample; None for null.
         """
-        cond = cond or Condition()
 
-        @torch.no_grad()
         def batch(mine: slice) -> Samples:
-            x_0 = noise(seeds[mine], self.shape).to(self.device)
-            with self.precision():
-                flow = integrate(
-                    self.velocity, x_0, self.times, self.solver, cond.rows(mine).to(self.device),
-                    path=self.path, noise=self._noise(seeds[mine]),
-                )  # fmt: skip
+            flow = self._flow(noise(seeds[mine], self.shape), self.times, cond, mine, seeds)
             return Samples(flow.x.cpu(), flow.nfe)
 
         yield from in_parts(batch, len(seeds), self.batch_size)
@@ -116,19 +110,12 @@ class Sampler:
             seeds: One a sample, for stochastic solvers; by default the rows' numbers.
             hook: (rows, x, t) -> x after every solver step: it may replace the state.
         """
-        cond, seeds = cond or Condition(), range(len(x)) if seeds is None else seeds
+        seeds = range(len(x)) if seeds is None else seeds
         visited = torch.tensor(times) if self.solver.adaptive else self.times
-        whole = len(times) > 2
 
-        @torch.no_grad()
         def batch(mine: slice) -> Followed:
-            with self.precision():
-                flow = integrate(
-                    self.velocity, x[mine].to(self.device), visited.flip(0) if back else visited, self.solver,
-                    cond.rows(mine).to(self.device), trajectory=whole, path=self.path,
-                    noise=self._noise(seeds[mine]),
-                    hook=None if hook is None else lambda state, t: hook(mine, state, t),
-                )  # fmt: skip
+            way, stepped = visited.flip(0) if back else visited, partial(hook, mine) if hook else None
+            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=len(times) > 2, hook=stepped)
             if flow.trajectory is None:
                 states = torch.stack([x[mine].to(flow.x), flow.x]).float()
             else:
@@ -139,6 +126,16 @@ class Sampler:
 
         parts = list(in_parts(batch, len(x), self.batch_size))
         return Followed(torch.cat([part.states for part in parts], dim=1), max(part.nfe for part in parts))
+
+    @torch.no_grad()
+    def _flow(
+        self, x: Tensor, times: Tensor, cond: Condition | None, mine: slice, seeds: Sequence[int], **options: Any
+    ) -> Flow:
+        """The flow of the rows `mine`, which start from x; `options` are those of `integrate`."""
+        given, shaken = (cond or Condition()).rows(mine).to(self.device), self._noise(seeds[mine])
+        x = x.to(self.device)
+        with self.precision():
+            return integrate(self.velocity, x, times, self.solver, given, path=self.path, noise=shaken, **options)
 
     def _noise(self, seeds: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
         """Noise of a stochastic solver's step: of a sample a function of its seed and the step."""

@@ -9,7 +9,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +50,9 @@ class Output(NamedTuple):
 
 def missing(output: Output) -> list[range]:
     """The parts that are not on disk yet; none if the one file of all is there."""
-    return (
-        []
-        if output.form != "png" and output.file.exists()
-        else [p for p in output.parts() if not output.path(p).exists()]
-    )
+    if output.form != "png" and output.file.exists():
+        return []
+    return [part for part in output.parts() if not output.path(part).exists()]
 
 
 def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.ndarray]) -> Iterator[int]:
@@ -67,25 +65,22 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
     Yields:
         The rows of each batch, once they are taken in; those of the batches before are on disk then.
     """
-    waiting = iter(parts)
-    part = next(waiting, None)
+    waiting = list(reversed(parts))  # the next one is the last
     held: list[np.ndarray] = []
     # pictures are encoded and written beside the next batch; what ends this waits for those that are being written
     with ThreadPoolExecutor(1, "samples") as thread:
-        before: Future[None] | None = None
+        before = thread.submit(_write, output, [])  # nothing yet
         for batch in batches:
             held.extend(batch)
             ready: list[tuple[range, np.ndarray]] = []
-            while part is not None and len(held) >= len(part):
+            while waiting and len(held) >= len(waiting[-1]):
+                part = waiting.pop()
                 ready.append((part, np.stack(held[: len(part)])))
                 held = held[len(part) :]
-                part = next(waiting, None)
-            if before is not None:
-                before.result()
+            before.result()
             before = thread.submit(_write, output, ready)
             yield len(batch)
-        if before is not None:
-            before.result()
+        before.result()
 
 
 def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
@@ -100,18 +95,10 @@ def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
 
 def first_rows(output: Output, count: int) -> np.ndarray:
     """The first samples, while their parts are there."""
-    rows: list[np.ndarray] = []
-    for part in output.parts():
-        if len(rows) >= count:
-            break
-        path = output.path(part)
-        if output.form == "png":
-            with Image.open(path) as picture:
-                pixels = np.array(picture)
-            rows.append(pixels[..., None] if pixels.ndim == 2 else pixels)
-        else:
-            rows.extend(np.load(path, allow_pickle=False))
-    return np.stack(rows[:count])
+    paths = [output.path(part) for part in output.parts() if part.start < count]
+    if output.form == "png":
+        return np.stack([np.atleast_3d(np.array(Image.open(path))) for path in paths])
+    return np.concatenate([np.load(path, allow_pickle=False) for path in paths])[:count]
 
 
 def join(output: Output) -> None:
@@ -125,21 +112,18 @@ def join(output: Output) -> None:
     shutil.rmtree(output.folder / ".parts", ignore_errors=True)
 
 
-def _header(output: Output, parts: Sequence[Path]) -> dict[str, Any]:
+def _rows(output: Output, parts: Sequence[Path], file: Any) -> None:
+    """All samples as one array in the format of NumPy."""
     first = np.load(parts[0], allow_pickle=False)
-    shape = (len(output.seeds), *first.shape[1:])
-    return {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(first.dtype)}
-
-
-def _rows(parts: Sequence[Path], header: dict[str, Any], file: Any) -> None:
-    np.lib.format.write_array_header_1_0(file, header)
+    shape, descr = (len(output.seeds), *first.shape[1:]), np.lib.format.dtype_to_descr(first.dtype)
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": descr})
     for part in parts:
         file.write(np.load(part, allow_pickle=False).tobytes())
 
 
 def _join_npy(output: Output, parts: Sequence[Path], aside: Path) -> None:
     with aside.open("wb") as file:
-        _rows(parts, _header(output, parts), file)
+        _rows(output, parts, file)
 
 
 def _join_npz(output: Output, parts: Sequence[Path], aside: Path) -> None:
@@ -148,7 +132,7 @@ def _join_npz(output: Output, parts: Sequence[Path], aside: Path) -> None:
         others["labels"] = output.cond.label.numpy()
     with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("samples.npy", "w", force_zip64=True) as file:
-            _rows(parts, _header(output, parts), file)
+            _rows(output, parts, file)
         for name, array in others.items():
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -153,7 +153,7 @@ def test_numbers_that_are_not_finite_are_told(points):
     broken.field.forward = lambda x, t, cond=None: x / 0
     how = solving(points, 2, "euler", None)
     with pytest.raises(PageError, match="not finite"):
-        travel(broken, how, torch.ones(1, 2), None, [0.0, 1.0], "fp32")
+        travel(broken, how, torch.ones(1, 2), None, [0.0, 1.0])
 
 
 def test_without_gradio_it_says_how_to_get_it(tiny, refused, monkeypatch):

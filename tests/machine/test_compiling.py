@@ -19,7 +19,7 @@ from flowimg.cli import main
 from flowimg.errors import MachineError
 from flowimg.fields.mlp import MLPField
 from flowimg.flow.condition import Condition
-from flowimg.jobs.sample import _sampler
+from flowimg.jobs.drawing import compiled
 from flowimg.jobs.train.launch import options_of
 from flowimg.machine import compiling
 from flowimg.runs.folder import RunFolder
@@ -165,7 +165,7 @@ def test_torch_knows_the_options():
 
 def quickened(run, how, count, state):
     """The field that `flowimg sample` draws so many samples with, on this process."""
-    return _sampler(how.model_copy(update={"count": count}), run, state).velocity
+    return compiled(run, how, count, state)
 
 
 def test_many_samples_are_worth_a_compiler(tiny, monkeypatch):

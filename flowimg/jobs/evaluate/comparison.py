@@ -1,8 +1,7 @@
 """What pictures are compared with: the run's data in the features of a network, built once and cached."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -21,8 +20,7 @@ MAX_PICTURES, MAX_BYTES = 200_000, 2**33
 """The maximum number of training pictures in a reference set, and of the bytes of memory they take."""
 
 
-@dataclass(frozen=True)
-class ComparisonOptions:
+class ComparisonOptions(NamedTuple):
     """The choice of features; see the settings of `flowimg evaluate`.
 
     `learned` is the fingerprint of the data that the run was trained on, if known.

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from flowimg.build.data import DataFacts, build_condition, build_toy
 from flowimg.errors import SettingsError
-from flowimg.evaluation.comparison import Drawn, DrawnShare, distance, draw_all, measured_with, score
+from flowimg.evaluation.comparison import Drawn, distance, draw_share, joined, measured_with, score
 from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.images import Nearest
 from flowimg.evaluation.points import PointScores, failures, score_points
@@ -43,14 +43,13 @@ Scored = dict[str, Any] | None
 class Engine(ABC):
     """Scores the samples of a run.
 
-    `count` is the default number of samples, `main` the score that a sweep plots, `limits` the settings that limit a
-    score; `shared` says whether all processes draw.
+    `count` is the default number of samples, `main` the score that a sweep plots; `shared` says whether all processes
+    draw.
     """
 
     count: ClassVar[int]
     main: ClassVar[str]
-    limits: ClassVar[tuple[str, ...]]
-    shared: ClassVar[bool]
+    shared: ClassVar[bool] = False
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         self.config, self.facts, self.state = config, facts, state
@@ -65,11 +64,7 @@ class Engine(ABC):
         """Draw and score the samples of these seeds, on all processes; `inside` is a context for the drawing."""
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        """As `full`, but scores other than `score` may be missing."""
-        return self.full(sampler, how, seeds)
-
-    def full(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        """As a call, with the main score as `score` too."""
+        """As a call, with the main score as `score`; other scores may be missing."""
         scores = self(sampler, how, seeds)
         return None if scores is None else {**scores, "score": scores[self.main]}
 
@@ -86,12 +81,6 @@ class PointEngine(Engine):
 
     count = 20_000
     main = "sw2"
-    limits = ("max_off", "max_sw2", "max_mass_ratio")
-    shared = False
-
-    def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
-        super().__init__(config, facts, options, state)
-        self.toy = build_toy(config)
 
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
@@ -101,12 +90,12 @@ class PointEngine(Engine):
             raise SettingsError(f"--sweep-guidance needs a conditional run on images, and {settings.run} is not one")
 
     def __call__(self, sampler: Sampler, how: Solving, seeds: range, inside: Inside = nullcontext) -> Scored:
-        scores = None
+        scores, toy = None, build_toy(self.config)
         if self.state.is_main_process:
             with inside():
                 x_1, nfe = sampler.draw(seeds, build_condition(self.config, self.facts, seeds))
-                data = self.toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
-                scored = score_points(x_1, data, self.toy.part(x_1), self.toy.parts)
+                data = toy.sample(torch.rand(len(seeds), 3, generator=generator("evaluation")))
+                scored = score_points(x_1, data, toy.part(x_1), toy.parts)
                 scores = {**scored._asdict(), **made_how(how.record, seeds, nfe)}
         return scores
 
@@ -120,7 +109,6 @@ class PictureEngine(Engine):
 
     count = 1000
     main = "frechet"
-    limits = ("max_frechet",)
     shared = True
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
@@ -130,7 +118,7 @@ class PictureEngine(Engine):
 
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
-        if any(getattr(settings, name) is not None for name in PointEngine.limits):
+        if any(limit is not None for limit in (settings.max_off, settings.max_sw2, settings.max_mass_ratio)):
             raise SettingsError("--max-off, --max-sw2 and --max-mass-ratio are for runs on points")
         if settings.inception and settings.features != "inception":
             raise SettingsError(f"--inception {settings.inception} needs --features inception")
@@ -140,15 +128,13 @@ class PictureEngine(Engine):
             raise SettingsError(f"--count {settings.count} is too few for --sweep-guidance: give more than {NEAREST}")
 
     def _drawn(self, sampler: Sampler, seeds: range, inside: Inside = nullcontext, kept: int = KEPT) -> Drawn | None:
-        """The samples of these seeds in features, on the first process."""
-
-        def gather(own: DrawnShare | None) -> list[DrawnShare | None]:
-            shares: list[DrawnShare | None] = gather_object([own])
-            return shares if self.state.is_main_process else [None]
-
+        """The samples of these seeds in features, on the first process; None if a process gave up its share."""
         mine = share(range(len(seeds)), self.state.process_index, self.state.num_processes)
-        cond = build_condition(self.config, self.facts, seeds)
-        return draw_all(sampler, self.comparison, seeds, cond, mine, gather, inside, kept)
+        cond, own = build_condition(self.config, self.facts, seeds), None
+        with inside():
+            own = draw_share(sampler, self.comparison, seeds, cond, mine, kept)
+        shares = gather_object([own])
+        return joined(shares, cond, kept) if self.state.is_main_process and None not in shares else None
 
     def _how(self, drawn: Drawn, how: Solving, seeds: range) -> dict[str, Any]:
         """How the scores of these samples were made."""
@@ -164,9 +150,7 @@ class PictureEngine(Engine):
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
         drawn = self._drawn(sampler, seeds, kept=0)  # the other scores take as long as drawing
-        if drawn is None:
-            return None
-        return {**self._how(drawn, how, seeds), "score": distance(drawn, self.comparison)}
+        return None if drawn is None else {**self._how(drawn, how, seeds), "score": distance(drawn, self.comparison)}
 
     def exceeded(self, settings: Evaluate, scores: dict[str, Any]) -> list[str]:
         limit, sentences = settings.max_frechet, []

@@ -1,23 +1,17 @@
 """`flowimg evaluate`: score a run's samples, print the scores with how they were made, and record them."""
 
-from functools import partial
 from typing import Any
 
-from flowimg.build.data import cache_of
-from flowimg.build.sampler import build_sampler, settle
 from flowimg.errors import GateError, MachineError, SettingsError
 from flowimg.evaluation.record import describe, finite, keep, protocol, score_text, scores_of
+from flowimg.jobs.drawing import compiled, opened, sampler_of
 from flowimg.jobs.evaluate.comparison import ComparisonOptions
 from flowimg.jobs.evaluate.engine import ENGINES
 from flowimg.jobs.evaluate.sweep import Sweep, settings_to_try
-from flowimg.machine.compiling import compiled_for
-from flowimg.machine.precision import autocast
-from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import check_guidance, made_by, open_run
+from flowimg.machine.processes import leave_together, processes
+from flowimg.runs.opening import check_guidance, made_by
 from flowimg.settings.evaluate import Evaluate
 from flowimg.spaces.space import chosen
-
-LIMITS = [name for engine in ENGINES.values() for name in engine.limits]
 
 
 def evaluate(settings: Evaluate) -> dict[str, Any] | None:
@@ -27,12 +21,11 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
         GateError: If a limit is exceeded.
     """
     state = processes("evaluate")
-    run = open_run(settings.run, settings.weights, settings.step, state.device)
-    settings = settle(settings, run.config)
+    settings, run = opened(settings, state.device)
     kind = chosen(ENGINES, run.space)
     kind.check(settings, run.facts)
     sweeps = settings.sweep_nfe or settings.sweep_guidance
-    limited = any(getattr(settings, name) is not None for name in LIMITS)
+    limited = any(name.startswith("max_") and value is not None for name, value in settings)
     if sweeps and limited:
         raise SettingsError("a sweep has more than one score, so no limit applies: leave out --max-... or the sweep")
     for scale in (settings.guidance, *settings.sweep_guidance):
@@ -40,21 +33,17 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     if not kind.shared and state.num_processes > 1:
         raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
     count = settings.count or kind.count
-    mine = len(share(range(count), state.process_index, state.num_processes))
-    size, cache = settings.batch_size or run.space.at_once, cache_of(run.config)
-    field = compiled_for(run.field, settings.compile, mine, size, settings.num_steps, cache)
+    field = compiled(run, settings, count, state)
     tried = settings_to_try(settings) if settings.sweep_nfe else []  # may refuse, so it comes before the slow part
     options = ComparisonOptions(settings.features, settings.inception, settings.download, run.data)
     engine = kind(run.config, run.facts, options, state)
     seeds = range(settings.seed, settings.seed + count)
-    precision = partial(autocast, state.device, settings.precision)
     if sweeps:
-        sweep = Sweep(settings, run, field, engine, seeds, precision)
+        sweep = Sweep(settings, run, field, engine, seeds)
         results = sweep.over_nfe(tried) if tried else sweep.over_guidance()
         leave_together()
         return results
-    sampler = build_sampler(field, run.config, run.space, settings, precision, settings.batch_size)
-    scores = engine(sampler, settings, seeds)
+    scores = engine(sampler_of(run, settings, field, settings.batch_size), settings, seeds)
     leave_together()
     if scores is None:
         return None

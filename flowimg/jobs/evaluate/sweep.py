@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from flowimg.build.sampler import SOLVERS, build_sampler
+from flowimg.build.sampler import SOLVERS
 from flowimg.errors import SettingsError
 from flowimg.evaluation.record import describe, distance_in, finite, protocol
 from flowimg.figures.quality import NEAR, guidance_figure, nfe_figure
@@ -17,7 +16,8 @@ from flowimg.figures.record import Figure, add_figures
 from flowimg.files import write_json
 from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
-from flowimg.jobs.evaluate.engine import Engine
+from flowimg.jobs.drawing import sampler_of
+from flowimg.jobs.evaluate.engine import Engine, Scored
 from flowimg.runs.opening import Run, made_by, weights_name
 from flowimg.settings.evaluate import Evaluate
 
@@ -35,7 +35,6 @@ class Sweep:
         field: Its field, compiled or not.
         engine: Scores the samples.
         seeds: One per sample.
-        precision: Gives a context to evaluate the field in.
     """
 
     settings: Evaluate
@@ -43,21 +42,19 @@ class Sweep:
     field: nn.Module
     engine: Engine
     seeds: range
-    precision: Callable[[], AbstractContextManager[Any]]
 
-    def _scored(self, quick: bool, **change: Any) -> dict[str, Any] | None:
-        """The scores with changed settings, with the main one as `score` too."""
-        how, run = self.settings.model_copy(update=change), self.run
-        sampler = build_sampler(self.field, run.config, run.space, how, self.precision, how.batch_size)
-        return (self.engine.quick if quick else self.engine.full)(sampler, how, self.seeds)
+    def _scored(self, score: Callable[..., Scored], **change: Any) -> Scored:
+        """The scores with changed settings; `score` is one of the engine's ways to score."""
+        how = self.settings.model_copy(update=change)
+        return score(sampler_of(self.run, how, self.field, how.batch_size), how, self.seeds)
 
-    def over_nfe(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    def over_nfe(self, tried: Sequence[dict[str, Any]]) -> Scored:
         """Plot the distance over evaluations, for these settings; the results are returned on the first process."""
-        best = self._scored(True, **CONVERGED)
+        best = self._scored(self.engine.quick, **CONVERGED)
         rows: list[dict[str, Any]] = []
         lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for change in tried:
-            found = self._scored(True, **change)
+            found = self._scored(self.engine.quick, **change)
             if found is not None:
                 solver, times, shift, num_steps = change.values()
                 grid = times if shift == 1 else f"{times}, shift {shift:g}"
@@ -83,11 +80,11 @@ class Sweep:
         """Plot quality and diversity over the guidance scale; the results are returned on the first process."""
         rows = []
         for scale in sorted(self.settings.sweep_guidance):
-            found = self._scored(False, guidance=scale)
+            found = self._scored(self.engine, guidance=scale)
             if found is not None:
                 # few pictures have no neighbourhoods and so no coverage; with one class there is no classifier
                 missing = dict.fromkeys(("coverage", "precision", "agreement", "judge"), math.nan)
-                found = {"scale": scale, **missing, **found}
+                found = {"scale": scale, **missing, **found, "score": found[self.engine.main]}
                 rows.append(found)
                 scores = f"agreement {found['agreement']:.3f}, coverage {found['coverage']:.3f}, {found['score']:.4g}"
                 print(f"  guidance {scale:<6g} {found['nfe']:>4} evaluations  {scores}", flush=True)
@@ -107,8 +104,7 @@ class Sweep:
 
     def _line(self, scores: dict[str, Any]) -> str:
         """The protocol line of one evaluation of the sweep."""
-        made = made_by(self.run, self.settings.weights, self.settings.precision)
-        return protocol(self.settings.run, {**scores, **made})
+        return protocol(self.settings.run, scores | made_by(self.run, self.settings.weights, self.settings.precision))
 
     def _kept(self, figure: Figure, results: dict[str, Any]) -> dict[str, Any]:
         """Add the figure to the list of figures, and write the results beside it."""

@@ -7,23 +7,21 @@ from pathlib import Path
 import torch
 
 from flowimg.build.data import build_condition
-from flowimg.evaluation.record import describe
 from flowimg.figures.record import Drawable, Figure
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
 from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import Sampler, arc, noise
-from flowimg.settings.sampling import Solving
 
 CLASSES, SEEDS = 12, 8
 """The maximum number of classes in a table, and its number of seeds."""
 
 
-def picture_figures(run: Run, sampler: Sampler, how: Solving, seed: int) -> Iterator[Drawable]:
+def picture_figures(run: Run, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
     """From noise to picture; classes by seeds; interpolations between noises; the samples during training."""
     from flowimg.figures.pictures import growth_animation, picture_table
 
-    made = f"step {run.step:,}, {describe(how.record)}"
+    made = f"step {run.step:,}, {how}"
     classes, space, seeds = run.facts.classes, run.space, range(seed, seed + SEEDS)
 
     def row_name(seeds: object, number: int) -> str:

@@ -11,7 +11,6 @@ from flowimg.build.data import build_condition
 from flowimg.figures.record import Drawable, Figure
 from flowimg.runs.opening import Run
 from flowimg.sampling.sampler import Sampler, noise
-from flowimg.settings.sampling import Solving
 
 PARTICLES, FRAMES = 1500, 91
 """The numbers of particles and of frames in the animation."""
@@ -19,7 +18,7 @@ CROWD = 100_000
 """The number of points whose density is drawn."""
 
 
-def point_figures(run: Run, sampler: Sampler, how: Solving, seed: int) -> Iterator[Drawable]:
+def point_figures(run: Run, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
     """The flow as an animation; densities over flow time; the straightness of paths."""
     from flowimg.figures.motion import density_figure, flow_animation, straightness_figure
 

@@ -1,25 +1,23 @@
 """`flowimg figures`, which every run also does at its end: figures of the flow and the training, in RUN/figures."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from flowimg.build.sampler import build_sampler, settle
 from flowimg.data.batches import Batches
 from flowimg.evaluation.record import describe
 from flowimg.figures.record import Drawable, Figure, add_figures
 from flowimg.flow.irreducible import Irreducible
+from flowimg.jobs.drawing import opened, sampler_of
 from flowimg.jobs.figures.irreducible import OF_PICTURES, find_irreducible
 from flowimg.jobs.figures.pictures import picture_figures
 from flowimg.jobs.figures.points import point_figures
 from flowimg.machine.device import pick_device
-from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import Run, check_guidance, open_run
+from flowimg.runs.opening import Run, check_guidance
+from flowimg.sampling.sampler import Sampler
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import Solving
 from flowimg.settings.verbs import Figures
@@ -34,24 +32,16 @@ FLOWS: dict[type, Callable[..., Iterator[Drawable]]] = {Points: point_figures, P
 def figures(settings: Figures) -> dict[str, Any]:
     """Draw all figures of a run and print their paths."""
     one_process("figures")
-    device = pick_device()
-    run = open_run(settings.run, settings.weights, settings.step, device)
-    settings = settle(settings, run.config)
+    settings, run = opened(settings, pick_device())
     check_guidance(settings.guidance, run.facts, run.config)
-    drawn = draw_figures(run, settings, settings.seed, None, partial(autocast, device, settings.precision))
+    drawn = draw_figures(run, settings, settings.seed, None, sampler_of(run, settings))
     paths = [str(run.folder.figures / figure.file) for figure in drawn]
     for path, figure in zip(paths, drawn, strict=True):
         print(f"{path}   {figure.title}")
     return {"run": settings.run, "step": run.step, "figures": paths}
 
 
-def draw_figures(
-    run: Run,
-    how: Solving,
-    seed: int,
-    batches: Batches | None,
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> list[Figure]:
+def draw_figures(run: Run, how: Solving, seed: int, batches: Batches | None, sampler: Sampler) -> list[Figure]:
     """Draw all figures of a run.
 
     Args:
@@ -59,12 +49,12 @@ def draw_figures(
         how: How the flow is followed.
         seed: Seed of the first particle or picture.
         batches: The run's data if loaded; else they are loaded if the irreducible loss has to be estimated.
-        precision: Gives a context to evaluate the field in.
+        sampler: A sampler of the run that follows the flow in this way.
     """
     irreducible = find_irreducible(run.folder, run.config, batches)
-    made = f"Step {run.step:,}, {describe(how.record)}, seeds from {seed}."
-    sampler = build_sampler(run.field, run.config, run.space, how, precision)
-    of_flow = chosen(FLOWS, run.space)(run, sampler, how, seed)
+    said = describe(how.record)
+    made = f"Step {run.step:,}, {said}, seeds from {seed}."
+    of_flow = chosen(FLOWS, run.space)(run, sampler, said, seed)
     jobs = [*((figure._replace(how=made), draw) for figure, draw in of_flow), *_curves(run.folder, irreducible)]
     return _draw(run.folder, tqdm(jobs, unit="figure", leave=False, disable=None, desc="figures"))
 

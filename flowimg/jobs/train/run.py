@@ -9,6 +9,7 @@ from typing import Any
 
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import blocks_of
+from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
 from flowimg.data.prefetch import beside
@@ -211,7 +212,8 @@ class _Start(Beginning):
         folder, config = self.folder, self.config
         run = Run(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
         try:
-            draw_figures(run, config.grid, 0, batches, self.strategy.autocast)
+            sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
+            draw_figures(run, config.grid, 0, batches, sampler)
             write_report(folder, running=False)
         except Exception as error:  # the run is trained and saved: a missing figure is not a failure
             print(f"warning   no figures ({type(error).__name__}: {error}); flowimg figures {folder.path} tries again")

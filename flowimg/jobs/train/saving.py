@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowimg.build.data import DataFacts
+from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import architecture_of
 from flowimg.errors import CheckpointError, MachineError
 from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.train.session import Session
 from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import Run
 from flowimg.runs.signals import GIVEN_UP
 from flowimg.settings.run import Config
 from flowimg.training.averages import snapshot_steps
@@ -167,4 +168,5 @@ def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:
     """Write RUN/model, the averaged field for diffusers, where diffusers knows its network."""
     if exports(ema):
-        write_model(folder.model, ema, config, facts, step, grid_for(folder, step))
+        run = Run(folder, config, facts, build_space(config, facts), ema, step, "")
+        write_model(folder.model, run, grid_for(folder, step))

@@ -1,0 +1,68 @@
+"""What the verbs that draw share: opening a run, its sampler, and a folder for what is drawn."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from flowimg.build.data import cache_of
+from flowimg.build.sampler import DrawingT, build_sampler, settle
+from flowimg.conditions.labels import parse_label
+from flowimg.errors import SettingsError
+from flowimg.machine.compiling import compiled_for
+from flowimg.machine.device import pick_device
+from flowimg.machine.precision import autocast
+from flowimg.machine.processes import one_process, share
+from flowimg.runs.opening import Run, check_guidance, open_run
+from flowimg.sampling.sampler import Sampler
+from flowimg.settings.verbs import Drawing, Interpolate, Invert, Many, Sample
+
+
+def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, Run]:
+    """The settings with their precision settled, and the run."""
+    run = open_run(settings.run, settings.weights, settings.step, device)
+    return settle(settings, run.config), run
+
+
+def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, Run]:
+    """As `opened`, for a verb on one process whose run must be on pictures.
+
+    Raises:
+        SettingsError: If its samples are not pictures.
+    """
+    one_process(verb)
+    settings, run = opened(settings, pick_device())
+    if "png" not in run.space.formats:
+        raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
+    return settings, run
+
+
+def label_of(settings: Sample | Interpolate | Invert, run: Run) -> int | None:
+    """The number of the class in the settings; a class or guidance that the run does not know is refused."""
+    label = parse_label(settings.label, run.facts.classes, settings.run)
+    check_guidance(settings.guidance, run.facts, run.config)
+    return label
+
+
+def compiled(run: Run, settings: Many, count: int, state: PartialState) -> nn.Module:
+    """The run's field, compiled where that is requested or worth it for this process's share of `count` samples."""
+    mine = len(share(range(count), state.process_index, state.num_processes))
+    size = settings.batch_size or run.space.at_once
+    return compiled_for(run.field, settings.compile, mine, size, settings.num_steps, cache_of(run.config))
+
+
+def sampler_of(run: Run, settings: Drawing, field: nn.Module | None = None, batch_size: int | None = None) -> Sampler:
+    """The sampler of these settings; `field` stands for the run's own, such as the same one compiled."""
+    precision = partial(autocast, next(run.field.parameters()).device, settings.precision)
+    return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size)
+
+
+def new_folder(out: str | None, usual: Path) -> Path:
+    """The folder of --out, which must be new or empty, or else the usual one, whose files may be replaced."""
+    folder = Path(out) if out else usual
+    if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"--out {out} exists and is not overwritten: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
