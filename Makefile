@@ -1,12 +1,12 @@
-# make train    .venv, install, train CONFIG (default: digits) and name the grid of pictures
-# make smoke    train the checkerboard and hold the result to its limits
-# make article  after make smoke: the flow in motion, densities, the loss and its floor, and the finer board that fails
+# make train    .venv, install, train CONFIG (default: digits) and print the path of its grid of images
+# make smoke    train the checkerboard and fail if a score is beyond its limit
+# make article  after make smoke: the flow in motion, densities, the loss and its irreducible part, and a finer board
 # make test     lint, types, the default tests
 # make slow     the tests that take minutes
 # make wheel    build the wheel, and train the digits for a few steps from it
 # make soak     a run killed at 30 random times, about 4 minutes
-# make bench    a training step of CONFIG beside its floor, and beside other trainers: TORCHCFM=, META=, DIFFUSERS=checkout;
-#               or only beside another checkout of flowimg: FLOWIMG=checkout
+# make bench    a training step of CONFIG compared with its lower bound and with other trainers (TORCHCFM=, META=,
+#               DIFFUSERS=checkout), or only with another checkout of flowimg: FLOWIMG=checkout
 PYTHON ?= python3
 CONFIG ?= configs/digits.yaml
 BIN := .venv/bin

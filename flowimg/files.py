@@ -1,6 +1,7 @@
 """The one way to write a file or a folder: aside, synced where it must survive a power cut, renamed; and the lock.
 
-Whoever reads sees a file as it was or as it is now, never half of it. Of a run's files
+Whoever reads a file written here sees it as it was or as it is now, never half of it. (Lines appended to a metrics file
+and pictures, which matplotlib and PIL write in place, can be cut; their readers allow for it.) Of a run's files
 
     synced      checkpoints, snapshots, config.yaml, exported weights and models: nothing else can make them again
     not synced  status.json, metrics, grids, figures, reports, samples: a run writes them again, and often

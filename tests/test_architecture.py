@@ -133,7 +133,7 @@ def test_every_room_has_doors_and_files():
         ("flowimg/training/loop.py", "from flowimg.machine.device import pick_device"),
         ("flowimg/sampling/sampler.py", "from flowimg.training.averages import make_ema"),
         ("flowimg/evaluation/points.py", "def score():\n    from flowimg.build.data import build_toy"),
-        ("flowimg/evaluation/points.py", "if TYPE_CHECKING:\n    from flowimg.runs.opening import Run"),
+        ("flowimg/evaluation/points.py", "if TYPE_CHECKING:\n    from flowimg.runs.opening import OpenRun"),
         ("flowimg/figures/points.py", "def draw():\n    import importlib\n    importlib.import_module('flowimg.jobs')"),
         ("flowimg/build/data.py", "from flowimg.runs.folder import RunFolder"),
         ("flowimg/runs/opening.py", "from flowimg.training.loop import train"),
@@ -200,7 +200,7 @@ def test_no_file_imports_itself_by_way_of_others():
         ("times", flow.TIMES),
         ("weighting", flow.WEIGHTINGS),
         ("field", field.FIELDS),
-        ("data", data.SOURCES),
+        ("data", data.KINDS),
         ("data", data.SPACES),
     ],
 )

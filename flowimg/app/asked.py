@@ -9,7 +9,7 @@ from torch import Tensor
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
 from flowimg.jobs.drawing import sampler_of
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.settings.sampling import Solver
 from flowimg.settings.verbs import Drawing
 
@@ -17,7 +17,7 @@ STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
 """The largest values that the page may send."""
 
 
-def solving(run: Run, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32") -> Drawing:
+def solving(run: OpenRun, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32") -> Drawing:
     """The settings that a visitor chose, with the precision of the page.
 
     Raises:
@@ -52,7 +52,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def class_number(run: Run, label: Any) -> int | None:
+def class_number(run: OpenRun, label: Any) -> int | None:
     """The class a visitor chose by name; None in a run without classes.
 
     Raises:
@@ -66,12 +66,12 @@ def class_number(run: Run, label: Any) -> int | None:
     return classes.index(label)
 
 
-def guidable(run: Run) -> bool:
+def guidable(run: OpenRun) -> bool:
     """Whether the run learned with and without its classes."""
     return bool(run.facts.classes) and run.config.train.label_drop > 0
 
 
-def travel(run: Run, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float]) -> tuple[Tensor, str]:
+def travel(run: OpenRun, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float]) -> tuple[Tensor, str]:
     """The states at these times, shape (T, B, *D), on the CPU, and how they were made.
 
     Raises:

@@ -7,10 +7,10 @@ import gradio as gr
 from flowimg.app.asked import GUIDANCE, STEPS, guidable
 from flowimg.build.sampler import SOLVERS
 from flowimg.errors import PageError
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 
 
-def controls(run: Run, mark: str = "") -> tuple[Any, Any, Any, Any]:
+def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
     """The controls for class, steps, solver and guidance that this run has; `mark` ends their ids."""
     classes, visible = list(run.facts.classes) or [""], bool(run.facts.classes)
     usual = run.config.grid

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowimg.app.asked import SEED, class_number, solving, travel, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import arc, noise
 
 MOMENTS = [place / 20 for place in range(21)]
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 def one_picture(
-    run: Run, seed: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
+    run: OpenRun, seed: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
 ) -> Answer:
     """The picture of a seed at every flow time, from noise to data.
 
@@ -44,7 +44,7 @@ def one_picture(
 
 
 def two_seeds(
-    run: Run, first: Any, second: Any, frames: Any, steps: Any, solver: Any, guidance: Any, label: Any,
+    run: OpenRun, first: Any, second: Any, frames: Any, steps: Any, solver: Any, guidance: Any, label: Any,
     precision: str = "fp32",
 ) -> Answer:  # fmt: skip
     """The pictures between the noises of two seeds, both included.
@@ -63,7 +63,7 @@ def two_seeds(
     return Answer(_pixels(run, states[-1]), said)
 
 
-def images_page(run: Run, precision: str) -> gr.Blocks:
+def images_page(run: OpenRun, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     _, height, width = run.space.shape
     classes = list(run.facts.classes)
@@ -144,7 +144,7 @@ def _row(pictures: np.ndarray) -> np.ndarray:
     return rearrange(spaced, "n h w c -> h (n w) c")[:, :-4]
 
 
-def _pixels(run: Run, x: Tensor) -> np.ndarray:
+def _pixels(run: OpenRun, x: Tensor) -> np.ndarray:
     """States as colour pictures, (N, H, W, 3)."""
     pixels = run.space.rows(x).numpy()
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels

@@ -14,7 +14,7 @@ from flowimg.errors import MachineError
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import settle_precision
 from flowimg.machine.processes import one_process
-from flowimg.runs.opening import Run, open_run, weights_name
+from flowimg.runs.opening import OpenRun, open_run, weights_name
 from flowimg.settings.verbs import Play
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
@@ -62,7 +62,7 @@ footer { display: none !important }
 """
 
 
-def build_page(run: Run, precision: str = "fp32") -> Any:
+def build_page(run: OpenRun, precision: str = "fp32") -> Any:
     """The page about a run, not served yet."""
     from flowimg.app.images import images_page
     from flowimg.app.points import points_page  # Gradio takes seconds to import

@@ -11,7 +11,7 @@ from flowimg.app.controls import controls, kindly
 from flowimg.errors import PageError
 from flowimg.figures.report import plane_script
 from flowimg.figures.style import DATA, FLOW, NOISE
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import noise
 
 MOST = 2000
@@ -34,7 +34,7 @@ STYLE = """
 
 
 def flow_particles(
-    run: Run, plane: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
+    run: OpenRun, plane: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
 ) -> tuple[dict[str, Any], str]:
     """The paths of the particles on the plane, and how they were made.
 
@@ -76,7 +76,7 @@ def gaussian(count: Any, seed: Any) -> dict[str, Any]:
     return {"particles": noise(range(first, first + many), (2,)).tolist()}
 
 
-def points_page(run: Run, precision: str) -> gr.Blocks:
+def points_page(run: OpenRun, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     space: Any = run.space
     name = run.folder.path.resolve().name

@@ -161,7 +161,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
     return FoundData(DataFacts(shape, stream.classes), story, load)
 
 
-SOURCES: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images": _images}
+KINDS: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images": _images}
 
 
 def cache_of(config: Config) -> Path:
@@ -176,7 +176,7 @@ def build_condition(config: Config, facts: DataFacts, seeds: Sequence[int], labe
 
 def build_source(config: Config) -> FoundData:
     """The data of a run, found and checked but not yet loaded."""
-    return SOURCES[config.data.kind](config)
+    return KINDS[config.data.kind](config)
 
 
 def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:

@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
     judge: Classifier | None
 
 
-class Drawn(NamedTuple):
+class SampleFeatures(NamedTuple):
     """Samples in features: the moments of all; features, pixels and condition of the first `kept` of them.
 
     `not_finite` counts the samples with a NaN or an infinity, which were replaced by the nearest bytes.
@@ -57,12 +57,14 @@ class DrawnShare(NamedTuple):
     pixels: list[Tensor]
 
 
-def joined(shares: Sequence[DrawnShare], cond: Condition, kept: int) -> Drawn:
+def joined(shares: Sequence[DrawnShare], cond: Condition, kept: int) -> SampleFeatures:
     """The samples of all processes, of which the features and pixels of the first `kept` are kept; `cond` is theirs."""
     features = torch.cat([batch for part in shares for batch in part.features])
     pixels = torch.cat([batch for part in shares for batch in part.pixels] or [torch.zeros(0)])[:kept]
     nfe, not_finite = max(part.nfe for part in shares), sum(part.not_finite for part in shares)
-    return Drawn(len(features), nfe, moments(features), features[:kept], pixels, cond.rows(slice(kept)), not_finite)
+    return SampleFeatures(
+        len(features), nfe, moments(features), features[:kept], pixels, cond.rows(slice(kept)), not_finite
+    )
 
 
 def draw_share(
@@ -93,13 +95,13 @@ def draw_share(
     return DrawnShare(nfe, not_finite, features, pixels)
 
 
-def distance(drawn: Drawn, comparison: Comparison) -> float:
+def distance(drawn: SampleFeatures, comparison: Comparison) -> float:
     """The Fréchet distance of samples; only for the first process."""
     assert comparison.reference is not None
     return frechet(comparison.reference.moments, drawn.moments)
 
 
-def score(drawn: Drawn, comparison: Comparison) -> tuple[dict[str, Any], Nearest]:
+def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any], Nearest]:
     """All scores of samples, and the training pictures nearest to them; only for the first process."""
     reference = comparison.reference
     assert reference is not None
@@ -137,7 +139,7 @@ def _class_scores(x: Tensor, labels: Tensor, space: Space, data: DataSet, judge:
     }
 
 
-def measured_with(comparison: Comparison, drawn: Drawn) -> dict[str, Any]:
+def measured_with(comparison: Comparison, drawn: SampleFeatures) -> dict[str, Any]:
     """The network and the reference set that the scores depend on, for the record of the evaluation."""
     assert comparison.reference is not None
     extractor, data = comparison.extractor, comparison.reference.data

@@ -187,7 +187,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     except Exception as error:  # an arbitrary network raises errors of many types
         raise ExtractorError(
-            f"{source} makes no features of a picture ({_brief(error)}): give a network for pictures"
+            f"{source} gives no features of an image ({_brief(error)}): name an image network"
         ) from None
     weights = {name: value for name, value in network.state_dict().items() if name not in missing}
     sha256 = _digest([*weights.values(), shift, scale], _architecture(network, weights))

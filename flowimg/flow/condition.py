@@ -36,9 +36,14 @@ class Condition(NamedTuple):
         return self._each(lambda _, part: part.to(device))
 
     def cat(self, other: "Condition") -> "Condition":
-        """The rows of this one, then those of another with the same parts."""
-        pairs = zip(self, other, strict=True)
-        return Condition(*(a if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+        """The rows of this one, then those of another.
+
+        Raises:
+            ValueError: If only one of them has some part.
+        """
+        if [part is None for part in self] != [part is None for part in other]:
+            raise ValueError("conditions of different parts cannot be joined")
+        return self._each(lambda name, part: torch.cat([part, getattr(other, name)]))
 
     def null(self) -> "Condition":
         """The same rows with null in each part that guidance steers towards."""

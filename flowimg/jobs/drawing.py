@@ -15,18 +15,18 @@ from flowimg.machine.compiling import compiled_for
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process, share
-from flowimg.runs.opening import Run, check_guidance, open_run
+from flowimg.runs.opening import OpenRun, check_guidance, open_run
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.verbs import Drawing, Interpolate, Invert, Many, Sample
 
 
-def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, Run]:
+def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, OpenRun]:
     """The settings with their precision settled, and the run."""
     run = open_run(settings.run, settings.weights, settings.step, device)
     return settle(settings, run.config), run
 
 
-def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, Run]:
+def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, OpenRun]:
     """As `opened`, for a verb on one process whose run must be on pictures.
 
     Raises:
@@ -39,21 +39,23 @@ def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, Run]:
     return settings, run
 
 
-def label_of(settings: Sample | Interpolate | Invert, run: Run) -> int | None:
+def label_of(settings: Sample | Interpolate | Invert, run: OpenRun) -> int | None:
     """The number of the class in the settings; a class or guidance that the run does not know is refused."""
     label = parse_label(settings.label, run.facts.classes, settings.run)
     check_guidance(settings.guidance, run.facts, run.config)
     return label
 
 
-def compiled(run: Run, settings: Many, count: int, state: PartialState) -> nn.Module:
+def compiled(run: OpenRun, settings: Many, count: int, state: PartialState) -> nn.Module:
     """The run's field, compiled where that is requested or worth it for this process's share of `count` samples."""
     mine = len(share(range(count), state.process_index, state.num_processes))
     size = settings.batch_size or run.space.at_once
     return compiled_for(run.field, settings.compile, mine, size, settings.num_steps, cache_of(run.config))
 
 
-def sampler_of(run: Run, settings: Drawing, field: nn.Module | None = None, batch_size: int | None = None) -> Sampler:
+def sampler_of(
+    run: OpenRun, settings: Drawing, field: nn.Module | None = None, batch_size: int | None = None
+) -> Sampler:
     """The sampler of these settings; `field` stands for the run's own, such as the same one compiled."""
     precision = partial(autocast, next(run.field.parameters()).device, settings.precision)
     return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size)

@@ -10,7 +10,7 @@ from flowimg.files import filled
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import Run, open_run, weights_name
+from flowimg.runs.opening import OpenRun, open_run, weights_name
 from flowimg.settings.reading import dump
 from flowimg.settings.verbs import Export
 
@@ -51,7 +51,7 @@ def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:
 
 
 def write_model(
-    folder: Path, run: Run, grid: Path | None, num_steps: int = STEPS, weights: str | float = "ema"
+    folder: Path, run: OpenRun, grid: Path | None, num_steps: int = STEPS, weights: str | float = "ema"
 ) -> None:
     """Write the folder, in the place of what was there.
 
@@ -75,7 +75,7 @@ def write_model(
         (aside / "README.md").write_text(_card(run, grid, num_steps, weights))
 
 
-def _card(run: Run, grid: Path | None, num_steps: int, weights: str | float) -> str:
+def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float) -> str:
     """The model card: a description, three lines of code, and the settings of the run."""
     config, facts = run.config, run.facts
     parameters = sum(p.numel() for p in _network(run).parameters())
@@ -130,7 +130,7 @@ steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler
 """
 
 
-def _network(run: Run) -> Any:
+def _network(run: OpenRun) -> Any:
     """The network in the run's field that diffusers knows."""
     field: Any = run.field
     return getattr(field, field.exports)

@@ -21,7 +21,7 @@ from flowimg.flow.randomness import generator
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
-from flowimg.runs.opening import Run, made_by, open_run, weights_name
+from flowimg.runs.opening import OpenRun, made_by, open_run, weights_name
 from flowimg.settings.verbs import Likelihood
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
@@ -57,7 +57,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     return {"run": settings.run, **finite(record)}
 
 
-def _log_density(settings: Likelihood, run: Run, x_1: Tensor, cond: Condition, exact: bool) -> LogDensity:
+def _log_density(settings: Likelihood, run: OpenRun, x_1: Tensor, cond: Condition, exact: bool) -> LogDensity:
     """Log-densities of all samples, batch by batch, with the exact divergence or with Hutchinson's probes."""
     device = next(run.field.parameters()).device
     size = settings.batch_size or chosen(AT_ONCE, run.space)
@@ -88,7 +88,7 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _points(settings: Likelihood, run: Run) -> Measured:
+def _points(settings: Likelihood, run: OpenRun) -> Measured:
     if settings.split or settings.probes != 1:
         raise SettingsError("--split and --probes are for runs on images: points are fresh, and their density is exact")
     toy, classes = build_toy(run.config), len(run.facts.classes)
@@ -104,7 +104,7 @@ def _points(settings: Likelihood, run: Run) -> Measured:
     return {"nats": nats, "nats_error": error, "entropy": entropy}, density, "fresh points", "exact divergence"
 
 
-def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float | None) -> None:
+def _map(settings: Likelihood, run: OpenRun, toy: Toy, nats: Tensor, entropy: float | None) -> None:
     """Draw the log-density of all classes together over the plane, for the report."""
     line = torch.linspace(-1, 1, SIDE) * 1.15 * toy.extent
     grid = torch.cartesian_prod(line, line)
@@ -119,7 +119,7 @@ def _map(settings: Likelihood, run: Run, toy: Toy, nats: Tensor, entropy: float 
     print(path)
 
 
-def _pictures(settings: Likelihood, run: Run) -> Measured:
+def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
     space: Any = run.space
     config, count = run.config, settings.count or PICTURES
     batches: Any
@@ -139,7 +139,7 @@ def _pictures(settings: Likelihood, run: Run) -> Measured:
         if settings.split == getattr(run.config.data, "split", None):
             print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
     if len(x_1) < (settings.count or 0):
-        print(f"warning   there are {len(x_1)} {of}, fewer than --count {settings.count}")
+        print(f"warning   only {len(x_1)} of the --count {settings.count}: there are no more {of}")
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
     x_1 = space.dequantise(x_1, torch.stack(within))
     density = _log_density(settings, run, x_1, cond if run.facts.classes else Condition(), exact=False)
@@ -148,5 +148,5 @@ def _pictures(settings: Likelihood, run: Run) -> Measured:
     return scores, density, of, f"Hutchinson, {settings.probes} probe(s) each"
 
 
-MEASURES: dict[type, Callable[[Likelihood, Run], Measured]] = {Points: _points, Pixels: _pictures}
+MEASURES: dict[type, Callable[[Likelihood, OpenRun], Measured]] = {Points: _points, Pixels: _pictures}
 """The measurement of each space."""

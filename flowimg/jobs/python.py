@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowimg.build.data import build_condition
 from flowimg.build.sampler import settle
+from flowimg.errors import SettingsError
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
 from flowimg.jobs.drawing import label_of, sampler_of
@@ -22,6 +23,9 @@ from flowimg.settings.reading import changed, load, validate
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Sample
 from flowimg.spaces.space import Space
+
+UNUSED = {"run", "weights", "step", "out", "format", "compile"}
+"""Options of `flowimg sample` that say what to load and what to write."""
 
 
 def configure(file: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
@@ -61,7 +65,7 @@ class Run:
     `velocity` is the network, an nn.Module (x, t, cond=None) -> v; `classes` are the names of the classes, in order.
     """
 
-    def __init__(self, run: opening.Run, weights: str | float) -> None:
+    def __init__(self, run: opening.OpenRun, weights: str | float) -> None:
         self._run, self._weights = run, weights
         self.config, self.step, self.space = run.config, run.step, run.space
         self.classes = run.facts.classes
@@ -77,9 +81,11 @@ class Run:
             how: Options of `flowimg sample`: num_steps, solver, times, shift, guidance, precision, ...
 
         Raises:
-            SettingsError: If an option is unknown or out of range, or does not fit the run.
+            SettingsError: If an option is unknown, out of range or of no use here, or does not fit the run.
         """
         run = self._run
+        if unused := sorted(how.keys() & UNUSED):
+            raise SettingsError(f"sample(): {', '.join(unused)}: the run is loaded, and nothing is written; see load()")
         options = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
         seeds = range(seed, seed + count)

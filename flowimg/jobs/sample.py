@@ -16,7 +16,7 @@ from flowimg.figures.samples import draw_samples
 from flowimg.files import read_json, write_json
 from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import Run, weights_name
+from flowimg.runs.opening import OpenRun, weights_name
 from flowimg.sampling.sampler import Sampler
 from flowimg.sampling.writers import Output, first_rows, join, missing, write_parts
 from flowimg.settings.verbs import Drawing, Sample
@@ -73,7 +73,9 @@ def _lacking(output: Output, about: dict[str, Any], kept: dict[str, Any], state:
     return lacking[0]
 
 
-def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lacking: int, state: PartialState) -> int:
+def _draw(
+    sampler: Sampler, run: OpenRun, output: Output, todo: Sequence[range], lacking: int, state: PartialState
+) -> int:
     """Draw and write these parts; the evaluations each sample took.
 
     Args:
@@ -102,7 +104,7 @@ def _draw(sampler: Sampler, run: Run, output: Output, todo: Sequence[range], lac
     return nfe
 
 
-def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) -> dict[str, Any]:
+def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: OpenRun) -> dict[str, Any]:
     """Write the grid, the one file of all samples, and their description."""
     figure = output.folder / "grid.png"
     count = min(run.space.in_a_figure, len(output.seeds))
@@ -118,7 +120,7 @@ def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: Run) ->
     return {**{name: str(path) for name, path in where.items()}, **about, "nfe": nfe}
 
 
-def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
+def _about(settings: Sample, run: OpenRun, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must match to resume into a folder."""
     idle = {"run", "out", "batch_size", "compile", "format", "label", "step"}
     idle |= {"num_steps", "times", "shift"} if settings.adaptive else {"tolerance"}
@@ -131,7 +133,7 @@ def _about(settings: Sample, run: Run, label: int | None) -> dict[str, Any]:
     }
 
 
-def how_name(settings: Drawing, run: Run, label: int | None) -> str:
+def how_name(settings: Drawing, run: OpenRun, label: int | None) -> str:
     """A name for samples drawn with these settings: step, weights, solver, and what differs from the defaults."""
     adaptive = settings.adaptive
     solver = settings.solver + (f"{settings.tolerance:g}" if adaptive else str(settings.num_steps))

@@ -21,7 +21,7 @@ from flowimg.training.snapshots import find_kept, make_average, percent
 
 
 @dataclass(frozen=True)
-class Run:
+class OpenRun:
     """A run read back from its folder.
 
     `facts` and `space` are what its data looked like; `field` lies on a device; `sha256` is that of its weights; `data`
@@ -43,7 +43,7 @@ def weights_name(weights: str | float) -> str:
     return weights if isinstance(weights, str) else f"length{weights}"
 
 
-def made_by(run: Run, weights: str | float, precision: str) -> dict[str, Any]:
+def made_by(run: OpenRun, weights: str | float, precision: str) -> dict[str, Any]:
     """What samples were made by, for the record of an evaluation: the weights, and the precision."""
     return {
         "step": run.step,
@@ -53,7 +53,7 @@ def made_by(run: Run, weights: str | float, precision: str) -> dict[str, Any]:
     }
 
 
-def open_run(run: str, weights: str | float, step: int | None, device: torch.device) -> Run:
+def open_run(run: str, weights: str | float, step: int | None, device: torch.device) -> OpenRun:
     """Read a run back from its folder.
 
     Args:
@@ -86,7 +86,7 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
     field = build_field(config, facts)
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)
-    return Run(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
+    return OpenRun(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
 
 
 def find_checkpoint(folder: RunFolder, step: int | None) -> Path:
@@ -120,7 +120,7 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
     right = isinstance(shape, list) and len(shape) in (1, 3) and all(whole(n) and 1 <= n <= 4096 for n in shape)
     right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not right:
-        raise CheckpointError(f"{path} was trained on data that cannot be: shape {str(shape)[:60]}")
+        raise CheckpointError(f"{path} records an impossible shape of the data: {str(shape)[:60]}")
     return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
 
 

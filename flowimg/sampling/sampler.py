@@ -115,7 +115,7 @@ class Sampler:
 
         def batch(mine: slice) -> Followed:
             way, stepped = visited.flip(0) if back else visited, partial(hook, mine) if hook else None
-            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=len(times) > 2, hook=stepped)
+            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=tuple(times) != (0.0, 1.0), hook=stepped)
             if flow.trajectory is None:
                 states = torch.stack([x[mine].to(flow.x), flow.x]).float()
             else:

@@ -117,7 +117,7 @@ def _print_introduction(usage: str) -> None:
             print(f"  {f'--{name} {words}'.replace('_', '-'):<16} {Start.model_fields[name].description}")
         print()
     if usage.endswith(" CONFIG"):
-        print(f"default settings; flowimg {usage} --help lists those of a settings file or a run's folder\n")
+        print(f"These are the default settings; flowimg {usage} --help shows those of a settings file or a run.\n")
 
 
 def override(defaults: Model, args: Sequence[str]) -> Model:

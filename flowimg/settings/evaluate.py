@@ -53,13 +53,13 @@ class Evaluate(Many):
         if self.sweep_nfe and self.sweep_guidance:
             raise ValueError("sweep_nfe and sweep_guidance: give one of them")
         if self.sweep_guidance and self.guidance != 1:
-            raise ValueError("guidance is what --sweep-guidance goes through: leave it out")
+            raise ValueError("guidance: --sweep-guidance sets it, so leave it out")
         swept = ("sweep_solvers", "sweep_times", "sweep_shifts")
         fixed = ("solver", "num_steps", "times", "shift", "tolerance")
         for name in fixed if self.sweep_nfe else swept:
             if getattr(self, name) != type(self).model_fields[name].default:
-                other = "is what --sweep-nfe goes through" if self.sweep_nfe else "is of --sweep-nfe"
-                raise ValueError(f"{name} {other}: leave it out{'' if self.sweep_nfe else ', or give both'}")
+                why = "--sweep-nfe sets it, so leave it out" if self.sweep_nfe else "it is only for --sweep-nfe"
+                raise ValueError(f"{name}: {why}")
         if self.sweep_shifts != type(self).model_fields["sweep_shifts"].default and "uniform" not in self.sweep_times:
-            raise ValueError("sweep_shifts are of the uniform grid, which sweep_times leaves out")
+            raise ValueError("sweep_shifts: only the uniform grid has shifts, and sweep_times leaves it out")
         return self

@@ -26,7 +26,7 @@ class Solving(Settings):
     shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Above 1 moves these times towards noise, below 1 towards data."""
     tolerance: Annotated[float, Field(ge=1e-8, le=0.1)] = 1e-5
-    """Largest error per step of dopri5; fp32 rounds at about 1e-7."""
+    """Largest error per step of dopri5; below about 1e-7 the rounding of fp32 is larger."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Guidance scale, for class-conditional networks; 1 means no guidance."""
     guidance_interval: tuple[Unit, Unit] = (0.0, 1.0)

@@ -170,7 +170,7 @@ def read_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> Checkpo
     try:
         tensors = {file.stem: load_file(file) for file in files if names is None or file.stem in names}
     except SafetensorError as error:  # another kind of file, or a header that lies about its tensors
-        raise CheckpointError(f"{path} holds what is not safetensors, and nothing else is opened: {error}") from None
+        raise CheckpointError(f"{path} is not valid safetensors, and no other format is loaded: {error}") from None
     return Checkpoint(tensors, state)
 
 

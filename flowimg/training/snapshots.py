@@ -120,11 +120,11 @@ def find_kept(folder: Path, step: int | None) -> Kept:
     steps = kept_steps(folder)
     if not steps:
         raise SettingsError(
-            f"{folder.parent} kept no averages to make others of: only a run trained from its first step on with, "
-            "say, --train.snapshots 32 does"
+            f"{folder.parent} has no snapshots to build averages from: train from the first step with, for example, "
+            "--train.snapshots 32"
         )
     if step is not None and step not in steps:
-        raise SettingsError(f"{folder.parent} kept no averages at step {step}: there are {', '.join(map(str, steps))}")
+        raise SettingsError(f"{folder.parent} has no snapshot of step {step}: there are {', '.join(map(str, steps))}")
     last = step or steps[-1]
     return Kept(folder, last, [each for each in steps if each <= last])
 
@@ -146,8 +146,8 @@ def make_average(kept: Kept, length: float, shapes: Mapping[str, torch.Size]) ->
     if error > MOST_OFF:
         run = kept.folder.parent
         raise SettingsError(
-            f"--weights {length}: of what {run} kept at {len(kept.steps)} steps, an average of this length would be "
-            f"off by {percent(error)}; flowimg ema {run} lists those that can be made, more of them with a larger "
+            f"--weights {length}: built from the {len(kept.steps)} snapshots of {run}, this average would be off by "
+            f"{percent(error)}; flowimg ema {run} lists those that can be made, more of them with a larger "
             "train.snapshots"
         )
     parts = [(step, f"{there:g}") for step in kept.steps for there in LENGTHS]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowimg.build.data import SOURCES, TOYS
+from flowimg.build.data import KINDS, TOYS
 from flowimg.build.flow import COUPLINGS, build_objective
 from flowimg.data.batches import ImageBatches, PointBatches
 from flowimg.data.prefetch import Prefetch, keep_last
@@ -415,10 +415,10 @@ def test_points_come_afresh_with_every_step_and_seed_and_apart_from_the_held_out
 DATA = {"points": {}, "images": {"field": {"kind": "unet"}}}
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     config = validate(Config, {"data": {"kind": kind, "labels": True}, **DATA.get(kind, {})}, "test")
-    facts, story, load = SOURCES[kind](config)
+    facts, story, load = KINDS[kind](config)
     assert config.data.source in story
     batches = load(CPU)
     x_1, (labels, _) = batches(2, range(10, 30))

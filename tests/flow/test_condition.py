@@ -51,6 +51,13 @@ def test_what_is_put_together_is_taken_apart_again(parts, first, second):
     assert plain(both.rows(slice(first))) == plain(one) and plain(both.rows(slice(first, None))) == plain(other)
 
 
+def test_a_part_that_one_of_two_lacks_is_not_lost():
+    one, other = Condition(torch.zeros(2, dtype=torch.int64)), Condition(augmentation=torch.zeros(2, 9))
+    for a, b in ((one, other), (other, one), (one, Condition())):
+        with pytest.raises(ValueError, match="cannot be joined"):
+            a.cat(b)
+
+
 @few
 @given(PARTS, st.lists(st.booleans(), min_size=5, max_size=5), st.sampled_from(Condition._fields))
 def test_a_part_is_dropped_in_the_rows_of_the_mask_and_nowhere_else(parts, mask, name):

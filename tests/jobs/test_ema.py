@@ -109,11 +109,11 @@ def test_what_cannot_be_made_is_one_sentence(kept, tiny, refused, tmp_path):
     status, said = refused("sample", kept, "--weights", "0.005")
     assert status == 2 and "--weights 0.005" in said and "would be off by" in said and f"flowimg ema {kept}" in said
     status, said = refused("sample", kept, "--weights", "0.1", "--step", "21")
-    assert status == 2 and said.startswith(f"{kept} kept no averages at step 21: there are 2, 4, 6")
+    assert status == 2 and said.startswith(f"{kept} has no snapshot of step 21: there are 2, 4, 6")
     for verb in ("ema", "sample"):
         more = ["--weights", "0.1"] if verb == "sample" else []
         status, said = refused(verb, tiny.points, *more)
-        assert status == 2 and f"{tiny.points} kept no averages" in said and "--train.snapshots 32" in said
+        assert status == 2 and f"{tiny.points} has no snapshots" in said and "--train.snapshots 32" in said
     assert refused("ema", tmp_path)[0] == 2
     other = tmp_path / "other"
     shutil.copytree(kept, other)

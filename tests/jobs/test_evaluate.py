@@ -176,9 +176,9 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--features", "proxy-classifier"], 2, "there are no features proxy-classifier: proxy is"),
         ("classes", ["--count", "1"], 2, "count is 1"),
         ("classes", ["--guidance-interval", "0.2", "0.8"], 2, "without guidance does nothing"),
-        ("classes", ["--sweep-solvers", "euler"], 2, "sweep_solvers is of --sweep-nfe"),
-        ("classes", ["--sweep-nfe", "4", "--times", "edm"], 2, "times is what --sweep-nfe goes through"),
-        ("classes", ["--sweep-nfe", "4", "--sweep-times", "edm", "--sweep-shifts", "3"], 2, "are of the uniform grid"),
+        ("classes", ["--sweep-solvers", "euler"], 2, "sweep_solvers: it is only for --sweep-nfe"),
+        ("classes", ["--sweep-nfe", "4", "--times", "edm"], 2, "times: --sweep-nfe sets it"),
+        ("classes", ["--sweep-nfe", "4", "--sweep-times", "edm", "--sweep-shifts", "3"], 2, "only the uniform grid"),
         (
             "classes",
             ["--sweep-nfe", "2", "--max-frechet", "1"],
@@ -411,7 +411,7 @@ def test_a_network_of_texts_is_one_sentence(tiny, tmp_path, refused, capsys):
     transformers.BertModel(transformers.BertConfig(vocab_size=9, **small)).save_pretrained(tmp_path / "bert")
     capsys.readouterr()  # its bar
     status, said = refused("evaluate", tiny.classes, "--features", tmp_path / "bert", *QUICK)
-    assert status == 4 and "makes no features of a picture" in said
+    assert status == 4 and "gives no features of an image" in said
 
 
 @pytest.fixture

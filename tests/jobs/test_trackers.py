@@ -64,7 +64,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything(settings, tmp_p
     for name in trackers.THERE:
         monkeypatch.setitem(trackers.THERE, name, lambda: False)
         status, said = refused("train", settings, "--run", tmp_path / "run", "--track", name)
-        assert (status, said) == (4, f"track {name} needs a package that is not here: pip install {name}")
+        assert (status, said) == (4, f"track {name} needs a package that is not installed: pip install {name}")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

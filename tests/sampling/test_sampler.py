@@ -40,6 +40,15 @@ def test_to_follow_is_to_integrate(field, name, back):
     assert torch.allclose(parts.states, ends.states, atol=1e-3 if ours.solver.adaptive else 1e-6)
 
 
+@pytest.mark.parametrize("solver", [EULER, dopri5(1e-7)], ids=["euler", "dopri5"])
+def test_two_times_may_lie_anywhere(solver):
+    # the velocity is 1: x moves as far as t does
+    ours, x = sampler(lambda x, t, cond: torch.ones_like(x), solver), torch.zeros(3, 2)
+    for times in ([0.0, 1.0], [0.0, 0.5], [0.0, 0.5, 1.0]):
+        wanted = torch.tensor(times).reshape(-1, 1, 1).expand(-1, 3, 2)
+        torch.testing.assert_close(ours.follow(x, times=times).states, wanted)
+
+
 def test_what_is_followed_from_noise_is_what_is_drawn(field):
     ours = sampler(field)
     drawn = ours.draw(SEEDS, LABELS)

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from flowimg.build.data import DataFacts, build_condition, build_toy
 from flowimg.errors import SettingsError
-from flowimg.evaluation.comparison import Drawn, distance, draw_share, joined, measured_with, score
+from flowimg.evaluation.comparison import SampleFeatures, distance, draw_share, joined, measured_with, score
 from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.images import Nearest
 from flowimg.evaluation.points import PointScores, failures, score_points
@@ -24,7 +24,7 @@ from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.randomness import generator
 from flowimg.jobs.evaluate.comparison import ComparisonOptions, build_comparison
 from flowimg.machine.processes import share
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.run import Config
@@ -72,7 +72,7 @@ class Engine(ABC):
     def exceeded(self, settings: Evaluate, scores: dict[str, Any]) -> list[str]:
         """A sentence for each limit that is exceeded."""
 
-    def show(self, run: Run, made: str) -> None:  # noqa: B027  there are none for points
+    def show(self, run: OpenRun, made: str) -> None:  # noqa: B027  there are none for points
         """Draw the figures of the last evaluation into RUN/figures."""
 
 
@@ -114,7 +114,7 @@ class PictureEngine(Engine):
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         super().__init__(config, facts, options, state)
         self.comparison = build_comparison(config, facts, options, state)
-        self.last: tuple[Drawn, Nearest] | None = None
+        self.last: tuple[SampleFeatures, Nearest] | None = None
 
     @classmethod
     def check(cls, settings: Evaluate, facts: DataFacts) -> None:
@@ -127,7 +127,9 @@ class PictureEngine(Engine):
         if settings.sweep_guidance and (settings.count or cls.count) <= NEAREST:
             raise SettingsError(f"--count {settings.count} is too few for --sweep-guidance: give more than {NEAREST}")
 
-    def _drawn(self, sampler: Sampler, seeds: range, inside: Inside = nullcontext, kept: int = KEPT) -> Drawn | None:
+    def _drawn(
+        self, sampler: Sampler, seeds: range, inside: Inside = nullcontext, kept: int = KEPT
+    ) -> SampleFeatures | None:
         """The samples of these seeds in features, on the first process; None if a process gave up its share."""
         mine = share(range(len(seeds)), self.state.process_index, self.state.num_processes)
         cond, own = build_condition(self.config, self.facts, seeds), None
@@ -136,7 +138,7 @@ class PictureEngine(Engine):
         shares = gather_object([own])
         return joined(shares, cond, kept) if self.state.is_main_process and None not in shares else None
 
-    def _how(self, drawn: Drawn, how: Solving, seeds: range) -> dict[str, Any]:
+    def _how(self, drawn: SampleFeatures, how: Solving, seeds: range) -> dict[str, Any]:
         """How the scores of these samples were made."""
         return {**made_how(how.record, seeds, drawn.nfe), **measured_with(self.comparison, drawn)}
 
@@ -160,7 +162,7 @@ class PictureEngine(Engine):
             sentences.append(f"{scores['not_finite']} samples are not finite")
         return sentences
 
-    def show(self, run: Run, made: str) -> None:
+    def show(self, run: OpenRun, made: str) -> None:
         from flowimg.figures.pictures import picture_table  # matplotlib is slow to import
 
         assert self.last is not None

@@ -18,7 +18,7 @@ from flowimg.flow.solvers import integrate
 from flowimg.flow.times import uniform_grid
 from flowimg.jobs.drawing import sampler_of
 from flowimg.jobs.evaluate.engine import Engine, Scored
-from flowimg.runs.opening import Run, made_by, weights_name
+from flowimg.runs.opening import OpenRun, made_by, weights_name
 from flowimg.settings.evaluate import Evaluate
 
 CONVERGED = {"solver": "dopri5", "tolerance": 1e-5}
@@ -38,7 +38,7 @@ class Sweep:
     """
 
     settings: Evaluate
-    run: Run
+    run: OpenRun
     field: nn.Module
     engine: Engine
     seeds: range

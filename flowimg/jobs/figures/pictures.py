@@ -10,14 +10,14 @@ from flowimg.build.data import build_condition
 from flowimg.figures.record import Drawable, Figure
 from flowimg.figures.samples import draw_samples
 from flowimg.flow.condition import Condition
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Sampler, arc, noise
 
 CLASSES, SEEDS = 12, 8
 """The maximum number of classes in a table, and its number of seeds."""
 
 
-def picture_figures(run: Run, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
+def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
     """From noise to picture; classes by seeds; interpolations between noises; the samples during training."""
     from flowimg.figures.pictures import growth_animation, picture_table
 

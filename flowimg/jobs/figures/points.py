@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowimg.build.data import build_condition
 from flowimg.figures.record import Drawable, Figure
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Sampler, noise
 
 PARTICLES, FRAMES = 1500, 91
@@ -18,7 +18,7 @@ CROWD = 100_000
 """The number of points whose density is drawn."""
 
 
-def point_figures(run: Run, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
+def point_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iterator[Drawable]:
     """The flow as an animation; densities over flow time; the straightness of paths."""
     from flowimg.figures.motion import density_figure, flow_animation, straightness_figure
 

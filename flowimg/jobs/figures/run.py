@@ -16,7 +16,7 @@ from flowimg.jobs.figures.points import point_figures
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import Run, check_guidance
+from flowimg.runs.opening import OpenRun, check_guidance
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import Solving
@@ -41,7 +41,7 @@ def figures(settings: Figures) -> dict[str, Any]:
     return {"run": settings.run, "step": run.step, "figures": paths}
 
 
-def draw_figures(run: Run, how: Solving, seed: int, batches: Batches | None, sampler: Sampler) -> list[Figure]:
+def draw_figures(run: OpenRun, how: Solving, seed: int, batches: Batches | None, sampler: Sampler) -> list[Figure]:
     """Draw all figures of a run.
 
     Args:

@@ -26,7 +26,7 @@ from flowimg.training.state import Training, restore, start
 from flowimg.training.strategies import Strategy
 
 
-class Found(NamedTuple):
+class Resolved(NamedTuple):
     """What a start found: data, the checkpoint to continue from, and what the field must know of both."""
 
     source: FoundData
@@ -57,7 +57,7 @@ class Beginning:
         if self.strategy.is_first:
             print(line)
 
-    def find(self) -> Found:
+    def find(self) -> Resolved:
         """Look the data through, and find the checkpoint to continue from.
 
         Raises:
@@ -77,9 +77,9 @@ class Beginning:
             check_averages(checkpoint, config, folder.path)
         if self.how.profile:
             check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
-        return Found(source, checkpoint, facts, passed)
+        return Resolved(source, checkpoint, facts, passed)
 
-    def begin(self, found: Found) -> tuple[Training, Batches]:
+    def begin(self, found: Resolved) -> tuple[Training, Batches]:
         """The run at the step where this start begins, and its data."""
         config, folder, strategy, checkpoint = self.config, self.folder, self.strategy, found.checkpoint
         check_guidance(config.grid.guidance, found.facts, config)

@@ -149,7 +149,8 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
             warm = state.step, state.seconds
         elif not told and warm and (taken := state.seconds - warm[1]) > TRIED_SECONDS:
             each = taken / (state.step - warm[0])
-            print(f"expected  {duration((until - state.step) * each)} more, at {1000 * each:.3g} ms a step", flush=True)
+            left = duration((until - state.step) * each)
+            print(f"left      about {left} ({1000 * each:.3g} ms per step)", flush=True)
             told = True
         if record and "loss" in record:
             speed = f"{record['samples_per_second']:,.0f} samples/s"

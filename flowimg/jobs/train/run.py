@@ -18,7 +18,7 @@ from flowimg.files import write_json, write_text
 from flowimg.jobs.data import draw_preview, few
 from flowimg.jobs.figures.run import draw_figures
 from flowimg.jobs.report import write_report
-from flowimg.jobs.train.beginning import Beginning, Found
+from flowimg.jobs.train.beginning import Beginning, Resolved
 from flowimg.jobs.train.callbacks import callbacks
 from flowimg.jobs.train.launch import launcher_differs, open_accelerator, options_of, settled
 from flowimg.jobs.train.profile import profile_steps
@@ -31,7 +31,7 @@ from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.runs.resume import check_folder, table
 from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
 from flowimg.runs.status import Status, hold
@@ -138,7 +138,7 @@ class _Start(Beginning):
         leave_together()
         return result_of(folder, config, state) if strategy.is_first else None
 
-    def _record(self, found: Found, state: Training, batches: Batches, span: Span) -> None:
+    def _record(self, found: Resolved, state: Training, batches: Batches, span: Span) -> None:
         """Write what this start is into the run's folder, and say it."""
         config, folder, strategy = self.config, self.folder, self.strategy
         if self.changes:
@@ -210,7 +210,7 @@ class _Start(Beginning):
     def _show(self, facts: DataFacts, batches: Batches, state: Training) -> None:
         """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
         folder, config = self.folder, self.config
-        run = Run(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
+        run = OpenRun(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
         try:
             sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
             draw_figures(run, config.grid, 0, batches, sampler)

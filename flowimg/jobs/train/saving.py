@@ -15,7 +15,7 @@ from flowimg.errors import CheckpointError, MachineError
 from flowimg.jobs.export import grid_for, write_model
 from flowimg.jobs.train.session import Session
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import Run
+from flowimg.runs.opening import OpenRun
 from flowimg.runs.signals import GIVEN_UP
 from flowimg.settings.run import Config
 from flowimg.training.averages import snapshot_steps
@@ -121,7 +121,7 @@ class Saver:
             missed = f"miss {self.misses} of {MISSES}"
             print(f"warning   a checkpoint was not saved ({error}); {saved}; {missed}", flush=True)
             if self.misses == MISSES:
-                why = f"{MISSES} checkpoints in a row that could not be saved ({error})"
+                why = f"{MISSES} checkpoints in a row could not be saved ({error})"
                 self.session.requests.ask(GIVEN_UP, why)
         finally:
             self.writing = None
@@ -168,5 +168,5 @@ def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:
     """Write RUN/model, the averaged field for diffusers, where diffusers knows its network."""
     if exports(ema):
-        run = Run(folder, config, facts, build_space(config, facts), ema, step, "")
+        run = OpenRun(folder, config, facts, build_space(config, facts), ema, step, "")
         write_model(folder.model, run, grid_for(folder, step))

@@ -25,7 +25,7 @@ def check_tracker(config: Config) -> None:
         MachineError: With what to install.
     """
     if config.track and not THERE[config.track]():
-        raise MachineError(f"track {config.track} needs a package that is not here: pip install {config.track}")
+        raise MachineError(f"track {config.track} needs a package that is not installed: pip install {config.track}")
 
 
 def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
