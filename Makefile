@@ -13,6 +13,7 @@ BIN := .venv/bin
 SMOKE := runs/smoke
 # the tests start many processes: what Python compiled is kept for the next, whatever the shell says
 unexport PYTHONDONTWRITEBYTECODE
+# three tests at once on two cores: many wait for a process or a disk
 
 .PHONY: train smoke article test lint slow soak bench wheel clean
 
@@ -29,7 +30,7 @@ article: .venv/installed
 	$(BIN)/python examples/frequency/run.py --run runs/article --cells 4 8 --plain-only true
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	$(BIN)/pytest -m "not slow and not gpu" -n 3 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -37,7 +38,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 slow: .venv/installed
-	$(BIN)/pytest -m "slow and not gpu" -n 2 --dist worksteal --durations=20
+	$(BIN)/pytest -m "slow and not gpu" -n 3 --dist worksteal --durations=20
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py

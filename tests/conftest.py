@@ -1,4 +1,4 @@
-"""Two test workers on two cores: one thread each, here and in what the tests start, or they spin for each other."""
+"""Test workers share two cores: one thread each, here and in what the tests start, or they spin for each other."""
 
 import os
 from types import SimpleNamespace

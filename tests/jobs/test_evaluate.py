@@ -458,7 +458,7 @@ def test_the_data_themselves_are_covered_however_few_are_looked_at():
     seen = reference.Reference(data, moments(features), features)
     extractor = random_convolutions(1, 4, torch.device("cpu"))
     yard = comparison.Comparison(Pixels((1, 4, 4)), extractor, seen, None)
-    drawn = comparison.Drawn(500, 1, moments(few), few, pictures.pixels, Condition(), 0)
+    drawn = comparison.SampleFeatures(500, 1, moments(few), few, pictures.pixels, Condition(), 0)
     scores, near = comparison.score(drawn, yard)
     assert scores["coverage"] > 0.9 and 0.8 < scores["density"] < 1.2
     assert scores["nearest"] == 0 and near.row[:, 0].tolist() == list(range(50))

@@ -38,6 +38,7 @@ def tensors(run_folder, step):
     return {f"{file.stem}/{name}": t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_the_run_bit_for_bit(tmp_path):
     # 205 digits in batches of 16: an epoch ends inside step 13, between the stop and the end
     config = settings(

@@ -195,7 +195,7 @@ def test_a_forged_shape_takes_no_memory(run, shape, capsys):
     forge(run, shape=shape)
     with pytest.raises(SystemExit) as stop:
         main(["sample", str(run), "--count", "1"])
-    assert stop.value.code == 3 and "data that cannot be" in capsys.readouterr().err
+    assert stop.value.code == 3 and "impossible shape of the data" in capsys.readouterr().err
 
 
 def test_forged_settings_of_a_giant_network_take_no_memory(run, capsys):
