@@ -67,7 +67,7 @@ def class_number(run: OpenRun, label: Any) -> int | None:
 
 
 def guidable(run: OpenRun) -> bool:
-    """Whether the run learned with and without its classes."""
+    """Whether the run was trained with and without its classes."""
     return bool(run.facts.classes) and run.config.train.label_drop > 0
 
 

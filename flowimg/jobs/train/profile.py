@@ -1,7 +1,7 @@
 """Where the time of a step goes: `flowimg train CONFIG --profile` writes a trace and a page about it.
 
-What is measured are a few whole steps of a real run, what happens between them with them. A step waits for nobody but
-the device, so on a GPU the device's time is told beside that of the host.
+It measures a few whole steps of a real run, with what happens between them. A step waits for nothing but the device, so
+on a GPU the page has the device's time beside that of the host.
 """
 
 import time
@@ -138,8 +138,8 @@ def summary(state: Training, events: Any, steps: int, seconds: float) -> str:
         seconds: That they took.
     """
     device, on_gpu = state.strategy.device, state.strategy.device.type == "cuda"
-    # a GPU's kernels are told by themselves and, once more, with the host's operations that launched them; a mark is no
-    # operation: its own time is that of Python between those inside it
+    # torch lists a GPU's kernels by themselves and, once more, with the host's operations that launched them; a mark is
+    # not an operation: its own time is that of Python between those inside it
     host = [e for e in events if e.device_type == DeviceType.CPU]
     kernels = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
     spent = {
