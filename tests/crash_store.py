@@ -92,7 +92,7 @@ def arm(point):
             after(Path, "write_text", times(1))
         case "synced":
             nth = times(4)  # three files and their folder; the scan was synced before
-            after(files, "sync", lambda path: "stores" in path.parts and nth())
+            after(files, "sync", lambda path, *_: "stores" in path.parts and nth())
         case "renamed":
             Path.rename = renamed
 

@@ -186,7 +186,7 @@ def test_flowimg_commands_of_every_page_run_in_order(desk, monkeypatch):
         if "import flowimg\n" in page.read_text()
     ],
 )
-def test_the_python_of_a_page_runs(desk, page):
+def test_the_python_of_a_page_runs(desk, quick_judge, page):
     """In order, each block in a name space of its own, as a reader would paste it."""
     for block in blocks("python", page):
         if "import flowimg\n" in block:
@@ -253,14 +253,14 @@ def add_your_own(folder):
         path = folder / file
         if file == "flowimg/settings/":
             new, old, group = re.match(r'and `?(?:\| )?([\w"]+)`? beside ([\w"]+) in ([\w.]+)', hint).groups()
-            place = re.compile(rf"(?<=[|,] ){old}(?=[],])")
-            chosen = home(package, rf"^class {group.split('.')[0]}\(|^{group} = Literal")
+            place = re.compile(rf"(?<=[|,] ){old}(?=[],])|(?<=\| ){old}$", re.MULTILINE)
+            chosen = home(package / "settings", rf"^class {group.split('.')[0]}\(|^{group} = ")
             text = chosen.read_text()
             assert len(place.findall(text)) == 1, hint
             text = place.sub(f"{old}, {new}" if old.startswith('"') else f"{old} | {new}", text)
             chosen.write_text(text)
             if code.strip():
-                beside = home(package, rf"^class {old}\(")
+                beside = home(package / "settings", rf"^class {old}\(")
                 text = beside.read_text()
                 beside.write_text(text.replace(f"\nclass {old}(", f"\n{code}\n\nclass {old}("))
                 if beside != chosen:

@@ -37,6 +37,7 @@ def test_the_tour_runs_and_its_digits_are_digits_neither_copies_nor_averages(tmp
     notebook = nbformat.read(TOUR, 4)
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, resources=where).execute()
+    nbformat.write(notebook, tmp_path / TOUR.name)
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     off = [float(line.split("%")[0].split()[-1]) for line in said.splitlines() if "off the board" in line]
     assert off[0] < 12 and off[1] > off[4]  # fifty Euler steps are near the data, two are far

@@ -230,10 +230,9 @@ def test_a_compiled_run_learns_what_a_plain_one_does_and_either_goes_on_with_the
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("guidance", ["1", "2"])
-def test_a_compiled_field_draws_the_same_pictures_to_a_grey_level(tiny, tmp_path, guidance):
+def test_a_compiled_field_draws_the_same_pictures_to_a_grey_level(tiny, tmp_path):
     for compile in ("false", "true"):
-        how = ["--count", "11", "--batch-size", "4", "--num-steps", "5", "--precision", "fp32", "--guidance", guidance]
+        how = ["--count", "11", "--batch-size", "4", "--num-steps", "5", "--precision", "fp32", "--guidance", "2"]
         main(["sample", str(tiny.classes), *how, "--out", str(tmp_path / compile), "--compile", compile])
     plain, compiled = (
         np.stack([np.array(Image.open(file), dtype=int) for file in sorted((tmp_path / name / "images").iterdir())])

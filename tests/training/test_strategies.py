@@ -104,15 +104,16 @@ with ours.whole(field) as whole:
     assert whole is field
 assert ours.norm([field.weight.grad]).item() == 4
 ours.wait()
-print(f"all is well on process {me}\n", end="", flush=True)
+open(f"well on {me}", "w").close()
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_flags_rows_sums_and_gradients(tmp_path):
+def test_two_processes_agree_on_flags_rows_sums_and_gradients(tmp_path, monkeypatch):
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    said = survival.go(*survival.launch(2), script)
-    assert "all is well on process 0" in said and "all is well on process 1" in said
+    monkeypatch.setattr(survival, "ROOT", tmp_path)  # where processes start
+    survival.go(*survival.launch(2), script)
+    assert (tmp_path / "well on 0").exists() and (tmp_path / "well on 1").exists()
     assert issubclass(DataParallel, Strategy)
