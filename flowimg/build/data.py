@@ -96,9 +96,10 @@ def _images(config: Config) -> FoundData:
 
 def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """What all batches of images take: `PictureBatches`."""
-    window = data.size if data.random_crop else None
-    how = {"flip": data.flip, "seed": config.seed, "window": window, "augment": data.augment}
-    return {"space": Pixels(shape), "batch_size": config.train.batch_size, "device": device, **how}
+    return {
+        "space": Pixels(shape), "batch_size": config.train.batch_size, "device": device, "seed": config.seed,
+        "flip": data.flip, "window": data.size if data.random_crop else None, "augment": data.augment,
+    }  # fmt: skip
 
 
 def find_images(data: ImageData) -> Found:

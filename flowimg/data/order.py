@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowimg.data.listing import Ints
 from flowimg.flow.randomness import key
-
-Ints = NDArray[np.int64]
 
 ROUNDS = 8
 RUN = 2**14

@@ -4,7 +4,6 @@ A scan is reused as long as no file of the source has changed. If a folder has g
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -182,11 +181,17 @@ def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, 
 
 
 def _packed(found: Scan, signature: str, listing: Listing) -> Arrays:
-    texts: dict[str, Iterable[str]] = {"signature": [signature], "kinds": found.kinds, "classes": found.classes}
-    texts |= {"told": found.origin, "left_alone": found.unused}
-    texts |= {"reasons": found.wrong.values(), "names": found.names.values()}
-    arrays = {name: found.table[name] for name in COLUMNS.names or ()} | {n: pack(some) for n, some in texts.items()}
-    arrays["wrong"] = np.array(list(found.wrong), np.int64)
+    arrays: Arrays = {
+        **{name: found.table[name] for name in COLUMNS.names or ()},
+        "signature": pack([signature]),
+        "kinds": pack(found.kinds),
+        "classes": pack(found.classes),
+        "told": pack(found.origin),
+        "left_alone": pack(found.unused),
+        "wrong": np.array(list(found.wrong), np.int64),
+        "reasons": pack(found.wrong.values()),
+        "names": pack(found.names.values()),
+    }
     if found.labels is not None:
         arrays["labels"] = found.labels
     if listing.stamps is not None:
@@ -198,8 +203,15 @@ def _unpacked(kept: Arrays) -> Scan:
     table = np.zeros(len(kept["kind"]), COLUMNS)
     for name in COLUMNS.names or ():
         table[name] = kept[name]
-    texts = "kinds", "reasons", "names", "classes", "told", "left_alone"
-    kinds, reasons, names, classes, (of_pictures, of_labels), unused = (unpack(kept[name]) for name in texts)
-    rows, origin = kept["wrong"].tolist(), (of_pictures, of_labels)
-    wrong, named = dict(zip(rows, reasons, strict=True)), dict(zip(rows, names, strict=True))
-    return Scan(table, kinds, wrong, named, kept.get("labels"), tuple(classes), origin, tuple(unused))
+    rows = kept["wrong"].tolist()
+    pictures_from, labels_from = unpack(kept["told"])
+    return Scan(
+        table=table,
+        kinds=unpack(kept["kinds"]),
+        wrong=dict(zip(rows, unpack(kept["reasons"]), strict=True)),
+        names=dict(zip(rows, unpack(kept["names"]), strict=True)),
+        labels=kept.get("labels"),
+        classes=tuple(unpack(kept["classes"])),
+        origin=(pictures_from, labels_from),
+        unused=tuple(unpack(kept["left_alone"])),
+    )

@@ -190,9 +190,10 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
     whole = (len(good), *shape)
     pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
-    facts = {"version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes}
-    facts |= {"fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story}
-    facts |= {"resize": how._asdict()}
+    facts = {
+        "version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes,
+        "fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story, "resize": how._asdict(),
+    }  # fmt: skip
     (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

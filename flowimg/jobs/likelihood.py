@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowimg.build.data import build_source, build_toy, check_same
-from flowimg.build.sampler import build_solver, build_times, settle
+from flowimg.build.sampler import build_solver, build_times
 from flowimg.data.toys import Toy
 from flowimg.errors import SettingsError
 from flowimg.evaluation.record import describe, finite, keep, made_how
@@ -18,10 +18,11 @@ from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.condition import Condition
 from flowimg.flow.density import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
+from flowimg.jobs.drawing import opened
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
-from flowimg.runs.opening import OpenRun, made_by, open_run, weights_name
+from flowimg.runs.opening import OpenRun, made_by, weights_name
 from flowimg.settings.verbs import Likelihood
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
@@ -40,8 +41,7 @@ Measured = tuple[dict[str, Any], LogDensity, str, str]
 def likelihood(settings: Likelihood) -> dict[str, Any]:
     """Measure the density, print it with how it was measured, and add it to RUN/evaluations.jsonl."""
     one_process("likelihood")
-    run = open_run(settings.run, settings.weights, settings.step, pick_device())
-    settings = settle(settings, run.config)
+    settings, run = opened(settings, pick_device())
     scores, density, of, divergence = chosen(MEASURES, run.space)(settings, run)
     seeds = range(settings.seed, settings.seed + len(density.log_p))
     of += " given their class" if run.facts.classes else ""
@@ -61,13 +61,14 @@ def _log_density(settings: Likelihood, run: OpenRun, x_1: Tensor, cond: Conditio
     """Log-densities of all samples, batch by batch, with the exact divergence or with Hutchinson's probes."""
     device = next(run.field.parameters()).device
     size = settings.batch_size or chosen(AT_ONCE, run.space)
+    times, solver = build_times(settings), build_solver(settings)
     parts: list[LogDensity] = []
     with autocast(device, settings.precision), tqdm(total=len(x_1), unit="sample", leave=False, disable=None) as bar:
         for rows in torch.arange(len(x_1)).split(size):
             x = x_1[rows].to(device)
             probes = None if exact else _probes(settings, rows, x.shape[1:]).to(device)
             given = cond.rows(rows).to(device)
-            part = log_density(run.field, x, build_times(settings), build_solver(settings), given, probes)
+            part = log_density(run.field, x, times, solver, given, probes)
             parts.append(part._replace(log_p=part.log_p.cpu(), x_0=part.x_0.cpu()))
             bar.update(len(rows))
     log_p, x_0, nfe = zip(*parts, strict=True)
@@ -139,7 +140,7 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
         if settings.split == getattr(run.config.data, "split", None):
             print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
     if len(x_1) < (settings.count or 0):
-        print(f"warning   only {len(x_1)} of the --count {settings.count}: there are no more {of}")
+        print(f"warning   --count asks for {settings.count}, but there are only {len(x_1)} {of}")
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
     x_1 = space.dequantise(x_1, torch.stack(within))
     density = _log_density(settings, run, x_1, cond if run.facts.classes else Condition(), exact=False)

@@ -85,7 +85,9 @@ class Run:
         """
         run = self._run
         if unused := sorted(how.keys() & UNUSED):
-            raise SettingsError(f"sample(): {', '.join(unused)}: the run is loaded, and nothing is written; see load()")
+            raise SettingsError(
+                f"sample() takes no {' or '.join(unused)}: load() chooses the weights, and no file is written"
+            )
         options = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
         seeds = range(seed, seed + count)

@@ -138,10 +138,11 @@ class Status:
 
     def _write(self, state: str, why: str | None, exit_status: int | None) -> None:
         self._written = time.monotonic()
-        story: dict[str, Any] = {"state": state, "why": why, "exit": exit_status, "stage": self.stage}
-        story |= {"step": self.step, "steps": self.steps, "saved": self.saved}
-        story |= {"seen": time.time(), "since": self.began}
-        story |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": self.processes}
+        story: dict[str, Any] = {
+            "state": state, "why": why, "exit": exit_status, "stage": self.stage,
+            "step": self.step, "steps": self.steps, "saved": self.saved, "seen": time.time(), "since": self.began,
+            "pid": os.getpid(), "host": socket.gethostname(), "processes": self.processes,
+        }  # fmt: skip
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 self._file(self.process).parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ parts are joined at the end: (N, H, W, C) uint8 for pictures, (N, 2) float32 for
 import io
 import shutil
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,7 +66,7 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
     Yields:
         The rows of each batch, once they are taken in; those of the batches before are on disk then.
     """
-    waiting = list(reversed(parts))  # the next one is the last
+    waiting = deque(parts)
     held: list[np.ndarray] = []
     # pictures are encoded and written beside the next batch; what ends this waits for those that are being written
     with ThreadPoolExecutor(1, "samples") as thread:
@@ -73,8 +74,8 @@ def write_parts(output: Output, parts: Sequence[range], batches: Iterable[np.nda
         for batch in batches:
             held.extend(batch)
             ready: list[tuple[range, np.ndarray]] = []
-            while waiting and len(held) >= len(waiting[-1]):
-                part = waiting.pop()
+            while waiting and len(held) >= len(waiting[0]):
+                part = waiting.popleft()
                 ready.append((part, np.stack(held[: len(part)])))
                 held = held[len(part) :]
             before.result()

@@ -45,6 +45,12 @@ class Evaluate(Many):
     sweep_guidance: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Instead, plot agreement with the label, coverage and distance against these guidance scales."""
 
+    @property
+    def limited(self) -> bool:
+        """Whether a limit of a score is given."""
+        limits = (self.max_off, self.max_sw2, self.max_mass_ratio, self.max_frechet)
+        return any(limit is not None for limit in limits)
+
     def _scales(self) -> tuple[float, ...]:
         return self.sweep_guidance or (self.guidance,)
 
@@ -58,8 +64,9 @@ class Evaluate(Many):
         fixed = ("solver", "num_steps", "times", "shift", "tolerance")
         for name in fixed if self.sweep_nfe else swept:
             if getattr(self, name) != type(self).model_fields[name].default:
-                why = "--sweep-nfe sets it, so leave it out" if self.sweep_nfe else "it is only for --sweep-nfe"
-                raise ValueError(f"{name}: {why}")
+                if self.sweep_nfe:
+                    raise ValueError(f"{name}: --sweep-nfe sets it, so leave it out")
+                raise ValueError(f"{name} is only for --sweep-nfe: leave it out, or give both")
         if self.sweep_shifts != type(self).model_fields["sweep_shifts"].default and "uniform" not in self.sweep_times:
             raise ValueError("sweep_shifts: only the uniform grid has shifts, and sweep_times leaves it out")
         return self

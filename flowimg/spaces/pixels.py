@@ -32,11 +32,14 @@ class Pixels(Space):
 
     shape: tuple[int, ...]
     levels: ClassVar[int] = 256
-    half: ClassVar[float] = (levels - 1) / 2
-    """Grey levels per unit of x."""
     at_once: ClassVar[int] = 250
     in_a_figure: ClassVar[int] = 400
     formats: ClassVar[tuple[str, ...]] = ("png", "npz", "npy", "parquet")
+
+    @property
+    def half(self) -> float:
+        """Grey levels per unit of x."""
+        return (self.levels - 1) / 2
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pixels (B, C, H, W), uint8, as floats in [-1, 1]; the same bits on every device."""

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 LENGTHS = (0.05, 0.1)
 """The lengths of the power averages that a run keeps, where it keeps any."""
 PLAIN_SGD: dict[str, Any] = {
-    **{"weight_decay": 1.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False},
-    **{"maximize": True, "is_first_step": False, "grad_scale": None},
-}
+    "weight_decay": 1.0, "maximize": True,
+    "momentum": 0.0, "dampening": 0.0, "nesterov": False, "is_first_step": False, "grad_scale": None,
+}  # fmt: skip
 """What turns torch's fused SGD into p <- p - lr (p - g)."""
 LONGEST = 0.28
 """No profile with gamma >= 0 is longer than 1 / sqrt(12) = 0.2887, that of gamma = 0."""

@@ -53,8 +53,9 @@ def write_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> No
 
 def drop_later(folder: Path, step: int) -> None:
     """Drop averages past a step, which a run that was killed comes to once more."""
-    for later in (each for each in kept_steps(folder) if each > step):
-        snapshot_file(folder, later).unlink()
+    for later in kept_steps(folder):
+        if later > step:
+            snapshot_file(folder, later).unlink()
 
 
 def weigh(folder: Path, parts: Sequence[tuple[int, str, float]], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -176,7 +176,12 @@ def test_an_evaluation_of_another_version_is_told_as_far_as_it_is_known(run):
         ("classes", ["--features", "proxy-classifier"], 2, "there are no features proxy-classifier: proxy is"),
         ("classes", ["--count", "1"], 2, "count is 1"),
         ("classes", ["--guidance-interval", "0.2", "0.8"], 2, "without guidance does nothing"),
-        ("classes", ["--sweep-solvers", "euler"], 2, "sweep_solvers: it is only for --sweep-nfe"),
+        (
+            "classes",
+            ["--sweep-solvers", "euler"],
+            2,
+            "sweep_solvers is only for --sweep-nfe: leave it out, or give both",
+        ),
         ("classes", ["--sweep-nfe", "4", "--times", "edm"], 2, "times: --sweep-nfe sets it"),
         ("classes", ["--sweep-nfe", "4", "--sweep-times", "edm", "--sweep-shifts", "3"], 2, "only the uniform grid"),
         (

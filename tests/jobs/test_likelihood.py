@@ -14,6 +14,7 @@ from torch import nn
 
 from flowimg.build.data import build_toy
 from flowimg.cli import main
+from flowimg.jobs import drawing
 from flowimg.jobs import likelihood as job
 from flowimg.settings.data import PointData
 from flowimg.settings.run import Config
@@ -40,14 +41,14 @@ class Still(nn.Module):
 
 def still(monkeypatch):
     """A run's field that stands still."""
-    open_run = job.open_run
+    open_run = drawing.open_run
 
     def opened(*args):
         from dataclasses import replace
 
         return replace(open_run(*args), field=Still())
 
-    monkeypatch.setattr(job, "open_run", opened)
+    monkeypatch.setattr(drawing, "open_run", opened)
 
 
 def newest(folder):

@@ -40,7 +40,7 @@ def test_the_weights_are_those_asked_for(tiny, run):
     ("options", "word"),
     [
         ({"weights": "raw"}, "weights"),
-        ({"step": 2, "out": "somewhere"}, "out, step"),
+        ({"step": 2, "out": "somewhere"}, "no out or step"),
         ({"num_step": 3}, "num_steps"),
         ({"num_steps": 0}, "num_steps"),
         ({"label": "cat"}, "cat"),

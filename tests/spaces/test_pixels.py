@@ -86,3 +86,12 @@ def test_the_grid_is_torchvisions_pixel_by_pixel(count, channels, side, columns,
 def test_levels_and_their_half_belong_together():
     space = Pixels((3, 8, 8))
     assert (space.levels, space.half) == (256, 127.5) and space.noise_shape is None
+
+
+def test_pixels_of_other_levels_keep_their_own_scale():
+    class Fine(Pixels):
+        levels = 1024
+
+    fine = Fine((1, 1, 3))
+    ends = torch.tensor([0.0, 511.5, 1023.0]).reshape(1, 1, 1, 3)
+    assert fine.half == 511.5 and fine.encode(ends).flatten().tolist() == [-1, 0, 1]

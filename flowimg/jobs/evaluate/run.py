@@ -25,8 +25,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
     kind = chosen(ENGINES, run.space)
     kind.check(settings, run.facts)
     sweeps = settings.sweep_nfe or settings.sweep_guidance
-    limited = any(name.startswith("max_") and value is not None for name, value in settings)
-    if sweeps and limited:
+    if sweeps and settings.limited:
         raise SettingsError("a sweep has more than one score, so no limit applies: leave out --max-... or the sweep")
     for scale in (settings.guidance, *settings.sweep_guidance):
         check_guidance(scale, run.facts, run.config)
@@ -55,6 +54,6 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
         print(f"  {name:<32} {score_text(name, value)}")
     if exceeded := engine.exceeded(settings, record):
         raise GateError(f"{settings.run} fails: {'; '.join(exceeded)}")
-    if limited:
+    if settings.limited:
         print("  within all limits")
     return {"run": settings.run, **finite(record)}

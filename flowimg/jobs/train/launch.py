@@ -136,9 +136,14 @@ def recipe_of(config: Config, accumulation: int) -> Recipe:
     return Recipe(
         steps=train.steps,
         accumulation=accumulation,
+        lr=optim.lr,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
         momentum=optim.momentum if optim.moves_matrices else None,
+        warmup=optim.warmup,
         schedule=SCHEDULES[optim.schedule],
+        clip=optim.clip,
+        ema=optim.ema,
         max_skips=train.max_skips,
         lengths=lengths_of(config),
-        **{name: getattr(optim, name) for name in ("lr", "betas", "weight_decay", "warmup", "clip", "ema")},
     )
