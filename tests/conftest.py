@@ -67,6 +67,17 @@ def sketches(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def drafts(request, monkeypatch):
+    """Figures are coarse and not laid out where nobody looks at them: a full one takes longer than a tiny run."""
+    if "tests/figures/" in request.node.nodeid or request.node.get_closest_marker("slow"):
+        return
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr("flowimg.figures.style.DPI", 30)
+    monkeypatch.setattr("flowimg.figures.style.Figure", lambda figsize, layout: Figure(figsize))
+
+
+@pytest.fixture(autouse=True)
 def small_product(monkeypatch):
     """What a machine can do at its best is measured by a small product: nobody asks how good it is."""
     monkeypatch.setattr("flowimg.machine.throughput.SIZES", {"cpu": 64})
@@ -74,8 +85,9 @@ def small_product(monkeypatch):
 
 @pytest.fixture
 def quick_judge(once, monkeypatch):
-    """Classifiers of the real pictures learn for a moment: enough where nobody asks how good they are."""
+    """Classifiers of the real pictures learn for a moment, and few of these are set against the rest."""
     monkeypatch.setattr("flowimg.fields.classifier.LEAST", 30)
+    monkeypatch.setattr("flowimg.evaluation.images.QUERIES", 50)
     monkeypatch.setenv("FLOWIMG_CACHE", str(once("quick-judge", lambda folder: None)))
 
 

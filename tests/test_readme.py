@@ -42,6 +42,7 @@ PARSED_ONLY = re.compile(r"--push-to-hub|--profile|--dry-run|\bcifar10|\bfashion
 SHORT_PYTHON = {
     '{"run"': '{"figures": False, "grid.count": 10, "grid.num_steps": 1, '
     '"field.channels": [32, 64], "field.layers": 1, "run"',
+    '"train.steps": 20': '"train.steps": 2, "train.batch_size": 16',
     "num_steps=20": "num_steps=2",
     "count=200": "count=20",
 }

@@ -22,11 +22,17 @@ from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise
 from flowimg.settings.flow import LinearPath
 
-pytest.importorskip("gradio")
-from flowimg.app.images import MOMENTS, one_picture, two_seeds
-from flowimg.app.points import MOST, flow_particles, gaussian
-
 CPU = torch.device("cpu")
+MOST = 2000  # particles
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pages():
+    """What the two pages answer. Gradio takes seconds to import: only where it is needed."""
+    pytest.importorskip("gradio")
+    from flowimg.app import images, points
+
+    return SimpleNamespace(images=images, points=points)
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +52,22 @@ def pixels(folder):
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_of_a_seed_is_the_one_that_sample_draws(tiny, classes, tmp_path):
+def test_the_picture_of_a_seed_is_the_one_that_sample_draws(tiny, classes, tmp_path, pages):
     how = ["--num-steps", "4", "--solver", "heun", "--guidance", "2", "--label", "7"]
     main(["sample", str(tiny.classes), "--seed", "11", "--count", "1", "--out", str(tmp_path / "s"), *how])
-    answer = one_picture(classes, 11, 4, "heun", 2.0, "7")
-    assert answer.pictures.shape == (len(MOMENTS), 8, 8, 3)
+    answer = pages.images.one_picture(classes, 11, 4, "heun", 2.0, "7")
+    assert answer.pictures.shape == (len(pages.images.MOMENTS), 8, 8, 3)
     assert abs(answer.pictures[-1, ..., 0].astype(int) - pixels(tmp_path / "s")[0]).max() <= 1
     assert answer.said.startswith("heun in 4 steps, guidance 2: 16 evaluations of the network")
     start = ((noise([11], (1, 8, 8))[0, 0] / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
     assert (answer.pictures[0, ..., 0] == start).all()
 
 
-def test_between_two_seeds_the_ends_are_their_own_pictures(tiny, classes):
-    between = two_seeds(classes, 3, 9, 5, 3, "euler", 1.0, "2").pictures
+def test_between_two_seeds_the_ends_are_their_own_pictures(tiny, classes, pages):
+    between = pages.images.two_seeds(classes, 3, 9, 5, 3, "euler", 1.0, "2").pictures
     assert len(between) == 5
     for seed, picture in ((3, between[0]), (9, between[-1])):
-        alone = one_picture(classes, seed, 3, "euler", 1.0, "2").pictures[-1]
+        alone = pages.images.one_picture(classes, seed, 3, "euler", 1.0, "2").pictures[-1]
         assert abs(picture.astype(int) - alone).max() <= 1
     main(["interpolate", str(tiny.classes), "--seeds", "3", "9", "--frames", "5", "--num-steps", "3", "--label", "2"])
     (folder,) = (tiny.classes / "generated").glob("*between*")
@@ -69,7 +75,7 @@ def test_between_two_seeds_the_ends_are_their_own_pictures(tiny, classes):
     assert abs(between[..., 0].astype(int) - np.stack(drawn)).max() <= 1
 
 
-def test_particles_flow_where_the_field_carries_them():
+def test_particles_flow_where_the_field_carries_them(pages):
     class Turning(torch.nn.Module):
         """dx/dt = 2 pi (-y, x): once round from t = 0 to 1."""
 
@@ -85,18 +91,18 @@ def test_particles_flow_where_the_field_carries_them():
         config=SimpleNamespace(train=SimpleNamespace(label_drop=0), path=LinearPath()),
         space=SimpleNamespace(shape=(2,), at_once=10),
     )  # fmt: skip
-    answer, said = flow_particles(run, {"particles": [[1, 0], [0, -2]]}, 100, "rk4", None, None)
+    answer, said = pages.points.flow_particles(run, {"particles": [[1, 0], [0, -2]]}, 100, "rk4", None, None)
     assert said.startswith("2 particles; rk4 in 100 steps: 400 evaluations")
     paths = np.array(answer["paths"]).reshape(2, len(answer["times"]), 2)
     t = np.array(answer["times"])
     assert np.abs(paths[0] - np.stack([np.cos(2 * np.pi * t), np.sin(2 * np.pi * t)], 1)).max() < 0.01
     assert np.abs(paths[1] - 2 * np.stack([np.sin(2 * np.pi * t), -np.cos(2 * np.pi * t)], 1)).max() < 0.01
-    coarse, _ = flow_particles(run, {"particles": [[1, 0]]}, 2, "euler", None, None)
+    coarse, _ = pages.points.flow_particles(run, {"particles": [[1, 0]]}, 2, "euler", None, None)
     assert coarse["paths"][0][-2:] == pytest.approx([1 - math.pi**2, 2 * math.pi], abs=0.01)  # two tangents, no more
 
 
-def test_gaussian_particles_are_the_noise_of_their_seeds(points):
-    got = gaussian(5, 42)["particles"]
+def test_gaussian_particles_are_the_noise_of_their_seeds(points, pages):
+    got = pages.points.gaussian(5, 42)["particles"]
     assert torch.allclose(torch.tensor(got), noise(range(42, 47), (2,)))
 
 
@@ -115,10 +121,10 @@ def test_gaussian_particles_are_the_noise_of_their_seeds(points):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_out_of_bounds_is_refused_in_a_sentence(change, said, classes):
+def test_what_is_out_of_bounds_is_refused_in_a_sentence(change, said, classes, pages):
     asked = {"seed": 0, "steps": 2, "solver": "euler", "guidance": 1.0, "label": "3"} | change
     with pytest.raises(PageError, match=said) as told:
-        one_picture(classes, *asked.values())
+        pages.images.one_picture(classes, *asked.values())
     assert len(str(told.value)) < 200
 
 
@@ -130,22 +136,22 @@ def test_what_is_out_of_bounds_is_refused_in_a_sentence(change, said, classes):
     ],
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
-def test_particles_that_are_none_are_refused(particles, points):
+def test_particles_that_are_none_are_refused(particles, points, pages):
     for plane in ({"particles": particles}, particles):
         with pytest.raises(PageError):
-            flow_particles(points, plane, 2, "euler", None, None)
+            pages.points.flow_particles(points, plane, 2, "euler", None, None)
 
 
-def test_other_bounds(points, classes):
+def test_other_bounds(points, classes, pages):
     for count, seed in ((0, 0), (MOST + 1, 0), (5, -1)):
         with pytest.raises(PageError):
-            gaussian(count, seed)
+            pages.points.gaussian(count, seed)
     with pytest.raises(PageError, match="no classes"):
-        flow_particles(points, {"particles": [[0, 0]]}, 2, "euler", 2.0, None)
+        pages.points.flow_particles(points, {"particles": [[0, 0]]}, 2, "euler", 2.0, None)
     with pytest.raises(PageError, match="two that differ"):
-        two_seeds(classes, 4, 4, 5, 2, "euler", 1.0, "3")
+        pages.images.two_seeds(classes, 4, 4, 5, 2, "euler", 1.0, "3")
     with pytest.raises(PageError, match="pictures"):
-        two_seeds(classes, 4, 5, 500, 2, "euler", 1.0, "3")
+        pages.images.two_seeds(classes, 4, 5, 500, 2, "euler", 1.0, "3")
 
 
 def test_numbers_that_are_not_finite_are_told(points):
@@ -364,7 +370,7 @@ def test_the_page_of_points_in_a_browser(tmp_path, served, chromium):
 
 
 @pytest.mark.slow
-def test_ten_at_once_each_get_their_own(tiny, classes, served):
+def test_ten_at_once_each_get_their_own(tiny, classes, served, pages):
     client = pytest.importorskip("gradio_client")
     address = served(tiny.classes)
     visitors = [client.Client(address, verbose=False) for _ in range(10)]
@@ -377,7 +383,7 @@ def test_ten_at_once_each_get_their_own(tiny, classes, served):
         answers = list(together.map(ask, range(10)))
     for number, (shown, _, said) in enumerate(answers):
         assert f"in {3 + number} steps" in said
-        wanted = one_picture(classes, number, 3 + number, "euler", 1.0, str(number)).pictures[-1]
+        wanted = pages.images.one_picture(classes, number, 3 + number, "euler", 1.0, str(number)).pictures[-1]
         got = np.array(Image.open(shown).convert("RGB"))
         factor = got.shape[0] // 8
         assert abs(got[::factor, ::factor].astype(int) - wanted).max() <= 1

@@ -10,8 +10,8 @@ from scipy import stats
 
 from flowimg.data.order import ShardOrder, permute, sample_indices
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
-fewer = settings(max_examples=30, deadline=None, derandomize=True)
+few = settings(max_examples=40, deadline=None, derandomize=True)
+fewer = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def order(n, keyed):
@@ -31,7 +31,7 @@ def test_order_is_a_permutation_around_powers_of_two(n):
 
 
 def test_order_is_a_permutation_at_every_size():
-    sizes = [*range(1, 1100), *np.random.default_rng(0).integers(1100, 4200, 200).tolist()]
+    sizes = [*range(1, 300), *np.random.default_rng(0).integers(300, 4200, 100).tolist()]
     for n in sizes:
         assert (np.bincount(order(n, 7 * n), minlength=n) == 1).all()
 
@@ -68,7 +68,7 @@ def test_neighbouring_keys_agree_no_more_often_than_chance():
     assert np.mean(agree) == pytest.approx(1, abs=4 / 200**0.5)
 
 
-@pytest.mark.parametrize(("n", "keys"), [(2, 2000), (3, 2000), (5, 2000), (16, 2000), (40, 1000)])
+@pytest.mark.parametrize(("n", "keys"), [(2, 1000), (3, 1000), (5, 1000), (16, 1000), (40, 1000)])
 def test_every_index_goes_everywhere_alike(n, keys):
     counts = np.zeros((n, n))
     for keyed in range(keys):
@@ -212,9 +212,9 @@ def test_processes_read_other_shards_but_at_their_borders():
 
 @pytest.mark.parametrize(("open_shards", "batch_size"), [(1, 16), (3, 16), (4, 16), (8, 16), (16, 16), (16, 8)])
 def test_few_shards_are_open_at_a_time(open_shards, batch_size):
-    made = shard_order([64] * 64, open_shards, batch_size)
+    made = shard_order([20] * 64, open_shards, batch_size)
     assert made.lanes <= open_shards and made.lanes * made.group <= open_shards
-    batches = stream(made, 0, 64 * 64 // batch_size, batch_size)
+    batches = stream(made, 0, 64 * 20 // batch_size, batch_size)
     width = batch_size // made.lanes
     in_use = 0
     for lane in range(made.lanes):

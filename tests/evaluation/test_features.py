@@ -102,6 +102,7 @@ def weights():
     return kept
 
 
+@pytest.mark.slow
 def test_inception_sees_what_torch_fidelity_sees_grey_pictures_too(weights, tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

@@ -32,7 +32,7 @@ def signs(*shape):
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(mu=st.floats(-3, 3), s=st.floats(0.2, 3), dims=st.integers(1, 4))
 def test_density_of_a_gaussian_to_a_thousandth_of_a_nat(mu, s, dims):
     x = mu + s * torch.randn(20, dims, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_the_divergence_is_the_trace_of_the_jacobian():
     x, t, cond = torch.randn(5, 4).double(), torch.rand(5).double(), torch.arange(5).double()
     with torch.no_grad():
         v, divergence = velocity_and_divergence(velocity, x, t, cond, None)
-        _, estimate = velocity_and_divergence(velocity, x, t, cond, signs(20_000, 5, 4))
+        _, estimate = velocity_and_divergence(velocity, x, t, cond, signs(5000, 5, 4))
     for row in range(5):
         one = lambda z, row=row: velocity(z[None], t[row : row + 1], cond[row : row + 1])[0]  # noqa: E731
         wanted = torch.autograd.functional.jacobian(one, x[row]).trace()

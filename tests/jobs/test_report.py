@@ -15,16 +15,19 @@ from flowimg.jobs.train import callbacks
 
 
 @pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
+def run(tiny, once, tmp_path, monkeypatch):
     """A copy of the run on points, evaluated twice."""
+
+    def evaluate(folder):
+        shutil.copytree(tiny.points, folder / "points")
+        for count in ("200", "300"):
+            main(["evaluate", str(folder / "points"), "--count", count, "--num-steps", "2"])
+
     for name, value in {"CROWD": 500, "FRAMES": 4, "PARTICLES": 50}.items():
         monkeypatch.setattr(points, name, value)
     for name, value in {"DRAWS": 128, "DATA": 32_768}.items():
         monkeypatch.setattr(irreducible, name, value)
-    run = shutil.copytree(tiny.points, tmp_path / "points")
-    for count in ("200", "300"):
-        main(["evaluate", str(run), "--count", count, "--num-steps", "2"])
-    return run
+    return shutil.copytree(once("evaluated", evaluate) / "points", tmp_path / "points")
 
 
 def words(page):
