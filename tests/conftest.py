@@ -69,7 +69,8 @@ def sketches(monkeypatch):
 @pytest.fixture(autouse=True)
 def drafts(request, monkeypatch):
     """Figures are coarse and not laid out where nobody looks at them: a full one takes longer than a tiny run."""
-    if "tests/figures/" in request.node.nodeid or request.node.get_closest_marker("slow"):
+    looked_at = ("tests/figures/", "tests/examples/")
+    if request.node.nodeid.startswith(looked_at) or request.node.get_closest_marker("slow"):
         return
     from matplotlib.figure import Figure
 
