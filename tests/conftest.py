@@ -67,18 +67,6 @@ def sketches(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def drafts(request, monkeypatch):
-    """Figures are coarse and not laid out where nobody looks at them: a full one takes longer than a tiny run."""
-    looked_at = ("tests/figures/", "tests/examples/")
-    if request.node.nodeid.startswith(looked_at) or request.node.get_closest_marker("slow"):
-        return
-    from matplotlib.figure import Figure
-
-    monkeypatch.setattr("flowimg.figures.style.DPI", 30)
-    monkeypatch.setattr("flowimg.figures.style.Figure", lambda figsize, layout: Figure(figsize))
-
-
-@pytest.fixture(autouse=True)
 def small_product(monkeypatch):
     """What a machine can do at its best is measured by a small product: nobody asks how good it is."""
     monkeypatch.setattr("flowimg.machine.throughput.SIZES", {"cpu": 64})
@@ -86,7 +74,7 @@ def small_product(monkeypatch):
 
 @pytest.fixture
 def quick_judge(once, monkeypatch):
-    """Classifiers of the real pictures learn for a moment, and few of these are set against the rest."""
+    """Classifiers of the real pictures learn for a moment, and copies are judged by the neighbours of 50 pictures."""
     monkeypatch.setattr("flowimg.fields.classifier.LEAST", 30)
     monkeypatch.setattr("flowimg.evaluation.images.QUERIES", 50)
     monkeypatch.setenv("FLOWIMG_CACHE", str(once("quick-judge", lambda folder: None)))

@@ -23,7 +23,7 @@ from flowimg.sampling.sampler import noise
 from flowimg.settings.flow import LinearPath
 
 CPU = torch.device("cpu")
-MOST = 2000  # particles
+MOST = 2000  # particles that the page takes at once
 
 
 @pytest.fixture(scope="module", autouse=True)

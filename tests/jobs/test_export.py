@@ -94,30 +94,26 @@ def test_the_network_of_a_conditional_run_is_read_by_diffusers_alone(tiny, stran
     np.testing.assert_allclose(-stranger["output"], v.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
-def test_the_pipeline_of_a_conditional_run_draws_the_pictures_of_flowimg(tiny, tmp_path, scale):
-    pipeline = LabelPipeline.from_pretrained(tiny.classes / "model")
-    pipeline.set_progress_bar_config(disable=True)
-
-    steps = 50 if scale == 1 else 5  # 50 is what both do by themselves
-    number = {} if steps == 50 else {"num_inference_steps": steps}
-    folder = tiny.classes / "model"
-    if number:
-        main(["export", str(tiny.classes), str(folder := tmp_path / "model"), "--num-steps", str(steps)])
+@pytest.mark.parametrize(("scale", "steps"), [pytest.param(1.0, None, marks=pytest.mark.slow), (2.0, 5)])
+def test_the_pipeline_of_a_conditional_run_draws_the_pictures_of_flowimg(tiny, tmp_path, scale, steps):
+    folder, asked, how = tiny.classes / "model", {}, []  # both take 50 steps by themselves
+    if steps:
+        folder, asked, how = tmp_path / "model", {"num_inference_steps": steps}, ["--num-steps", str(steps)]
+        main(["export", str(tiny.classes), str(folder), *how])
+        how += ["--precision", "fp32"]
     pipeline = LabelPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
 
     def drawn(labels, **more):
         generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-        return pipeline(labels, generator=generators, guidance_scale=scale, **number, **more).images
+        return pipeline(labels, generator=generators, guidance_scale=scale, **asked, **more).images
 
     images = drawn([4, 4, 4, 4], output_type="np")
-    np.testing.assert_allclose(images, ours(tiny.classes, [4] * 4, scale, steps), atol=1e-5)
+    np.testing.assert_allclose(images, ours(tiny.classes, [4] * 4, scale, steps or 50), atol=1e-5)
     np.testing.assert_allclose(
-        drawn(["3", 4, "5", 6], output_type="np"), ours(tiny.classes, [3, 4, 5, 6], scale, steps), atol=1e-5
+        drawn(["3", 4, "5", 6], output_type="np"), ours(tiny.classes, [3, 4, 5, 6], scale, steps or 50), atol=1e-5
     )
-    how = ["--label", "4", "--guidance", str(scale), "--seed", "3", "--count", "4", "--format", "npy"]
-    how += ["--precision", "fp32", *(["--num-steps", str(steps)] if number else [])]
+    how += ["--label", "4", "--guidance", str(scale), "--seed", "3", "--count", "4", "--format", "npy"]
     main(["sample", str(tiny.classes), *how, "--out", str(tmp_path / "out")])
     assert np.abs(levels(images) - np.load(tmp_path / "out" / "samples.npy")).max() <= 1
     pictures = drawn([4, 4, 4, 4])
