@@ -1,7 +1,7 @@
 # make train    .venv, install, train CONFIG (default: digits) and print the path of its grid of images
 # make smoke    train the checkerboard and fail if a score is beyond its limit
 # make article  after make smoke: the flow in motion, densities, the loss and its irreducible part, and a finer board
-# make test     lint, types, the default tests
+# make test     lint, types, the default tests (make lint, make fast)
 # make slow     the tests that take minutes
 # make wheel    build the wheel, and train the digits for a few steps from it
 # make soak     a run killed at 30 random times, about 4 minutes
@@ -13,9 +13,8 @@ BIN := .venv/bin
 SMOKE := runs/smoke
 # the tests start many processes: what Python compiled is kept for the next, whatever the shell says
 unexport PYTHONDONTWRITEBYTECODE
-# three tests at once on two cores: many wait for a process or a disk
 
-.PHONY: train smoke article test lint slow soak bench wheel clean
+.PHONY: train smoke article test lint fast slow soak bench wheel clean
 
 train: .venv/installed
 	$(BIN)/flowimg train $(CONFIG)
@@ -29,7 +28,11 @@ article: .venv/installed
 	$(BIN)/flowimg figures $(SMOKE)
 	$(BIN)/python examples/frequency/run.py --run runs/article --cells 4 8 --plain-only true
 
-test: lint
+test: .venv/installed
+	$(MAKE) --jobs 2 --no-print-directory fast lint
+
+# three tests at once on two cores: many wait for a process or a disk
+fast: .venv/installed
 	$(BIN)/pytest -m "not slow and not gpu" -n 3 --dist worksteal
 
 lint: .venv/installed

@@ -73,10 +73,13 @@ def small_product(monkeypatch):
 
 
 @pytest.fixture
-def quick_judge(once, monkeypatch):
-    """Classifiers of the real pictures learn for a moment, and copies are judged by the neighbours of 50 pictures."""
+def quick_judge(request, once, monkeypatch):
+    """Classifiers of the real pictures learn for a moment, and copies are judged by the neighbours of 50 pictures.
+
+    By those of as many as ever in slow tests, which compare with what other processes find."""
     monkeypatch.setattr("flowimg.fields.classifier.LEAST", 30)
-    monkeypatch.setattr("flowimg.evaluation.images.QUERIES", 50)
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("flowimg.evaluation.images.QUERIES", 50)
     monkeypatch.setenv("FLOWIMG_CACHE", str(once("quick-judge", lambda folder: None)))
 
 

@@ -14,7 +14,7 @@ from flowimg.data.find import find as find_in
 from flowimg.data.listing import CHUNK, CHUNK_BYTES, chunks
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources import tables
-from flowimg.data.sources.known import NAMED
+from flowimg.data.sources.known import NAMED, of_arrays
 
 
 @pytest.fixture
@@ -246,6 +246,20 @@ def test_a_source_that_has_no_signature_is_looked_through_every_time(monkeypatch
     find("made")
     find("made")
     assert looked == ["bytes", "bytes"] and not (cache / "scans").exists()
+
+
+def test_arrays_are_looked_through_again_only_if_they_changed(monkeypatch, looked):
+    pictures, labels = [np.arange(16, dtype=np.uint8).reshape(4, 4)] * 2, [0, 1]
+    monkeypatch.setitem(NAMED, "made", lambda: of_arrays(pictures, labels, ["a", "b"]))
+    first = find("made")
+    looked.clear()
+    same(first, find("made"))
+    assert looked == []
+    pictures[:] = [pixels.reshape(2, 8) for pixels in pictures]
+    assert find("made").shape == (1, 2, 8) and looked == ["bytes", "bytes"]
+    looked.clear()
+    labels.reverse()
+    assert find("made").labels.tolist() == [1, 0] and looked == ["bytes", "bytes"]
 
 
 def test_pictures_are_read_so_many_or_so_many_bytes_at_a_time():

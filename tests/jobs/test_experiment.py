@@ -84,14 +84,6 @@ def test_flops_are_those_that_torch_counts(recipe):
     assert flops(config, 32) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_the_runs_are_runs_like_others(few, tmp_path):
-    run = tmp_path / "f"
-    experiment.main(["--run", str(run), "--cells", "2", "--steps", "1"])
-    (plain,) = run.glob("plain_2_seed0")
-    assert load(str(plain / "config.yaml")).data.cells == 2
-    main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])
-
-
 def test_settings_reach_the_experiment(monkeypatch):
     seen = []
     monkeypatch.setattr(experiment, "experiment", seen.append)
@@ -124,9 +116,12 @@ def test_help_names_every_setting(capsys):
     assert {"--run", "--cells", "--steps", "--plain-only", "--seed"} <= set(words)
 
 
-def test_the_plain_network_alone(few, tmp_path):
+def test_the_runs_of_the_plain_network_alone_are_runs_like_others(few, tmp_path):
     run = tmp_path / "f"
     experiment.main(["--run", str(run), "--cells", "2", "4", "--steps", "1", "--plain-only", "true"])
     rows = json.loads((run / "frequency.json").read_text())
     assert [(row["recipe"], row["cells"]) for row in rows] == [("plain", 2), ("plain", 4)]
     assert Image.open(run / "boards.png").height < 900  # data, plain
+    plain = run / "plain_2_seed0"
+    assert load(str(plain / "config.yaml")).data.cells == 2
+    main(["evaluate", str(plain), "--count", "10", "--num-steps", "1"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import write_settings
 
@@ -61,7 +62,8 @@ def carry(run, how, x_0, times, cond):
 
 
 @pytest.mark.parametrize("name", ["points", "plain", "classes"])
-def test_every_figure_is_drawn_noted_and_named(name, tiny, small, tmp_path, capsys):
+def test_every_figure_is_drawn_noted_and_named(name, tiny, small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flowimg.figures.style.Figure", lambda figsize, layout: Figure(figsize))
     run = shutil.copytree(getattr(tiny, name), tmp_path / "run")
     main(["figures", str(run), "--num-steps", "2", "--seed", "3"])
     said = capsys.readouterr().out

@@ -67,6 +67,7 @@ def test_a_field_that_stands_still_gives_points_the_density_of_noise(run, monkey
     assert found["entropy"] == pytest.approx(math.log(39.506), abs=1e-3)
     assert found["nfe"] == 1 and found["count"] == 4000
     assert "exact divergence" in capsys.readouterr().out
+    monkeypatch.setattr("flowimg.jobs.figures.irreducible.DRAWS", 16)
     main(["report", str(folder)])
     page = (folder / "report.html").read_text()
     assert "Density of the flow" in page

@@ -19,6 +19,8 @@ from flowimg.cli import main
 from flowimg.data import batches, prefetch
 from flowimg.data.store import Images
 from flowimg.flow.objectives import FlowMatching
+from flowimg.jobs.train.metrics import looks_every
+from flowimg.settings.reading import load
 from flowimg.spaces.pixels import Pixels
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -69,18 +71,24 @@ def test_a_run_folder_holds_all_there_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("train", "often"),
     [
-        # 2 of 8 forward, a third of a step each, are 2 % of 17 steps of 16
-        ([], [17, 20]), (["--train.held-out-every", "4"], [4, 8, 12, 16, 20]),
-        (["--train.held-out-every", "3", "--train.log-every", "5"], [5, 10, 15, 20]),
-        (["--train.keep-best", "held_out_loss"], list(range(1, 21))),
+        ({}, 17),  # 2 of 8 forward, a third of a step each, are 2 % of 17 steps of 16
+        ({"held_out_every": 4}, 4),
+        ({"keep_best": "held_out_loss", "log_every": 2}, 2),
+        ({"keep_best": "held_out_loss_ema", "log_every": 2, "held_out_every": 4}, 2),
+        ({"keep_best": "loss"}, 17),
     ],
-)  # fmt: skip
-def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(more, told, tmp_path):
-    config = write_settings(tmp_path / "a.yaml", train={"steps": 20, "held_out_every": None, "sample_every": 20})
-    main(["train", str(config), "--run", str(tmp_path / "run"), *more])
-    assert [line["step"] for line in lines(tmp_path / "run") if line.get("held_out_loss_ema")] == told
+)
+def test_looks_at_the_held_out_data_cost_little_unless_more_are_asked_for(train, often, tmp_path):
+    config = load(str(write_settings(tmp_path / "a.yaml", train={"steps": 20, "held_out_every": None, **train})))
+    assert looks_every(config, 8) == often
+
+
+def test_the_held_out_data_are_looked_at_where_lines_are_written_and_last(tmp_path):
+    train = {"steps": 7, "held_out_every": 3, "log_every": 2, "sample_every": 7}
+    main(["train", str(write_settings(tmp_path / "a.yaml", train=train)), "--run", str(tmp_path / "run")])
+    assert [line["step"] for line in lines(tmp_path / "run") if line.get("held_out_loss_ema")] == [4, 6, 7]
 
 
 def test_a_look_that_memory_has_no_room_for_is_taken_in_parts(tmp_path, monkeypatch):

@@ -43,7 +43,8 @@ def of_arrays(
     def read(rows: Ints) -> list[Encoded]:
         return [Encoded(_portable(pictures[row])) for row in rows]
 
-    return Listing(count, read, "picture {}".format, numbers, tuple(classes))
+    signature = name_of(numbers, tuple(classes), [picture.shape for picture in pictures], *pictures)
+    return Listing(count, read, "picture {}".format, numbers, tuple(classes), signature=signature)
 
 
 def _portable(pixels: NDArray[np.uint8]) -> bytes:

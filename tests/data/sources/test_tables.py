@@ -205,6 +205,7 @@ def test_a_picture_that_a_table_only_points_to_is_named(tmp_path):
     assert "gone/a.png (no such file or directory)" in complaint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "fashion_mnist").is_dir(), reason="needs ../shared/data/fashion_mnist")
 def test_fashion_mnist():
     source = str(SHARED / "fashion_mnist")
