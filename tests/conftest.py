@@ -1,5 +1,6 @@
 """Test workers share two cores: one thread each, here and in what the tests start, or they spin for each other."""
 
+import gc
 import os
 from types import SimpleNamespace
 
@@ -38,9 +39,10 @@ def once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(once):
-    """Decoded pictures and classifiers of the real ones are kept for the length of the tests."""
+def own_folders(once):
+    """Of the tests: decoded pictures and classifiers of the real ones, and where forked.py has its server."""
     os.environ["FLOWIMG_CACHE"] = str(once("flowimg-cache", lambda folder: None))
+    os.environ["FLOWIMG_TESTS_FORKED"] = str(once("forked", lambda folder: None))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +98,14 @@ def refused(capsys):
         return stop.value.code, lines[0].removeprefix("flowimg: ")
 
     return refused
+
+
+gc.disable()  # while modules are imported, of which nothing becomes rubbish: a tenth of the time it takes
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 PRELOADED = (
     "flowimg.cli", "torch.optim", "torch._dynamo", "accelerate", "accelerate.commands.launch", "torch.distributed.run",
@@ -89,21 +92,44 @@ def start(args, cwd, env):
     )  # fmt: skip
 
 
-_server = []
+_held = []
 
 
 def server():
-    """The address of this process's server, which ends with it: its stdin is closed."""
-    if not _server or _server[-1].poll() is not None:  # or it was killed, as on a machine that ran out of memory
-        _server.clear()
-        folder = tempfile.TemporaryDirectory(prefix="forked")
-        address = os.path.join(folder.name, "door")
-        process = subprocess.Popen(
-            [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        _server.extend([address, folder, process])
-        assert process.stdout.readline() == b"ready\n", "the server of processes did not start"
-    return _server[0]
+    """The address of the server of all test workers, which ends with the last of those that asked for it.
+
+    Its stdin is a pipe with a name: who has it open holds the server, and while it is open for reading there is one.
+    """
+    folder = Path(os.environ.get("FLOWIMG_TESTS_FORKED") or _own().name)
+    with FileLock(folder / "lock"):
+        try:
+            held = os.open(folder / "held", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # none yet, or it was killed, as on a machine that ran out of memory
+            held = _begin(folder)
+    if _held:
+        os.close(_held.pop())
+    _held.append(held)
+    return str(folder / "door")
+
+
+@cache
+def _own():
+    return tempfile.TemporaryDirectory(prefix="forked")
+
+
+def _begin(folder):
+    """Start a server, and hold it."""
+    for name in ("held", "door"):
+        (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / "held")
+    stdin = os.open(folder / "held", os.O_RDONLY | os.O_NONBLOCK)
+    held = os.open(folder / "held", os.O_WRONLY)
+    process = subprocess.Popen(
+        [sys.executable, __file__, folder / "door"], stdin=stdin, stdout=subprocess.PIPE, start_new_session=True
+    )
+    os.close(stdin)
+    assert process.stdout.readline() == b"ready\n", "the server of processes did not start"
+    return held
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -126,6 +152,7 @@ def serve(address):
             if os.fork() == 0:
                 break
             line.close()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     door.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, words, *_ = socket.recv_fds(line, 4, 2)
@@ -145,6 +172,7 @@ def serve(address):
 if __name__ == "__main__":
     import atexit
     import contextlib
+    import gc
     import importlib
     import runpy
     import threading
@@ -152,6 +180,7 @@ if __name__ == "__main__":
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # a name less is a slower test, no other one
             importlib.import_module(name)
+    gc.freeze()  # what is never looked through is not copied from the server's memory
     asked, (out, err) = serve(sys.argv[1])
     os.setsid()
     for number, to in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
