@@ -33,8 +33,7 @@ class Forked:
     def __init__(self, args, cwd, env):
         self.args, self.returncode, self._heard = args, None, b""
         self._out, self._err = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115
-        self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(server())
+        self._line = connected()
         asked = json.dumps({"args": args, "cwd": str(cwd), "env": dict(env)}).encode()
         socket.send_fds(self._line, [len(asked).to_bytes(4, "big")], [self._out.fileno(), self._err.fileno()])
         self._line.sendall(asked)
@@ -92,24 +91,27 @@ def start(args, cwd, env):
     )  # fmt: skip
 
 
-_held = []
+_held, _begun = [], []
 
 
-def server():
-    """The address of the server of all test workers, which ends with the last of those that asked for it.
+def connected():
+    """A line to the server of all test workers, which ends with the last of those that asked for it.
 
     Its stdin is a pipe with a name: who has it open holds the server, and while it is open for reading there is one.
     """
     folder = Path(os.environ.get("FLOWIMG_TESTS_FORKED") or _own().name)
+    line, door = socket.socket(socket.AF_UNIX), str(folder / "door")
     with FileLock(folder / "lock"):
         try:
             held = os.open(folder / "held", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # none yet, or it was killed, as on a machine that ran out of memory
+            line.connect(door)
+        except OSError:  # there is none yet, or it was killed, as on a machine that ran out of memory
             held = _begin(folder)
+            line.connect(door)
     if _held:
         os.close(_held.pop())
     _held.append(held)
-    return str(folder / "door")
+    return line
 
 
 @cache
@@ -128,6 +130,7 @@ def _begin(folder):
         [sys.executable, __file__, folder / "door"], stdin=stdin, stdout=subprocess.PIPE, start_new_session=True
     )
     os.close(stdin)
+    _begun.append(process)  # or Python would warn that it still runs
     assert process.stdout.readline() == b"ready\n", "the server of processes did not start"
     return held
 
@@ -146,7 +149,7 @@ def serve(address):
         events.register(door, selectors.EVENT_READ)
         events.register(sys.stdin, selectors.EVENT_READ)
         while True:
-            if any(key.fileobj is sys.stdin for key, _ in events.select()):
+            if door not in [key.fileobj for key, _ in events.select()]:  # nobody asks, and nobody holds it
                 raise SystemExit
             line, _ = door.accept()
             if os.fork() == 0:
