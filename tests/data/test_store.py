@@ -124,6 +124,19 @@ def test_what_was_decoded_is_found_again_and_not_decoded(tmp_path, cache, monkey
     assert again.folder == first.folder and first.folder.parent == cache / "stores"
 
 
+def test_what_was_decoded_and_cannot_be_read_is_no_reason_to_decode_it_again(tmp_path, monkeypatch):
+    save(tmp_path / "one/0.png", picture(0))
+    folder = stored(find(tmp_path / "one")).folder
+
+    def broken(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store_module.np, "memmap", broken)
+    with pytest.raises(CacheError, match="cannot be read: Input/output error"):
+        stored(find(tmp_path / "one"))
+    assert (folder / "pixels").exists()
+
+
 def test_a_folder_that_was_moved_is_found_decoded(tmp_path, monkeypatch):
     first = stored(find(fill(tmp_path / "a")))
     (tmp_path / "a").rename(tmp_path / "b")

@@ -57,8 +57,7 @@ def test_what_is_left_to_learn_is_the_loss_above_the_irreducible_loss(plotted, t
     assert above[-1] == pytest.approx(1 / 40)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-@pytest.mark.parametrize("irreducible", [IRREDUCIBLE, None])
+@pytest.mark.parametrize(("count", "irreducible"), [(0, None), (1, IRREDUCIBLE), (3, None)])
 def test_curves_of_the_first_steps_are_drawn_too(count, irreducible, tmp_path):
     loss_figure(records(count), irreducible, tmp_path / "loss.png")
     loss_by_t_figure(records(count), irreducible, tmp_path / "by_t.png")

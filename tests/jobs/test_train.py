@@ -130,7 +130,8 @@ def test_threads_beside_the_loop_have_no_team_of_torchs_threads(tmp_path, monkey
         torch.set_num_threads(2)
         # kept in memory, digits need nobody beside the loop; on another device they would
         monkeypatch.setattr(beginning, "_feed", _ahead)
-        main(["train", str(write_settings(tmp_path / "a.yaml")), "--run", str(tmp_path / "run")])
+        once = {"steps": 1, "sample_every": 1, "checkpoint_every": 1}
+        main(["train", str(write_settings(tmp_path / "a.yaml", train=once)), "--run", str(tmp_path / "run")])
     finally:
         torch.set_num_threads(threads)
     assert seen["write_checkpoint"] == ("checkpoint_0", 1) and seen["__call__"] == ("data_0", 1)

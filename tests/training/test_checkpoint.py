@@ -18,6 +18,7 @@ from flowimg.training.checkpoint import (
     newest_whole,
     problem,
     read_checkpoint,
+    read_state,
     step_folder,
     step_folders,
     write_checkpoint,
@@ -148,6 +149,14 @@ def test_a_state_longer_than_any_of_ours_is_not_read(tmp_path):
     assert "not a manifest" in problem(path)
     with pytest.raises(CheckpointError):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [None, "", "no json", "[]", "{}", '{"format": 2}', "\xff"])
+def test_what_is_no_state_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "state.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"state\.json is not the state of a run"):
+        read_state(tmp_path)
 
 
 def test_a_folder_renamed_to_another_step_is_refused(tmp_path):
