@@ -369,6 +369,7 @@ def test_labels_of_points_are_the_parts_they_lie_in(name):
     assert torch.equal(labels, batches.toy.part(x_1)) and labels.min() >= 0
     assert point_batches(name, labels=False)(0, range(200))[1] == Condition()
     assert torch.equal(point_batches(name, labels=False)(0, range(200))[0], x_1)
+    assert batches.rows(0, range(200)) is None  # they are made, not taken from a set
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -25,6 +25,12 @@ def test_it_draws_the_pictures_of_the_verb(tiny, run, tmp_path):
     assert Image.open(tmp_path / "grid.png").width > 0
 
 
+def test_all_that_the_package_offers_is_listed_and_there():
+    assert dir(flowimg) == sorted(flowimg.__all__) and {"load", "train", "configure"} <= set(dir(flowimg))
+    assert all(hasattr(flowimg, name) for name in dir(flowimg))
+    assert not hasattr(flowimg, "trian")
+
+
 def test_points_are_drawn_as_points(tiny):
     drawn = flowimg.load(tiny.points, device="cpu").sample(5, num_steps=2)
     assert drawn.x.shape == drawn.pixels.shape == (5, 2)
