@@ -40,7 +40,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(once):
-    """Of the tests: decoded pictures and classifiers of the real ones, and where forked.py has its server."""
+    """Folders that all tests share: the cache of flowimg, and the one of the server that forked.py starts."""
     os.environ["FLOWIMG_CACHE"] = str(once("flowimg-cache", lambda folder: None))
     os.environ["FLOWIMG_TESTS_FORKED"] = str(once("forked", lambda folder: None))
 
@@ -78,7 +78,8 @@ def small_product(monkeypatch):
 def quick_judge(request, once, monkeypatch):
     """Classifiers of the real pictures learn for a moment, and copies are judged by the neighbours of 50 pictures.
 
-    By those of as many as ever in slow tests, which compare with what other processes find."""
+    Slow tests compare with what other processes find: there, as many pictures judge as in any run.
+    """
     monkeypatch.setattr("flowimg.fields.classifier.LEAST", 30)
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr("flowimg.evaluation.images.QUERIES", 50)
@@ -100,12 +101,15 @@ def refused(capsys):
     return refused
 
 
-gc.disable()  # while modules are imported, of which nothing becomes rubbish: a tenth of the time it takes
-
-
-def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Modules leave no garbage when they are imported: it is not looked for then, nor in them later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
