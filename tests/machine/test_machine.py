@@ -14,6 +14,7 @@ from flowimg.build.field import blocks_of
 from flowimg.cli import main
 from flowimg.fields.cpu import norm
 from flowimg.jobs import doctor
+from flowimg.jobs.train.launch import slow_precision
 from flowimg.machine.precision import autocast, fast_in_bf16, settle_precision
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
@@ -62,6 +63,16 @@ def test_arithmetic_is_that_of_the_device_unless_it_is_named(monkeypatch, fast, 
     monkeypatch.setattr("flowimg.machine.precision.fast_in_bf16", lambda device: fast)
     config = Config(data={"kind": "points" if kind == "mlp" else "images"}, field={"kind": kind})
     assert settle_precision(asked, config.field.fast_in_bf16) == found
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "slow"),
+    [("bf16", False, True), ("bf16", True, False), ("fp32", False, False), ("fp32", True, False)],
+)
+def test_bf16_is_doubted_where_it_is_slow(monkeypatch, precision, fast, slow):
+    monkeypatch.setattr("flowimg.jobs.train.launch.fast_in_bf16", lambda device: fast)
+    said = slow_precision(Config(field={"kind": "unet"}, train={"precision": precision}, data={"kind": "images"}))
+    assert len(said) == slow and all("--train.precision auto" in line for line in said)
 
 
 @pytest.mark.parametrize(

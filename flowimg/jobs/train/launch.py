@@ -20,7 +20,7 @@ from flowimg.jobs.train.trackers import check_tracker
 from flowimg.machine.compiling import compiler_options
 from flowimg.machine.device import pick_device
 from flowimg.machine.memory import find_micro_batch
-from flowimg.machine.precision import settle_precision, settle_tf32
+from flowimg.machine.precision import fast_in_bf16, settle_precision, settle_tf32
 from flowimg.machine.processes import PATIENCE, check_launch, get_ready
 from flowimg.runs.folder import RunFolder
 from flowimg.settings.reading import load
@@ -95,6 +95,14 @@ def launcher_differs(config: Config) -> list[str]:
         for what, there, name, here in asked
         if there not in ("no", "1", "", here)  # the first three are the launcher's own defaults
     ]
+
+
+def slow_precision(config: Config) -> list[str]:
+    """Whether the requested bf16 is slow on this device: CPUs emulate what they have no hardware for."""
+    device = pick_device()
+    if config.train.precision != "bf16" or fast_in_bf16(device):
+        return []
+    return [f"bf16 is slow on this {device.type}, a step may take ten times as long: --train.precision auto avoids it"]
 
 
 def options_of(config: Config, processes: int) -> dict[str, bool] | None:

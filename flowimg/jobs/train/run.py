@@ -20,7 +20,7 @@ from flowimg.jobs.figures.run import draw_figures
 from flowimg.jobs.report import write_report
 from flowimg.jobs.train.beginning import Beginning, Resolved
 from flowimg.jobs.train.callbacks import callbacks
-from flowimg.jobs.train.launch import launcher_differs, open_accelerator, options_of, settled
+from flowimg.jobs.train.launch import launcher_differs, open_accelerator, options_of, settled, slow_precision
 from flowimg.jobs.train.profile import profile_steps
 from flowimg.jobs.train.saving import keep_model
 from flowimg.jobs.train.session import Session, Span
@@ -160,7 +160,7 @@ class _Start(Beginning):
                 _show_data(batches, config, folder)
             if batches.size < FEW:
                 self.say(f"warning   {few(batches.size)}")
-        for line in launcher_differs(config):
+        for line in (*launcher_differs(config), *slow_precision(config)):
             self.say(f"warning   {line}")
         self.status.at("first passes")
         if state.step < self.until:
