@@ -54,10 +54,10 @@ def save(path, image):
     image.save(path)
 
 
-def dataset(names, labels, image="image", label="label", start=0):
+def dataset(names, labels, image="image", label="label", start=0, size=(6, 6)):
     """Pictures numbered from `start`, with labels that are classes."""
     features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=list(names))})
-    pictures = [picture(start + n) for n in range(len(labels))]
+    pictures = [picture(start + n, size) for n in range(len(labels))]
     return datasets.Dataset.from_dict({image: pictures, label: labels}, features)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from flowimg.conditions.labels import labelled, turns
@@ -13,7 +14,7 @@ from flowimg.data import toys
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
-from flowimg.data.find import Found, find
+from flowimg.data.find import Found, absent, find
 from flowimg.data.listing import listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
@@ -27,29 +28,50 @@ from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space
 
+MOST_UNUSED = 5
+"""Most remarks on unused files that a run prints."""
+
 
 class DataFacts(NamedTuple):
     """What a network must know of the data: the shape of a sample, and the names of the classes, if it uses them.
 
     `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers each further
-    part of a condition has; `build_field` sets it.
+    part of a condition has; `build_field` sets it. `absent` are the classes, by number, that no sample is of: nobody
+    can learn them, so they take no turn.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     architecture: dict[str, Any] | None = None
     numbers: Mapping[str, int] = MappingProxyType({})
+    absent: tuple[int, ...] = ()
+
+    @property
+    def present(self) -> list[int]:
+        """The classes, by number, that have samples."""
+        return [number for number in range(len(self.classes)) if number not in self.absent]
 
 
 class FoundData(NamedTuple):
     """Data before loading: their facts, and a line that describes them.
 
-    `load` makes batches of them on a device; images are decoded only then.
+    `load` makes batches of them on a device; images are decoded only then. `unused` are remarks on what looks meant and
+    is not used.
     """
 
     facts: DataFacts
     story: str
     load: Callable[[torch.device], Batches]
+    unused: tuple[str, ...] = ()
+
+    def doubts(self) -> list[str]:
+        """Warnings before a run: classes without samples, and what lies there unused."""
+        names = [self.facts.classes[number] for number in self.facts.absent]
+        lines = [f"no picture is of class {listed(names)}: samples are of the other classes"] if names else []
+        lines += [f"not used: {remark}" for remark in self.unused[:MOST_UNUSED]]
+        if (more := len(self.unused) - MOST_UNUSED) > 0:
+            lines.append(f"not used: {more} more, which flowimg data check lists")
+        return lines
 
 
 TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
@@ -134,7 +156,9 @@ def _stored(config: Config, data: ImageData) -> FoundData:
 
     check_enough(len(found.rows), f"{data.source} has {len(found.rows)} images")
     story = f"{data.source}: {found.story}; {data.held_out:,} held out"
-    return FoundData(DataFacts(found.shape, found.classes), story, load)
+    trained = None if found.labels is None else np.delete(found.labels, hold_out(len(found.labels), data.held_out))
+    facts = DataFacts(found.shape, found.classes, absent=absent(trained, found.classes))
+    return FoundData(facts, story, load, found.unused)
 
 
 def _streamed(config: Config, data: ImageData) -> FoundData:
@@ -159,7 +183,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
     story = f"{data.source}: {stream.story}, {seen}; {kinds}; {data.held_out:,} held out"
-    return FoundData(DataFacts(shape, stream.classes), story, load)
+    return FoundData(DataFacts(shape, stream.classes, absent=stream.absent), story, load, stream.unused)
 
 
 KINDS: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images": _images}
@@ -172,7 +196,7 @@ def cache_of(config: Config) -> Path:
 
 def build_condition(config: Config, facts: DataFacts, seeds: Sequence[int], label: int | None = None) -> Condition:
     """What the field is given for the samples of these seeds: a class, or by default the classes in turns."""
-    return turns(seeds, facts.classes) if label is None else labelled(label, len(seeds), facts.classes)
+    return turns(seeds, facts.present) if label is None else labelled(label, len(seeds), facts.classes)
 
 
 def build_source(config: Config) -> FoundData:

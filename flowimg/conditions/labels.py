@@ -9,9 +9,9 @@ from flowimg.errors import SettingsError
 from flowimg.flow.condition import NO_CLASS, Condition
 
 
-def turns(seeds: Sequence[int], classes: Sequence[str]) -> Condition:
-    """The condition if no class is requested: the classes take turns, by seed; without classes it is empty."""
-    return Condition(torch.tensor([seed % len(classes) for seed in seeds])) if classes else Condition()
+def turns(seeds: Sequence[int], numbers: Sequence[int]) -> Condition:
+    """The condition if no class is requested: these classes take turns, by seed; without classes it is empty."""
+    return Condition(torch.tensor([numbers[seed % len(numbers)] for seed in seeds])) if numbers else Condition()
 
 
 def labelled(label: int | None, count: int, classes: Sequence[str]) -> Condition:

@@ -28,12 +28,18 @@ class Bad(NamedTuple):
     reason: str
 
 
+def absent(labels: Ints | None, classes: Sequence[str]) -> tuple[int, ...]:
+    """The classes, by number, that none of these labels is of."""
+    return () if labels is None else tuple(np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist())
+
+
 class Found(NamedTuple):
     """Pictures that were found and are not decoded yet.
 
     `rows` (N,) are the rows of the source's listing that are requested and good, `hashes` (N, 16) those of their files;
     `labels` (N,) are None without classes; `shape` (C, H, W) is that of a decoded picture; `story` describes what was
-    found; `bad` are left out; `open` returns the listing; `scan` is the file of the cache with the scan.
+    found; `bad` are left out; `open` returns the listing; `scan` is the file of the cache with the scan; `unused` are
+    remarks on what looks meant and is not used.
     """
 
     rows: Ints
@@ -46,6 +52,7 @@ class Found(NamedTuple):
     where: str
     open: Callable[[], Listing]
     scan: Path
+    unused: tuple[str, ...]
 
 
 def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = False, **requested: Any) -> Found:
@@ -94,7 +101,7 @@ def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = Fa
     story += f"; {len(bad):,} bad left out" if bad else ""
     hashes, labels = seen.table["hashes"][rows], None if labels is None else labels[rows].astype(np.int64)
     file = kept_at(known, cache, request.key)
-    return Found(rows, hashes, labels, tuple(classes), shape, story, bad, where, known.list, file)
+    return Found(rows, hashes, labels, tuple(classes), shape, story, bad, where, known.list, file, seen.unused)
 
 
 def select(

@@ -72,8 +72,8 @@ class Listing:
     `read(rows)` returns them encoded; `name(row)` identifies one for the user; `labels` (N,), int64, index `classes`,
     or are None; `bytes` (N,) are sizes, if known without reading. `stamps` (N, 3) identify the contents of files (see
     `cache.stamp_of`). `wrong` maps rows that cannot be pictures (a pipe, a dangling link) to the reason; `origin` says
-    where pictures and labels come from; `signature` is one that was unknown before listing; `unused` names files that
-    are not used.
+    where pictures and labels come from; `signature` is one that was unknown before listing; `unused` names what is not
+    used although it looks meant, with what would use it.
     """
 
     count: int
@@ -122,7 +122,10 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """Shards: a description, their sample counts (S,), the class names, how to open one, and a fingerprint of all."""
+    """Shards: a description, their sample counts (S,), the class names, how to open one, and a fingerprint of all.
+
+    `absent` are the classes, by number, that no sample has; `unused` is as in `Listing`.
+    """
 
     where: str
     story: str
@@ -130,6 +133,8 @@ class Stream:
     classes: tuple[str, ...]
     open: Callable[[int], Opened]
     fingerprint: str
+    absent: tuple[int, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def chunks(rows: Ints, sizes: Ints | None) -> list[Ints]:
@@ -149,6 +154,11 @@ def listed(names: Any) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
 
 
+def several(names: Sequence[str]) -> str:
+    """The first of some names, and the number of the others."""
+    return plain(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+
+
 def check_split(where: str, split: str, splits: Collection[str] = ("train",)) -> None:
     """Refuse a split that the source does not have.
 
@@ -162,6 +172,13 @@ def check_split(where: str, split: str, splits: Collection[str] = ("train",)) ->
 def plain(name: str) -> str:
     """A name in printable form: line breaks and undecodable bytes are escaped."""
     return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def label_of(value: Any) -> Any:
+    """A label as it is meant, in every kind of source: 2.0 is 2; -1, NaN and an empty text mean None, no label."""
+    if value is None or value == -1 or value != value or (isinstance(value, str) and value.strip() in ("", "-1")):
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number_classes(labels: Iterable[Any]) -> tuple[dict[Any, int], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from flowimg.data.listing import Ints, Listing, Source, chunks, plain
 from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
 
-VERSION = 2
+VERSION = 3
 """Increased when scans of older versions must be repeated."""
 Arrays = dict[str, NDArray[Any]]
 
@@ -32,6 +32,7 @@ COLUMNS = np.dtype(
         ("kind", np.int32),  # "MODE FORMAT", as an index of `kinds`
         ("clear", np.bool_),  # has transparency
         ("moving", np.bool_),  # has several frames or pages
+        ("brightest", np.uint8),  # the highest level of its pixels; 255 where they were not decoded
     ]
 )
 
@@ -69,7 +70,7 @@ class Scan(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A scanned picture: its hash, height, width, "MODE FORMAT", whether it has transparency and whether it moves.
+    """A scanned picture: its hash, height, width, "MODE FORMAT", transparency, motion, and its brightest level.
 
     Or the reason why it cannot be used, and whether that may be temporary.
     """
@@ -80,6 +81,7 @@ class Seen(NamedTuple):
     kind: str
     clear: bool
     moving: bool
+    brightest: int = 255
     wrong: str | None = None
     fleeting: bool = False
 
@@ -95,12 +97,14 @@ def _look(encoded: Encoded, deep: bool) -> Seen:
         with open_picture(content) as picture:
             width, height = upright_size(picture)
             kind, clear, moving = f"{picture.mode} {picture.format}", picture.has_transparency_data, moves(picture)
+            brightest = 255
             if deep:
                 pixels = to_pixels(picture, 3, None, "keep", (255, 255, 255))
+                brightest = int(pixels.max())
                 content = repr(pixels.shape).encode() + pixels.tobytes()
-        return Seen(blake2b(content, digest_size=HASH).digest(), height, width, kind, clear, moving)
+        return Seen(blake2b(content, digest_size=HASH).digest(), height, width, kind, clear, moving, brightest)
     except BadPictureError as error:
-        return Seen(bytes(HASH), 0, 0, "? ?", False, False, str(error), error.fleeting)
+        return Seen(bytes(HASH), 0, 0, "? ?", False, False, 0, str(error), error.fleeting)
 
 
 def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
@@ -169,7 +173,8 @@ def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, 
             for row, seen in zip(part.tolist(), pictures, strict=True):
                 if seen.wrong is None:
                     kind = kinds.setdefault(seen.kind, len(kinds))
-                    table[row] = tuple(seen.hash), (seen.height, seen.width), kind, seen.clear, seen.moving
+                    size = seen.height, seen.width
+                    table[row] = tuple(seen.hash), size, kind, seen.clear, seen.moving, seen.brightest
                 else:
                     wrong[row] = seen.wrong
                     fleeting |= {row} if seen.fleeting else set()

@@ -33,6 +33,11 @@ SPARSE, SPARSE_SHARE = 10, 0.05
 """A class with fewer pictures, or with a smaller share of the mean over classes, is near-empty."""
 
 
+DARK = 32
+"""A picture without a level from here on, of 255, is nearly black."""
+NEARLY_BLACK = f"no level is above {DARK - 1} of 255; scans of 12 bits in files of 16 must be scaled before"
+
+
 def check(settings: Check) -> dict[str, Any]:
     """Decode every picture of a source, and report what there is and what is wrong with it.
 
@@ -64,6 +69,7 @@ def check(settings: Check) -> dict[str, Any]:
         "formats": dict(seen.of_kind(good, 1).most_common()),
         "transparent": int(seen.table["clear"][good].sum()),
         "moving": int(seen.table["moving"][good].sum()),
+        "dark": int((seen.table["brightest"][good] < DARK).sum()),
         "classes": classes,
         "near_empty": [name for name, count in classes.items() if count < sparse],
         "twice": [[plain(listing.name(row)) for row in group] for group in duplicates] if listing else [],
@@ -121,6 +127,8 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
         line("", f"{found['transparent']:,} are transparent: laid over data.background")
     if found["moving"]:
         line("", f"{found['moving']:,} have several frames or pages: the first is used")
+    if found["dark"]:
+        line("warning", f"{found['dark']:,} are nearly black: {NEARLY_BLACK}")
     if classes:
         widest, most = max(map(len, classes)), max(max(classes.values()), 1)
         line("classes", f"{len(classes):,}")
@@ -129,7 +137,8 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
         if len(classes) > SHOWN:
             line("", f"... {len(classes) - SHOWN:,} more")
     if found["near_empty"]:
-        line("warning", f"near-empty classes: {', '.join(found['near_empty'][:20])}")
+        counts = [f"{name} ({classes[name]})" for name in found["near_empty"]]
+        line("warning", f"near-empty classes: {', '.join(counts[:20])}")
     if duplicates:
         extra = sum(map(len, duplicates)) - len(duplicates)
         line("duplicate", f"{extra:,} pictures have the same pixels as another one, in {len(duplicates):,} groups")
@@ -139,7 +148,7 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
         reasons = Counter(item["reason"] for item in bad).most_common(5)
         line("bad", "; ".join(f"{count:,} {reason}" for reason, count in reasons))
         lines("", [f"{item['name']}: {item['reason']}" for item in bad])
-    lines("unused", found["left_alone"])
+    lines("not used", found["left_alone"])
     if good < FEW:
         line("warning", few(good))
 
@@ -168,7 +177,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
         data = data.model_copy(update={"held_out": 1})
     config = (config or Config(field=UNet(), data=data)).model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
-    print(f"data      {source.story}")
+    print("\n".join([f"data      {source.story}", *(f"warning   {line}" for line in source.doubts())]))
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     draw_preview(source.load(torch.device("cpu")), settings.count, config.train.batch_size, Path(settings.out))
     print(f"pictures  {settings.out}: the first {settings.count} that a run of seed {config.seed} sees")
@@ -176,11 +185,14 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
 
 
 def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
-    """Draw a grid of the first pictures of a run."""
+    """Draw a grid of the first pictures of a run, and warn if there is next to nothing to see in them."""
     fresh = batches.seen_from(0)  # a resumed run may count from another sample
     seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(range(0, count, batch_size))]
     fresh.close()
-    save_grid(batches.space, torch.cat(seen).cpu(), path)
+    pictures = torch.cat(seen).cpu()
+    save_grid(batches.space, pictures, path)
+    if int(batches.space.decode(pictures).max()) < DARK:
+        print(f"warning   the first {len(pictures)} pictures are nearly black: {NEARLY_BLACK}")
 
 
 def prepare(config: Config) -> dict[str, Any]:

@@ -116,12 +116,13 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
     Raises:
         CheckpointError: If no data look like that.
     """
-    shape, classes = state.get("shape"), state.get("classes")
+    shape, classes, absent = state.get("shape"), state.get("classes"), state.get("absent", [])
     right = isinstance(shape, list) and len(shape) in (1, 3) and all(whole(n) and 1 <= n <= 4096 for n in shape)
     right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    right = right and isinstance(absent, list) and all(whole(n) and 0 <= n < len(classes or ()) for n in absent)
     if not right:
         raise CheckpointError(f"{path} records an impossible shape of the data: {str(shape)[:60]}")
-    return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"))
+    return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"), absent=tuple(absent))
 
 
 def shapes_of(config: Config, facts: DataFacts) -> dict[str, torch.Size]:

@@ -419,7 +419,7 @@ DATA = {"points": {}, "images": {"field": {"kind": "unet"}}}
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_source_answers_steps_with_data_of_the_shape_it_declares(kind):
     config = validate(Config, {"data": {"kind": kind, "labels": True}, **DATA.get(kind, {})}, "test")
-    facts, story, load = KINDS[kind](config)
+    facts, story, load, _ = KINDS[kind](config)
     assert config.data.source in story
     batches = load(CPU)
     x_1, (labels, _) = batches(2, range(10, 30))

@@ -211,7 +211,7 @@ def test_labels_with_odd_characters_are_the_same_the_second_time(tmp_path):
 def test_what_is_seen_of_a_picture():
     file = content(Image.new("RGBA", (7, 4), (1, 2, 3, 4)))
     (seen,) = module.look([Encoded(file)])
-    assert seen == (blake2b(file, digest_size=16).digest(), 4, 7, "RGBA PNG", True, False, None, False)
+    assert seen == (blake2b(file, digest_size=16).digest(), 4, 7, "RGBA PNG", True, False, 255, None, False)
     (seen,) = module.look([Encoded(b"junk")])
     assert seen.wrong == "not a picture in a known format"
 

@@ -54,7 +54,7 @@ def small(monkeypatch):
 
 def follow(run, how, seeds, times):
     """The states of these seeds' samples at these times; classes take turns."""
-    return carry(run, how, noise(seeds, run.facts.shape), times, turns(seeds, run.facts.classes))
+    return carry(run, how, noise(seeds, run.facts.shape), times, turns(seeds, run.facts.present))
 
 
 def carry(run, how, x_0, times, cond):

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import NO_STAMP, Stamp, name_of, stamp
-from flowimg.data.listing import Listing, Source, check_split, number_classes, of_files, plain
+from flowimg.data.listing import Listing, Request, Source, check_split, listed, number_classes, of_files, plain, several
+from flowimg.data.sources.splits import is_split, named
+from flowimg.data.sources.unused import unread
 from flowimg.errors import DataError
 
 ENDINGS = {
@@ -23,8 +25,6 @@ ENDINGS = {
     *(".jp2", ".tga", ".ico", ".heic", ".heif"),
 }
 """Endings of picture files; the last two formats are counted but cannot be read."""
-SPLITS = {"train", "test", "val", "valid", "validation"}
-"""Names of folders that are splits and not classes, if all folders next to them have such names too."""
 
 
 class Entry(NamedTuple):
@@ -104,26 +104,56 @@ def _why_no_status(entry: os.DirEntry[str], error: OSError) -> str:
     return "a link that leads to itself" if error.errno == 40 or "levels" in reason else "a link to nothing"
 
 
-def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str], split: str) -> Source:
-    """The pictures among a folder's entries.
+class Chosen(NamedTuple):
+    """The picture files of a split, the folder that they lie in ("" if it is the source itself), and remarks."""
+
+    pictures: list[Entry]
+    prefixes: tuple[str, ...]
+    unused: list[str]
+
+
+def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Chosen:
+    """The pictures of a split among a folder's entries: if all folders are called as splits are, they are splits.
 
     Raises:
-        DataError: If there are none, or no such split.
+        DataError: If there are no pictures, or no such split.
     """
     pictures = [entry for entry in entries if _is_picture(entry)]
     good = [entry.path for entry in pictures if entry.wrong is None]
     if not good:
         odd = next((f"; {plain(entry.path)} is {entry.wrong}" for entry in pictures), "")
+        files = [entry.path for entry in entries if entry.wrong is None]
+        odd = odd or "".join(f"; {remark}" for remark in unread(files)[:1])
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
     unused = [f"{path}: a folder already visited through a link" for path in again]
-    tops = {path.split("/")[0] for path in good if "/" in path}
-    prefix = f"{split}/" if tops and tops <= SPLITS else ""
-    check_split(where, split, sorted(tops) if prefix else ["train"])
-    if prefix:
+    tops = sorted({path.split("/")[0] for path in good if "/" in path})
+    words = [name for name in tops if is_split(name)]
+    prefixes: tuple[str, ...] = ()
+    if words and words == tops:
+        prefixes = tuple(f"{name}/" for name in named(where, split, tops))
         unused += [f"{entry.path}: next to the folders of splits" for entry in pictures if "/" not in entry.path]
-        pictures = [entry for entry in pictures if entry.path.startswith(prefix)]
-    listing = partial(_listing, root, pictures, prefix, unused)
-    return Source("a folder of pictures", where, name_of(signature_of(pictures), unused), listing)
+        pictures = [entry for entry in pictures if entry.path.startswith(prefixes)]
+    else:
+        check_split(where, split)
+        if len(words) > 1:
+            other = next(name for name in tops if name not in words)
+            unused.append(
+                f"the splits {listed(words)}: they are read as classes, because {plain(other)} is beside them"
+            )
+    return Chosen(pictures, prefixes, unused)
+
+
+def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str], request: Request) -> Source:
+    """The pictures among a folder's entries.
+
+    Raises:
+        DataError: If there are none, or no such split.
+    """
+    chosen = choose(where, entries, again, request.split)
+    chosen.unused.extend(unread([entry.path for entry in entries if entry.wrong is None]))
+    listing = partial(_listing, root, chosen, request.reads_labels)
+    signature = name_of(signature_of(chosen.pictures), chosen.unused)
+    return Source("a folder of pictures", where, signature, listing)
 
 
 def _is_picture(entry: Entry) -> bool:
@@ -132,17 +162,27 @@ def _is_picture(entry: Entry) -> bool:
     return ending in ENDINGS or entry.is_folder or (entry.wrong is not None and not ending)
 
 
-def _listing(root: Path, pictures: list[Entry], prefix: str, unused: list[str]) -> Listing:
-    below = [entry.path.removeprefix(prefix) for entry in pictures]
+def _listing(root: Path, chosen: Chosen, labelled: bool) -> Listing:
+    pictures, unused = chosen.pictures, list(chosen.unused)
+    below = [entry.path.partition("/")[2] if chosen.prefixes else entry.path for entry in pictures]
     good = [path for path, entry in zip(below, pictures, strict=True) if entry.wrong is None]
-    numbers, classes = number_classes({path.split("/")[0] for path in good})
+    tops = {path.split("/")[0] for path in good if "/" in path}
+    loose = [path for path in good if "/" not in path]
+    numbers, classes = number_classes(tops)
 
     def name(row: int) -> str:
         return os.path.join(root, pictures[row].path)
 
     wrong = {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
     more: dict[str, Any] = {}
-    if len(classes) > 1 and all("/" in path for path in good):
+    if len(classes) > 1 and not loose:
         labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
         more = {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
+    elif labelled and len(classes) > 1:
+        unused.append(f"the folders {listed(classes)}: move {several(loose)} into one of them, and each is a class")
+    elif labelled and not loose:
+        inner = sorted({path.split("/")[1] for path in good if path.count("/") > 1})
+        if len(inner) > 1 and all(path.count("/") > 1 for path in good):
+            outer = os.path.join(root, pictures[0].path.removesuffix(below[0]), classes[0])
+            unused.append(f"the folders {listed(inner)}: each is a class of data.source {plain(outer)}")
     return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)

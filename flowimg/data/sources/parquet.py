@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Opened, Request, Stream, check_split, number_classes
+from flowimg.data.listing import Opened, Request, Stream, check_split, label_of
 from flowimg.data.pictures import first_line
-from flowimg.data.sources.shards import lacks_label, of_split
+from flowimg.data.sources.folders import walk
+from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result
 from flowimg.errors import DataError
 
@@ -31,24 +32,20 @@ def parquet_stream(where: str, source: str, cache: Path, request: Request) -> St
     """
     import datasets
 
-    from flowimg.data.sources.tables import find_image_column, find_label_column, name_stored, read_labels, stored
+    from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels
 
-    files = _parquet_files(where, source, request)
+    files, unused = _parquet_files(where, source, request)
     try:
         signature = _signature(files)
         groups, schema = _row_groups(files, cache, signature)
         features = datasets.Features.from_arrow_schema(schema)
         image = find_image_column(where, features, request.image_column)
-        label = find_label_column(where, features, request) if request.labels else None
-        numbers: dict[Any, int] | None = None
-        classes: tuple[str, ...] = ()
-        if label and isinstance(features[label], datasets.ClassLabel):
-            classes = tuple(features[label].names)
-        elif label:
-            known = _known_labels(files, label, cache, signature)
-            if None in known or -1 in known:
-                raise lacks_label(where, label)
-            numbers, classes = number_classes(known)
+        # the distinct labels, in place of all
+        known = partial(_known_labels, files, cache=cache, signature=signature)
+        labels = table_labels(where, features, request, known, lambda _: "a row")
+        numbers: dict[Any, int] = {}
+        if labels.column and labels.numbers is not None:
+            numbers = dict(zip(map(label_of, known(labels.column)), labels.numbers.tolist(), strict=True))
     except DataError:
         raise
     except Exception as error:  # the readers below raise almost anything
@@ -59,26 +56,23 @@ def parquet_stream(where: str, source: str, cache: Path, request: Request) -> St
     def open_one(shard: int) -> Opened:
         file, group, _ = groups[shard]
         with _reader(file) as opened:
-            table = opened.read_row_group(group, columns=[image, label] if label else [image])
+            table = opened.read_row_group(group, columns=[image, labels.column] if labels.column else [image])
         column = table[image]
-        labels = None
-        if label:
-            cells = table[label].to_pylist()
-            if numbers is None:
-                labels, _ = read_labels(f"{where}: {file}, row group {group}", cells, features[label], label)
-            else:
-                labels = np.array([numbers[cell] for cell in cells], np.int64)
+        own = table[labels.column].to_pylist() if labels.column else None
         return Opened(
             lambda row: stored(column[row].as_py()),
             lambda row: f"{name_stored(stored(column[row].as_py()), row)} of row group {group} of {file}",
-            labels,
+            None if own is None else np.array([numbers[label_of(cell)] for cell in own], np.int64),
         )
 
     counts = np.array([rows for _, _, rows in groups], np.int64)
     story = f"{len(groups):,} row groups of {len(files):,} parquet files (column {image})"
     story += f", {counts.sum():,} pictures, streamed"
     names = [(Path(file).name, group) for file, group, _ in groups]
-    return Stream(where, story, counts, classes, open_one, name_of(names, counts, classes))
+    absent = tuple(sorted(set(range(len(labels.classes))) - set(numbers.values())))
+    fingerprint = name_of(names, counts, labels.classes)
+    remarks = (*unused, *labels.unused)
+    return Stream(where, story, counts, labels.classes, open_one, fingerprint, absent, remarks)
 
 
 def _reader(file: str) -> Any:
@@ -129,7 +123,7 @@ def _footer(file: str) -> tuple[Any, list[int]]:
         return opened.schema_arrow, groups
 
 
-def _known_labels(files: Sequence[str], label: str, cache: Path, signature: str) -> list[Any]:
+def _known_labels(files: Sequence[str], label: str, *, cache: Path, signature: str) -> list[Any]:
     """All distinct values of a column of labels, in order; None comes last, if some rows have none."""
     path = cache / "shards" / f"{name_of('labels 1', label, signature)}.npz"
     kept = read_arrays(path)
@@ -146,17 +140,24 @@ def _labels(label: str, file: str) -> set[Any]:
         return set(opened.read(columns=[label])[label].to_pylist())
 
 
-def _parquet_files(where: str, source: str, request: Request) -> Sequence[str]:
-    """The parquet files of a split: of a file or folder, of the hub, or at any address that fsspec supports."""
+def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[str], list[str]]:
+    """The parquet files of a split, and remarks on others: of a file or folder, of the hub, or at any address."""
     import datasets
     import fsspec
 
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
+    from flowimg.data.sources.recognise import has_card
 
     path = Path(source).expanduser()
-    if path.suffix == ".parquet" and os.path.isfile(path):
-        return of_split(where, [str(path)], request.split)
     try:
+        if path.suffix == ".parquet" and os.path.isfile(path):
+            return files_of_split(where, [str(path)], request.split)
+        if path.is_dir() and not has_card(path):
+            entries, _ = walk(path)
+            found = [str(path / entry.path) for entry in entries if entry.path.endswith(".parquet") and not entry.wrong]
+            if not found:
+                raise neither(where)
+            return files_of_split(where, found, request.split)
         if "://" in source:
             system, pattern = fsspec.core.url_to_fs(source)
             found = sorted(
@@ -164,7 +165,7 @@ def _parquet_files(where: str, source: str, request: Request) -> Sequence[str]:
             )
             if not found:
                 raise DataError(f"{where} holds no parquet files, and nothing else is streamed from an address")
-            return of_split(where, [system.unstrip_protocol(file) for file in found], request.split)
+            return files_of_split(where, [system.unstrip_protocol(file) for file in found], request.split)
         builder = datasets.load_dataset_builder(str(path) if path.is_dir() else source, request.subset)
     except DataError:
         raise
@@ -178,8 +179,13 @@ def _parquet_files(where: str, source: str, request: Request) -> Sequence[str]:
     check_split(where, request.split, files)
     chosen = files[request.split]
     if not chosen or any(not file.split("?")[0].endswith(".parquet") for file in chosen):
-        raise DataError(
-            f"{where} holds neither tar shards nor parquet, which is what data.stream reads: leave data.stream out, "
-            "and it is decoded once to the cache"
-        )
-    return chosen
+        raise neither(where)
+    return chosen, []
+
+
+def neither(where: str) -> DataError:
+    """The error for a source that cannot be streamed."""
+    return DataError(
+        f"{where} holds neither tar shards nor parquet, which is what data.stream reads: leave data.stream out, "
+        "and it is decoded once to the cache"
+    )

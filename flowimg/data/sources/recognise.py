@@ -1,7 +1,9 @@
 """Which source a string means: a set by name, a file, a folder, tar shards, or a dataset of the hub, in this order."""
 
 import os
-from collections import Counter
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,10 @@ from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import Listing, Request, Source, check_split
 from flowimg.data.sources.folders import ENDINGS, picture_folder, signature_of, walk
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
+from flowimg.data.sources.metadata import metadata_folder
 from flowimg.data.sources.shards import shards, shards_below, tar_files
+from flowimg.data.sources.splits import files_of_split
+from flowimg.data.sources.unused import is_metadata, unread
 from flowimg.errors import DataError
 
 TABLES = (".parquet", ".arrow")
@@ -34,7 +39,8 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
         if path.suffix not in TABLES:
             packed = ", unpacked," if source.endswith((".tar.gz", ".tgz", ".zip")) else ""
             raise DataError(f"{where} is neither parquet, arrow nor tar: name such a file{packed} or a folder")
-        return _table(where, source, request, name_of(stamp_of(path)), f"a {path.suffix[1:]} file")
+        kind = {".arrow": "an arrow file", ".parquet": "a parquet file"}[path.suffix]
+        return _table(where, source, request, name_of(stamp_of(path)), kind, [str(path)])
     if os.path.isdir(path):
         return _folder(where, source, path, cache, request)
     if os.path.lexists(path):
@@ -49,29 +55,55 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
 
 
 def _folder(where: str, source: str, path: Path, cache: Path, request: Request) -> Source:
-    """What a folder is: saved by `datasets`, or of tables, tar shards or pictures."""
+    """What a folder is: saved by `datasets`, or of pictures with metadata, tables, tar shards or pictures."""
     entries, again = walk(path)
-    endings = Counter(os.path.splitext(entry.path)[1].lower() for entry in entries if entry.wrong is None)
-    beside = sum(endings[ending] for ending in ENDINGS)
-    more = f" ({beside:,} pictures next to them are not used)" if beside else ""
-    kinds = [
-        ("a folder saved by datasets", any((path / name).exists() for name in ("dataset_dict.json", "state.json"))),
-        ("a folder of pictures with metadata", any((path / f"metadata.{end}").exists() for end in ("csv", "jsonl"))),
-        (f"a folder of tables{more}", any(endings[ending] for ending in TABLES)),
-    ]
-    if kind := next((kind for kind, matches in kinds if matches), None):
-        return _table(where, source, request, signature_of(entries), kind)
-    if endings[".tar"]:
-        found = shards(where, shards_below(path, entries), cache, request)
-        return replace(found, kind=found.kind + more)
+    signature, files = signature_of(entries), [entry.path for entry in entries if entry.wrong is None]
+    pictures = sum(file.lower().endswith(tuple(ENDINGS)) for file in files)
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        return _table(where, source, request, signature, "a folder saved by datasets")
     # not datasets' own "imagefolder": it copies, takes minutes, and reads "test" in a name as a split
-    return picture_folder(where, path, entries, again, request.split)
+    if pictures and any(map(is_metadata, files)):
+        return metadata_folder(where, path, entries, again, request)
+    more = f" ({pictures:,} pictures next to them are not used)" if pictures else ""
+    for ending in TABLES:
+        if tables := [file for file in files if file.endswith(ending)]:
+            kind = f"a folder of tables{more}"
+            if has_card(path):  # it says what the splits and subsets are
+                return _table(where, source, request, signature, kind)
+            if request.subset:
+                raise DataError(f"{where} has no subset {request.subset!r}: its README.md names none by configs")
+            unused = unread(file for file in files if file not in tables)
+            return _table(where, source, request, signature, kind, [str(path / file) for file in tables], unused)
+    if any(file.lower().endswith(".tar") for file in files):
+        found = shards(where, shards_below(path, entries), cache, request, tuple(unread(files)))
+        return replace(found, kind=found.kind + more)
+    return picture_folder(where, path, entries, again, request)
 
 
-def _table(where: str, source: str, request: Request, signature: str | None, kind: str) -> Source:
+def has_card(path: Path) -> bool:
+    """Whether a folder has the card of a dataset, which declares its splits or features."""
+    with suppress(OSError):
+        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+        return bool(re.match(r"---\n(?:.*\n)*?(configs|dataset_info):(?:.*\n)*?---", text))
+    return False
+
+
+def _table(
+    where: str,
+    source: str,
+    request: Request,
+    signature: str | None,
+    kind: str,
+    files: Sequence[str] = (),
+    unused: Sequence[str] = (),
+) -> Source:
+    """A table; the split of its files is decided here, and by `datasets` if there are none on this disk."""
+    chosen, remarks = files_of_split(where, files, request.split) if files else ([], [])
+    splits = {request.split: chosen} if chosen else {}
+
     def listing() -> Listing:
         from flowimg.data.sources.tables import table_listing  # datasets takes a second to import
 
-        return table_listing(where, source, request)
+        return table_listing(where, source, request, splits, (*unused, *remarks))
 
     return Source(kind, where, signature, listing)

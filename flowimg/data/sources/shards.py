@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import Ints, Listing, Request, Source, check_split, number_classes, plain
+from flowimg.data.listing import Ints, Listing, Request, Source, label_of, number_classes, plain, several
 from flowimg.data.pictures import Encoded, first_line
-from flowimg.data.sources.folders import ENDINGS, SPLITS, Entry
+from flowimg.data.sources.folders import ENDINGS, Entry
+from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result, cores, spread
 from flowimg.errors import DataError
 
@@ -30,18 +31,24 @@ LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
 MOST_SHARDS = 10**6
 """Most shards in a range."""
+MOST_OTHERS = 100
+"""Most endings of other files that are remembered of a shard."""
 MOST_LABEL = 2**20
 """Most bytes that are read of a label's file."""
 
 
 class Shard(NamedTuple):
-    """The pictures of a tar file: their positions and sizes in bytes, (N,), and their names and labels, as text."""
+    """The pictures of a tar file: their positions and sizes in bytes, (N,), and their names and labels, as text.
+
+    `others` are the endings of the other files of its samples.
+    """
 
     starts: Ints
     sizes: Ints
     names: list[str]
     labels: list[str] | None
     cut_off: bool
+    others: tuple[str, ...] = ()
 
     def picture(self, file: str, row: int) -> Encoded:
         """Where a picture of this shard is stored."""
@@ -77,33 +84,20 @@ def shards_below(path: Path, entries: list[Entry]) -> list[str]:
     return [os.path.join(path, name) for name in tars]
 
 
-def shards(where: str, files: list[str], cache: Path, request: Request) -> Source:
-    """The pictures of tar shards.
+def shards(where: str, files: list[str], cache: Path, request: Request, unused: tuple[str, ...] = ()) -> Source:
+    """The pictures of tar shards; `unused` are remarks on what lies beside them.
 
     Raises:
         DataError: If there is no such split.
     """
-    files = of_split(where, files, request.split)
-    signature = name_of(files, [stamp_of(file) for file in files])
+    files, remarks = files_of_split(where, files, request.split)
+    unused = (*unused, *remarks)
+    signature = name_of(files, [stamp_of(file) for file in files], *unused)
     kind = f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}"
-    return Source(kind, where, signature, partial(_listing, where, files, cache, request))
+    return Source(kind, where, signature, partial(_listing, where, files, cache, request, unused))
 
 
-def of_split(where: str, files: list[str], split: str) -> list[str]:
-    """The files of a split. If there are several, words in all their names, or in the folders that differ, tell it.
-
-    Raises:
-        DataError: If there are none of this split.
-    """
-    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    below = [os.path.relpath(file, root or ".") for file in files]
-    words = [[word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS] for name in below]
-    splits = [found[0] for found in words] if len(files) > 1 and all(words) else ["train"] * len(files)
-    check_split(where, split, sorted(set(splits)))
-    return [file for file, which in zip(files, splits, strict=True) if which == split]
-
-
-def _listing(where: str, files: list[str], cache: Path, request: Request) -> Listing:
+def _listing(where: str, files: list[str], cache: Path, request: Request, unused: tuple[str, ...]) -> Listing:
     label = (request.label_column or LABEL) if request.reads_labels else None
     found = look_up(where, partial(kept_or_read, cache=cache, image=request.image_column, label=label), files)
     shard = np.repeat(np.arange(len(files)), [len(part.starts) for part in found])
@@ -131,8 +125,22 @@ def _listing(where: str, files: list[str], cache: Path, request: Request) -> Lis
         numbers, classes = classes_of(known)
         labels = np.array([numbers.get(text, 0) for text in texts], np.int64)
         more = {"labels": labels, "classes": classes, "origin": ("", f"of {label}")}
+    elif label is not None:
+        unused += no_labels({kind for part in found for kind in part.others})
     sizes = np.concatenate([part.sizes for part in found])
-    return Listing(len(shard), read, name, bytes=sizes, wrong=cut, **more)
+    return Listing(len(shard), read, name, bytes=sizes, wrong=cut, unused=unused, **more)
+
+
+def no_labels(kinds: Collection[str]) -> tuple[str, ...]:
+    """A remark on the other files of samples without labels, by their endings."""
+    endings = [
+        f"{kind}.KEY" if kind == "json" else kind for kind in sorted(kinds, key=lambda kind: (kind != "json", kind))
+    ]
+    if not endings:
+        return ()
+    return (
+        f"the .{several(sorted(kinds))} files of samples: --data.label-column {endings[0]} would make them the classes",
+    )
 
 
 def no_pictures(where: str, request: Request) -> DataError:
@@ -172,15 +180,17 @@ def look_up(where: str, do: Callable[[str], Result | str], files: list[str]) -> 
 
 def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -> Shard | str:
     """A shard from the cache, or read now and stored there; or the reason why it cannot be used, as text."""
-    name = name_of("shard 2", os.path.realpath(file), stamp_of(file), image, label)
+    name = name_of("shard 3", os.path.realpath(file), stamp_of(file), image, label)
     path = cache / "shards" / f"{name}.npz"
     kept = read_arrays(path)
     if kept is not None:
         labels = unpack(kept["labels"]) if "labels" in kept else None
-        return Shard(kept["starts"], kept["sizes"], unpack(kept["names"]), labels, bool(kept["cut_off"]))
+        others = tuple(unpack(kept["others"]))
+        return Shard(kept["starts"], kept["sizes"], unpack(kept["names"]), labels, bool(kept["cut_off"]), others)
     shard = read_shard(file, image, label)
     if isinstance(shard, Shard):
-        texts = {"names": shard.names} if shard.labels is None else {"names": shard.names, "labels": shard.labels}
+        texts = {"names": shard.names, "others": list(shard.others)}
+        texts |= {} if shard.labels is None else {"labels": shard.labels}
         packed = {name: pack(some) for name, some in texts.items()}
         keep_arrays(path, starts=shard.starts, sizes=shard.sizes, cut_off=np.array(shard.cut_off), **packed)
     return shard
@@ -199,6 +209,7 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
     starts, sizes, names = [], [], []
     samples: list[int] = []  # the number of each picture's sample
     texts: dict[int, str] = {}  # labels, by the number of their sample
+    others: set[str] = set()
     sample, number, cut_off = None, 0, False
     try:
         with tarfile.open(file, "r:") as tar, open(file, "rb") as raw:
@@ -223,6 +234,8 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                     elif label is not None and kind == ending:
                         raw.seek(member.offset_data)
                         texts[number] = _label(raw.read(min(member.size, MOST_LABEL)), field)
+                    elif len(others) < MOST_OTHERS:
+                        others.add(kind)
             except tarfile.TarError:
                 cut_off = True
             # tarfile takes a damaged header for the end; after the real end there is nothing, or zeros
@@ -233,7 +246,7 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
     except Exception as error:  # damaged headers raise almost anything
         return f"{file} is no tar file that can be read ({first_line(error)})"
     labels = None if label is None else [texts.get(number, "") for number in samples]
-    return Shard(np.array(starts, np.int64), np.array(sizes, np.int64), names, labels, cut_off)
+    return Shard(np.array(starts, np.int64), np.array(sizes, np.int64), names, labels, cut_off, tuple(sorted(others)))
 
 
 def _label(content: bytes, field: str) -> str:
@@ -242,4 +255,5 @@ def _label(content: bytes, field: str) -> str:
         value: Any = json.loads(text).get(field) if field else text
     except (UnicodeDecodeError, ValueError, AttributeError):
         return ""
+    value = label_of(value)
     return "" if value is None else str(value)

@@ -16,6 +16,7 @@ from flowimg.data.listing import Opened, Request, Stream
 from flowimg.data.sources import shards
 from flowimg.data.sources.folders import walk
 from flowimg.data.sources.parquet import parquet_stream
+from flowimg.data.sources.splits import files_of_split
 from flowimg.errors import DataError
 
 
@@ -41,20 +42,25 @@ def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
     elif not files and "://" not in source:
         files = shards.tar_files(where, path)
     if files:
-        return _tar_stream(where, shards.of_split(where, files, request.split), cache, request)
+        files, unused = files_of_split(where, files, request.split)
+        return _tar_stream(where, files, cache, request, unused)
     return parquet_stream(where, source, cache, request)
 
 
 class Summary(NamedTuple):
-    """A shard's number of pictures, its distinct labels, its number of labelled pictures, and whether it is cut off."""
+    """A shard's number of pictures, its distinct labels, its number of labelled pictures, and whether it is cut off.
+
+    `others` are the endings of the other files of its samples.
+    """
 
     pictures: int
     labels: set[str]
     labelled: int
     cut_off: bool
+    others: tuple[str, ...]
 
 
-def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> Stream:
+def _tar_stream(where: str, files: list[str], cache: Path, request: Request, unused: list[str]) -> Stream:
     label = (request.label_column or shards.LABEL) if request.labels else None
     read = partial(shards.kept_or_read, cache=cache, image=request.image_column, label=label)
     found = shards.look_up(where, partial(_summary, read), files)
@@ -68,6 +74,8 @@ def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> 
         if labelled < counts.sum():
             raise shards.lacks_label(where, label)
         numbers, classes = shards.classes_of({text for part in found for text in part.labels})
+    elif label:
+        unused += shards.no_labels({kind for part in found for kind in part.others})
     full = np.flatnonzero(counts)
     cut = sum(part.cut_off for part in found)
     story = f"{len(full):,} tar shards, {counts.sum():,} pictures, streamed"
@@ -82,7 +90,7 @@ def _tar_stream(where: str, files: list[str], cache: Path, request: Request) -> 
         return Opened(partial(part.picture, file), lambda row: f"{file}:{part.names[row]}", labels)
 
     fingerprint = name_of([Path(file).name for file in files], counts, classes)
-    return Stream(where, story, counts[full], classes, open_one, fingerprint)
+    return Stream(where, story, counts[full], classes, open_one, fingerprint, unused=tuple(unused))
 
 
 def _summary(read: Callable[[str], shards.Shard | str], file: str) -> Summary | str:
@@ -91,4 +99,4 @@ def _summary(read: Callable[[str], shards.Shard | str], file: str) -> Summary | 
         return shard
     count = len(shard.starts) - shard.cut_off  # the last picture of a shard that is broken off may be incomplete
     labels = (shard.labels or [])[:count]
-    return Summary(count, set(labels) - {""}, len(labels) - labels.count(""), shard.cut_off)
+    return Summary(count, set(labels) - {""}, len(labels) - labels.count(""), shard.cut_off, shard.others)

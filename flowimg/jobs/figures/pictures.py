@@ -22,7 +22,8 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
     from flowimg.figures.pictures import growth_animation, picture_table
 
     made = f"step {run.step:,}, {how}"
-    classes, space, seeds = run.facts.classes, run.space, range(seed, seed + SEEDS)
+    numbers, space, seeds = run.facts.present, run.space, range(seed, seed + SEEDS)
+    classes = [run.facts.classes[number] for number in numbers]
 
     def row_name(seeds: object, number: int) -> str:
         return f"{classes[number % len(classes)]}, seed {seeds}" if classes else f"seed {seeds}"
@@ -37,14 +38,15 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
     def table(path: Path) -> None:
         shown = min(len(classes), CLASSES)
         x_0 = noise(seeds, space.shape).repeat(shown, 1, 1, 1)
-        x_1 = sampler.follow(x_0, Condition(torch.arange(shown).repeat_interleave(SEEDS))).states[-1]
+        x_1 = sampler.follow(x_0, Condition(torch.tensor(numbers[:shown]).repeat_interleave(SEEDS))).states[-1]
         title = f"Each class from the same noises, one seed per column ({made})"
         pictures = space.decode(x_1).unflatten(0, (shown, SEEDS))
         picture_table(pictures, classes[:shown], [str(number) for number in seeds], path, title)
 
     def interpolations(path: Path) -> None:
         x_0 = torch.cat([arc(a, b, 9) for a, b in pairwise(noise(range(seed, seed + 5), space.shape))])
-        cond = Condition(torch.arange(4).repeat_interleave(9) % len(classes)) if classes else Condition()
+        label = torch.tensor(numbers * 4)[:4].repeat_interleave(9)
+        cond = Condition(label) if classes else Condition()
         pictures = space.decode(sampler.follow(x_0, cond).states[-1]).unflatten(0, (4, 9))
         rows = [row_name(f"{seed + row} to {seed + row + 1}", row) for row in range(4)]
         picture_table(pictures, rows, [f"{n}/8" for n in range(9)], path, f"Interpolation between noises ({made})")

@@ -160,7 +160,7 @@ class _Start(Beginning):
                 _show_data(batches, config, folder)
             if batches.size < FEW:
                 self.say(f"warning   {few(batches.size)}")
-        for line in (*launcher_differs(config), *slow_precision(config)):
+        for line in (*found.source.doubts(), *launcher_differs(config), *slow_precision(config)):
             self.say(f"warning   {line}")
         self.status.at("first passes")
         if state.step < self.until:

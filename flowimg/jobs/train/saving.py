@@ -148,6 +148,7 @@ def _snapshot(state: Training, session: Session) -> Checkpoint:
     about: dict[str, Any] = {
         "shape": session.facts.shape,
         "classes": session.facts.classes,
+        **({"absent": session.facts.absent} if session.facts.absent else {}),
         "seed": session.config.seed,
         "architecture": architecture_of(session.config, state.field),
         "data": session.batches.fingerprint,

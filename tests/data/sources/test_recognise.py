@@ -72,7 +72,7 @@ def everything(tmp_path, monkeypatch):
         ("saved", "a folder saved by datasets", 2),
         ("told", "a folder of pictures with metadata", 2),
         ("one.parquet", "a parquet file", 2),
-        ("one.arrow", "a arrow file", 2),
+        ("one.arrow", "an arrow file", 2),
         ("one.tar", "1 tar shard", 2),
         ("shards", "2 tar shards", 4),
         ("shards/{0..1}.tar", "2 tar shards", 4),

@@ -1,0 +1,270 @@
+"""What a stranger's data hold besides what is read: nothing that looks meant is passed over in silence."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from pictures_made import (
+    complaint,
+    content,
+    dataset,
+    decode,
+    find,
+    numbers,
+    picture,
+    plain,
+    samples,
+    save,
+    table,
+    tar,
+    told,
+)
+
+from flowimg.data.cache import cache_folder
+from flowimg.data.sources.streams import open_stream
+
+
+def remarks(source, **asked):
+    """What is said of unused things, in one text; the scan that is kept says the same."""
+    said = find(source, **asked).unused
+    assert find(source, **asked).unused == said
+    return "\n".join(said)
+
+
+# --- labels that are not read, or that mean none ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()], ids=str)
+def test_whole_floats_are_labels_as_pandas_leaves_them_after_a_gap(tmp_path, kind):
+    values = pa.array(np.array([2, 10, 2], kind.to_pandas_dtype()), kind)
+    table(tmp_path / "train.parquet", image=plain(3), label=values)
+    assert told(find(tmp_path)) == [(0, "2"), (1, "10"), (2, "2")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pa.array(["cat", "dog", "cat"], pa.string_view()), pa.array(["cat", "dog", "cat"]).dictionary_encode()],
+    ids=["string_view", "categorical"],
+)
+def test_newer_texts_and_categories_of_pandas_are_labels(tmp_path, values):
+    table(tmp_path / "train.parquet", image=plain(3), label=values)
+    assert told(find(tmp_path)) == [(0, "cat"), (1, "dog"), (2, "cat")]
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, None, 0.0], [1.0, float("nan"), 0.0], ["a", "", "b"], ["3", "-1", "4"], [7, -1, 8]]
+)
+def test_a_gap_is_no_class_of_its_own(tmp_path, values):
+    table(tmp_path / "train.parquet", image=plain(3), label=values)
+    assert "row 1 has no label in column 'label'" in complaint(tmp_path)
+    assert len(find(tmp_path, labels=False).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("label", [[0, 1], [1, 0]], "the column label: List(Value('int64')) is no type of labels"),
+        ("label", [0.5, 1.0], "the column label: 0.5 is no class"),
+        ("class", [b"a", b"b"], "the column class: Value('binary') is no type of labels"),
+        ("species", ["a", "b"], "the column species: --data.label-column species would make it the classes"),
+        ("Label", [0, 1], "the column Label: --data.label-column Label would make it the classes"),
+    ],
+)
+def test_columns_that_look_like_labels_and_are_not_read_are_named(tmp_path, column, values, said):
+    table(tmp_path / "train.parquet", image=plain(2), **{column: values})
+    assert decode(find(tmp_path)).labels is None
+    assert remarks(tmp_path) == said
+    assert remarks(tmp_path, labels=False) == ""  # they were not asked for
+    assert "\n".join(open_stream(str(tmp_path), cache_folder()).unused) == said
+
+
+@pytest.mark.parametrize("label", ["-1", "", " -1\n"])
+def test_no_label_is_no_class_in_shards_either(tmp_path, label):
+    tar(tmp_path / "x.tar", samples(0, 3, ["4", label, "5"]))
+    assert "not every picture has a label cls" in complaint(tmp_path / "x.tar")
+    tar(tmp_path / "y.tar", samples(0, 3, [label] * 3))
+    assert find(tmp_path / "y.tar").classes == ()
+
+
+@pytest.mark.parametrize(("value", "name"), [(3.0, "3"), (True, "True"), ("a b", "a b")])
+def test_labels_in_json_are_what_they_are_in_tables(tmp_path, value, name):
+    files = [
+        file for n in range(2) for file in (*samples(n, n + 1), (f"{n:06d}.json", json.dumps({"kind": value}).encode()))
+    ]
+    tar(tmp_path / "x.tar", files)
+    assert find(tmp_path / "x.tar", label_column="json.kind").classes == (name,)
+    if value == 3.0:
+        none = [*files[:3], (files[3][0], b'{"kind": -1}')]
+        tar(tmp_path / "y.tar", none)
+        assert "not every picture has a label json.kind" in complaint(tmp_path / "y.tar", label_column="json.kind")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "would"), [(("json",), "json.KEY"), (("txt", "json"), "json.KEY"), (("class",), "class")]
+)
+def test_other_files_of_samples_are_named(tmp_path, kinds, would):
+    files = [file for n in range(2) for file in (*samples(n, n + 1), *((f"{n:06d}.{kind}", b"{}") for kind in kinds))]
+    tar(tmp_path / "x.tar", files)
+    said = remarks(tmp_path / "x.tar")
+    assert said.endswith(f"--data.label-column {would} would make them the classes") and f".{min(kinds)}" in said
+    assert open_stream(str(tmp_path / "x.tar"), cache_folder()).unused == (said,)
+    assert remarks(tmp_path / "x.tar", labels=False) == ""
+
+
+# --- pictures and folders ---------------------------------------------------------------------------------------------
+
+
+def test_a_loose_picture_that_undoes_the_classes_is_named(tmp_path):
+    for name in ("cat/a.png", "dog/b.png", "logo.png"):
+        save(tmp_path / name, picture(1))
+    assert find(tmp_path).classes == ()
+    assert remarks(tmp_path) == "the folders cat, dog: move logo.png into one of them, and each is a class"
+
+
+@pytest.mark.parametrize("outer", ["images", "train/images"])
+def test_classes_that_lie_a_folder_deeper_are_named(tmp_path, outer):
+    for name in ("cat/a.png", "dog/b.png"):
+        save(tmp_path / outer / name, picture(1))
+    said = remarks(tmp_path)
+    assert said == f"the folders cat, dog: each is a class of data.source {tmp_path / outer}"
+    assert find(tmp_path / outer).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("labels.csv", "labels.csv: a table of labels is read if it is called metadata.csv"),
+        ("Metadata.csv", "Metadata.csv: a table of labels is read if it is called metadata.csv"),
+        ("annotations.json", "annotations.json: a table of labels"),
+        ("more.zip", "more.zip: unpack it"),
+        ("scan.npy", "scan.npy: arrays and scans are not read"),
+        ("sub/film.MP4", "sub/film.MP4: videos are not read"),
+    ],
+)
+def test_files_that_are_meant_and_not_read_are_named(tmp_path, name, said):
+    save(tmp_path / "sub/a.png", picture(1))
+    (tmp_path / name).write_bytes(b"x")
+    assert remarks(tmp_path).startswith(said)
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "notes.txt", "Thumbs.db", ".DS_Store"])
+def test_what_lies_in_any_folder_is_not_named(tmp_path, name):
+    save(tmp_path / "a.png", picture(1))
+    (tmp_path / name).write_bytes(b"x")
+    assert remarks(tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar.gz", "photos.7z"])
+def test_a_folder_that_holds_only_an_archive_gets_a_hint(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert complaint(tmp_path).endswith(f"no tar shards; {name}: unpack it")
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "test"), [("Training", "Testing"), ("TRAIN", "TEST"), ("training", "Val")])
+def test_folders_called_as_splits_are_are_splits_however_they_are_written(tmp_path, train, test):
+    for number, name in enumerate(
+        (f"{train}/ring/a.png", f"{train}/spot/a.png", f"{test}/ring/a.png", f"{test}/spot/a.png")
+    ):
+        save(tmp_path / name, picture(number))
+    assert told(find(tmp_path)) == [(0, "ring"), (1, "spot")]
+    assert told(find(tmp_path, split="validation" if test == "Val" else "test")) == [(2, "ring"), (3, "spot")]
+    assert f"data.split may be {', '.join(sorted((train, test)))}" in complaint(tmp_path, split="extra")
+
+
+def test_splits_that_another_folder_makes_classes_are_named(tmp_path):
+    for name in ("train/a.png", "test/b.png", "extra/c.png"):
+        save(tmp_path / name, picture(1))
+    assert find(tmp_path).classes == ("extra", "test", "train")
+    assert remarks(tmp_path) == "the splits test, train: they are read as classes, because extra is beside them"
+
+
+@pytest.mark.parametrize("names", [("part-0", "part-1", "extra-train"), ("a", "validation-of-b"), ("x/0", "x/test")])
+def test_tables_of_which_not_all_name_a_split_are_all_train(tmp_path, names):
+    for number, name in enumerate(names):
+        dataset("ab", [0, 1], start=2 * number).to_parquet(tmp_path / f"{name}.parquet")
+    assert sorted(numbers(decode(find(tmp_path)))) == list(range(2 * len(names)))
+    stream = open_stream(str(tmp_path), cache_folder())
+    assert stream.counts.sum() == 2 * len(names)
+    said = remarks(tmp_path)
+    assert stream.unused == tuple(said.splitlines())
+    if names[-1] == "extra-train":
+        assert said == ""
+    else:
+        assert "counts as train like all files, because" in said and "names no split" in said
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_tables_in_folders_of_splits_follow_the_folders(tmp_path, ending):
+    for number, name in enumerate(("Training/test-1", "Testing/train-1")):
+        rows = dataset("ab", [0, 1], start=2 * number)
+        (tmp_path / name).parent.mkdir()
+        if ending == "parquet":
+            rows.to_parquet(tmp_path / f"{name}.parquet")
+        else:
+            rows.save_to_disk(tmp_path / "saved")
+            next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / f"{name}.arrow")
+            for file in (tmp_path / "saved").iterdir():
+                file.unlink()
+            (tmp_path / "saved").rmdir()
+    assert numbers(decode(find(tmp_path))) == [0, 1]
+    assert numbers(decode(find(tmp_path, split="test"))) == [2, 3]
+
+
+def test_a_card_decides_what_it_declares(tmp_path):
+    for number, name in enumerate("ab"):
+        dataset("xy", [0, 1], start=2 * number).to_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.parquet\n---\n"
+    )
+    assert numbers(decode(find(tmp_path))) == [2, 3]
+    (tmp_path / "README.md").write_text("# my tables\n\nconfigs: none\n")
+    assert numbers(decode(find(tmp_path))) == [0, 1, 2, 3]
+    assert "has no subset 'x'" in complaint(tmp_path, subset="x")
+
+
+# --- columns of pictures ----------------------------------------------------------------------------------------------
+
+
+def test_the_only_column_of_bytes_is_taken_and_several_are_asked_about(tmp_path):
+    cells = [content(picture(n)) for n in range(2)]
+    table(tmp_path / "a/train.parquet", jpg=pa.array(cells, pa.binary()), label=[0, 1])
+    assert told(find(tmp_path / "a")) == [(0, "0"), (1, "1")]
+    table(tmp_path / "b/train.parquet", jpg=pa.array(cells, pa.binary()), mask=pa.array(cells, pa.large_binary()))
+    assert "2 columns of pictures, jpg, mask: name one by data.image_column" in complaint(tmp_path / "b")
+    table(tmp_path / "c/train.parquet", image=plain(2), thumbnail=pa.array(cells, pa.binary()))
+    assert find(tmp_path / "c").story.count("column image") == 1
+
+
+@pytest.mark.parametrize("named", [None, "image"])
+def test_a_struct_of_bytes_alone_is_a_picture(tmp_path, named):
+    cells = pa.array([{"bytes": content(picture(n))} for n in range(2)], pa.struct([("bytes", pa.binary())]))
+    table(tmp_path / "train.parquet", image=cells, label=[0, 1])
+    assert told(find(tmp_path, image_column=named)) == [(0, "0"), (1, "1")]
+
+
+# --- classes without pictures -----------------------------------------------------------------------------------------
+
+
+def test_classes_that_are_declared_and_have_no_rows_are_known_to_a_stream(tmp_path):
+    dataset(["cat", "dog", "wild"], [2, 0, 2]).to_parquet(tmp_path / "train.parquet")
+    stream = open_stream(str(tmp_path), cache_folder())
+    assert stream.classes == ("cat", "dog", "wild") and stream.absent == (1,)
+    assert stream.open(0).labels.tolist() == [2, 0, 2]
+    dataset("ab", [0, 1]).cast_column("label", datasets.Value("float32")).to_parquet(tmp_path / "train.parquet")
+    floats = open_stream(str(tmp_path), cache_folder())
+    assert floats.classes == ("0", "1") and floats.absent == () and floats.open(0).labels.tolist() == [0, 1]
+
+
+def test_a_shard_remembers_few_endings(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as opened:
+        for n in range(300):
+            member = tarfile.TarInfo(f"a.{n}x")
+            opened.addfile(member, io.BytesIO())
+    assert "holds no pictures" in complaint(tmp_path / "x.tar")
