@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, Source, check_split, listed, of_files
 from flowimg.data.pictures import Encoded
+from flowimg.data.sources.letters import LETTERS, letter_pictures
 from flowimg.errors import DataError
 
 
@@ -66,7 +67,13 @@ def digits() -> Listing:
     return of_arrays(pixels, rows[:, -1].astype(int).tolist(), [str(digit) for digit in range(10)])
 
 
-NAMED: dict[str, Callable[[], Listing]] = {"digits": digits}
+def letters() -> Listing:
+    """The capital letters in thirty typefaces that come with matplotlib, 16 x 16 grey, 26 classes: see `letters`."""
+    pictures, numbers = letter_pictures()
+    return of_arrays(pictures, numbers, LETTERS)
+
+
+NAMED: dict[str, Callable[[], Listing]] = {"digits": digits, "letters": letters}
 """Sets that need no file of the user."""
 
 

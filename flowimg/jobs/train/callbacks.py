@@ -20,10 +20,12 @@ from flowimg.jobs.evaluate.engine import ENGINES
 from flowimg.jobs.figures.run import draw_curves
 from flowimg.jobs.report import write_report
 from flowimg.jobs.train.metrics import write_metrics
+from flowimg.jobs.train.pace import Pace
 from flowimg.jobs.train.saving import keep_averages, keep_checkpoints
 from flowimg.jobs.train.session import Session
 from flowimg.jobs.train.trackers import track_numbers, track_picture
 from flowimg.runs.signals import StopRequests
+from flowimg.sampling.sampler import Sampler
 from flowimg.spaces.space import chosen
 from flowimg.training.loop import Callback
 from flowimg.training.state import Training
@@ -55,17 +57,22 @@ def _grids(session: Session) -> Callback:
     config, strategy = session.config, session.strategy
     seeds = range(config.grid.count)
     cond = build_condition(config, session.facts, seeds)
+    pace = Pace()
 
     def callback(state: Training) -> None:
         # a run that was asked to end draws no more
         if state.seen.stop or not session.span.due(state, config.train.sample_every):
             return
+        grid = pace.affordable(state, session.span.began or 0, config.grid)
+        if grid is None:
+            return
         session.status.at("drawing samples")
+        began = time.perf_counter()
         training = state.field.training
         state.field.eval()
         for weights, module in (("ema", state.ema), ("raw", state.field)):
             with strategy.whole(module) as field:
-                x_1 = _draw_together(session, field, seeds, cond)
+                x_1 = _draw_together(session, session.sampler(field, grid), field, seeds, cond)
             if strategy.is_first and x_1 is not None:
                 path = session.folder.grid(state.step, weights)
                 try:
@@ -75,12 +82,15 @@ def _grids(session: Session) -> Callback:
                     print(f"warning   no grid at step {state.step} ({error})")
         state.field.train(training)
         strategy.wait()
+        pace.add(time.perf_counter() - began, grid.num_steps)
         session.status.at("training")
 
     return callback
 
 
-def _draw_together(session: Session, field: nn.Module, seeds: range, cond: Condition) -> Tensor | None:
+def _draw_together(
+    session: Session, sampler: Sampler, field: nn.Module, seeds: range, cond: Condition
+) -> Tensor | None:
     """Samples of these seeds, each process drawing its share; None if one of them was asked to end meanwhile."""
     strategy = session.strategy
     each = math.ceil(len(seeds) / strategy.processes)
@@ -88,7 +98,7 @@ def _draw_together(session: Session, field: nn.Module, seeds: range, cond: Condi
     mine = [min(strategy.process * each + row, len(seeds) - 1) for row in range(each)]
     drawn = None
     with _interruptible(field, session.requests):
-        drawn = session.sampler(field).draw([seeds[row] for row in mine], cond.rows(mine))
+        drawn = sampler.draw([seeds[row] for row in mine], cond.rows(mine))
     whole = strategy.gather_rows(torch.tensor([drawn is not None], device=strategy.device))
     if drawn is None or not bool(whole.all()):
         return None

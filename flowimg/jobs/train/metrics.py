@@ -27,6 +27,9 @@ AT_ONCE = 256
 """Held-out samples in one evaluation of the field at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
+DAY = 86400.0
+SMALLER = "configs/folder_cpu.yaml trains on your own images in about half an hour (32 x 32, a network that fits)"
+"""What a run of days is told; in seconds, how long a day is."""
 TRIED_SECONDS = 0.5
 """Minimum time measured before printing an ETA; warm-up steps are excluded."""
 
@@ -140,7 +143,7 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
     plain = bar.disable and is_first
     last = -math.inf
     warm: tuple[int, float] | None = None  # the step after which the slow ones are done, and the seconds they took
-    told = not plain
+    told = not is_first
 
     def update(state: Training, record: dict[str, Any] | None) -> None:
         nonlocal last, warm, told
@@ -149,8 +152,11 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
             warm = state.step, state.seconds
         elif not told and warm and (taken := state.seconds - warm[1]) > TRIED_SECONDS:
             each = taken / (state.step - warm[0])
-            left = duration((until - state.step) * each)
-            print(f"left      about {left} ({1000 * each:.3g} ms per step)", flush=True)
+            left = (until - state.step) * each
+            if plain:
+                print(f"left      about {duration(left)} ({1000 * each:.3g} ms per step)", flush=True)
+            if left > DAY and session.strategy.device.type == "cpu":
+                bar.write(f"warning   about {duration(left)} left on this CPU: {SMALLER}")
             told = True
         if record and "loss" in record:
             speed = f"{record['samples_per_second']:,.0f} samples/s"
@@ -171,7 +177,9 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 40 s, 12 min, 3.5 h."""
+    """A time as people say it: 40 s, 12 min, 3.5 h, 4.2 days."""
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"

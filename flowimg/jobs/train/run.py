@@ -16,11 +16,13 @@ from flowimg.data.prefetch import beside
 from flowimg.errors import MachineError, NotFiniteError, SettingsError, Stopped
 from flowimg.files import write_json, write_text
 from flowimg.jobs.data import draw_preview, few
-from flowimg.jobs.figures.run import draw_figures
+from flowimg.jobs.figures.run import draw_curves, draw_figures
 from flowimg.jobs.report import write_report
 from flowimg.jobs.train.beginning import Beginning, Resolved
 from flowimg.jobs.train.callbacks import callbacks
 from flowimg.jobs.train.launch import launcher_differs, open_accelerator, options_of, settled, slow_precision
+from flowimg.jobs.train.metrics import duration
+from flowimg.jobs.train.pace import FIGURE_SAMPLES, allowed, sampling_seconds
 from flowimg.jobs.train.profile import profile_steps
 from flowimg.jobs.train.saving import keep_model
 from flowimg.jobs.train.session import Session, Span
@@ -133,7 +135,7 @@ class _Start(Beginning):
             self._leave(state)
         status.at("drawing figures")
         if config.figures and strategy.is_first and (state.step > began or not folder.report.exists()):
-            self._show(found.facts, batches, state)
+            self._show(found.facts, batches, state, began)
         farewell(self.say, folder, config, state)
         leave_together()
         return result_of(folder, config, state) if strategy.is_first else None
@@ -207,13 +209,18 @@ class _Start(Beginning):
         why = f"{by} after step {state.step}, which is saved; the same command continues from there"
         raise Stopped(EXIT_STATUS[state.seen.stop], why)
 
-    def _show(self, facts: DataFacts, batches: Batches, state: Training) -> None:
+    def _show(self, facts: DataFacts, batches: Batches, state: Training, began: int) -> None:
         """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
         folder, config = self.folder, self.config
         run = OpenRun(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
+        takes = config.grid.num_steps * sampling_seconds(state, began, FIGURE_SAMPLES, config.grid)
         try:
-            sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
-            draw_figures(run, config.grid, 0, batches, sampler)
+            if takes > allowed(state):  # a trial on a slow machine
+                self.say(f"figures   not drawn, about {duration(takes)}: flowimg figures {folder.path} draws them")
+                draw_curves(folder, config, batches)
+            else:
+                sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
+                draw_figures(run, config.grid, 0, batches, sampler)
             write_report(folder, running=False)
         except Exception as error:  # the run is trained and saved: a missing figure is not a failure
             print(f"warning   no figures ({type(error).__name__}: {error}); flowimg figures {folder.path} tries again")

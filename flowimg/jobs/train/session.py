@@ -14,6 +14,7 @@ from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.run import Config
+from flowimg.settings.sampling import Solving
 from flowimg.spaces.space import Space
 from flowimg.training.state import Training
 from flowimg.training.strategies import Strategy
@@ -55,6 +56,6 @@ class Session:
     thread: Executor
     last: dict[str, Any] = field(default_factory=dict)
 
-    def sampler(self, field: nn.Module) -> Sampler:
-        """A sampler that draws as the grids are drawn, through this field."""
-        return build_sampler(field, self.config, self.space, self.config.grid, self.strategy.autocast)
+    def sampler(self, field: nn.Module, how: Solving | None = None) -> Sampler:
+        """A sampler through this field, that draws as the grids are drawn unless `how` says otherwise."""
+        return build_sampler(field, self.config, self.space, how or self.config.grid, self.strategy.autocast)
