@@ -64,8 +64,8 @@ class ImageData(Settings):
     augment: Unit = 0.0
     """Probability of each augmentation (rotate, scale, stretch, shift; mirror: 1/2), 0.12 in EDM; 0 for none.
     The network is conditioned on it, so samples are unaffected."""
-    held_out: Positive = 97
-    """Number of images kept out of training for the held-out loss."""
+    held_out: Annotated[int, Field(ge=0)] = 97
+    """Number of images kept out of training for the held-out loss; 0 for none, and no such loss."""
     max_bad: Fraction = 0.01
     """Largest allowed fraction of broken images; they are skipped and listed."""
     cache: Annotated[str, Field(min_length=1)] | None = None
