@@ -120,8 +120,14 @@ trained by flow matching on {data} with flowimg: {run.step:,} steps of {config.t
 {use}
 ```
 
-FOLDER is this folder, or its id on the hub. The scheduler's `shift_terminal` of 1 / {num_steps} makes {num_steps}
-steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler` a `shift_terminal` of 1 / N.
+FOLDER is this folder, or its id on the hub. Its scheduler is set for {num_steps} Euler steps of equal
+length. Set it so for N steps, also for a single one, at which diffusers divides by zero (`IndexError`) otherwise:
+
+```python
+from diffusers import FlowMatchEulerDiscreteScheduler
+N = 1
+pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N if N > 1 else None)
+```
 {more}
 ## How it was made
 

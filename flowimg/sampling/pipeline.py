@@ -5,7 +5,8 @@ An unconditional U-Net is, as it stands, the unet of a stock pipeline:
     DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N))
 
 whose N steps are the uniform Euler grid of N steps (without shift_terminal its last step is 1/1000 long, and the one
-before it longer). Stock pipelines know no classes: a conditional U-Net comes with the small `LabelPipeline` below.
+before it longer; at N = 1 it must be left out, as diffusers would divide by zero). Stock pipelines know no classes: a
+conditional U-Net comes with the small `LabelPipeline` below.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,7 +60,8 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
             labels: The name of a class for each picture, or a single one: 1 and "1" both mean the class called "1".
             generator: One, or a list of one a picture.
             guidance_scale: 1 is none; above, pictures fit their class better and vary less.
-            num_inference_steps: Euler steps; the scheduler's `shift_terminal` is set for one number of them.
+            num_inference_steps: Euler steps; the scheduler's `shift_terminal` is set for one number of them. A single
+                step is taken without it.
             output_type: "pil" or "np", (B, H, W, C) in [0, 1].
         Raises:
             ValueError: If a label is not the name of a class, or there are none.
@@ -73,13 +75,16 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         free = torch.full_like(cond, len(names))
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
         x = randn_tensor((len(numbers), channels, size, size), generator, device, self.unet.dtype)
-        self.scheduler.set_timesteps(num_inference_steps)
-        for timestep in self.progress_bar(self.scheduler.timesteps):
+        scheduler = self.scheduler
+        if num_inference_steps == 1 and scheduler.config.get("shift_terminal"):  # it would divide by zero
+            scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
+        scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.progress_bar(scheduler.timesteps):
             output = self.unet(x, timestep, class_labels=cond).sample
             if guidance_scale != 1:
                 without = self.unet(x, timestep, class_labels=free).sample
                 output = without + guidance_scale * (output - without)
-            x = self.scheduler.step(output, timestep, x).prev_sample
+            x = scheduler.step(output, timestep, x).prev_sample
         pixels = (x / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=self.numpy_to_pil(pixels) if output_type == "pil" else pixels)
 
@@ -106,7 +111,7 @@ def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], num_s
         folder: Where to.
         unet: The network.
         classes: The names of its classes; empty for an unconditional one.
-        num_steps: Euler steps N that the scheduler is set for.
+        num_steps: Euler steps N that the scheduler is set for; it fails for one step unless N is 1.
     """
     scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
     pipeline: Any = LabelPipeline(unet, scheduler, list(classes)) if classes else DDPMPipeline(unet, scheduler)

@@ -192,6 +192,23 @@ def test_the_lines_on_the_card_work(tiny, name):
     assert space["picture"].size == (8, 8)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", ["plain", "classes"])
+def test_another_number_of_steps_is_drawn_as_the_card_says(tiny, name, steps):
+    """One step divided by zero in diffusers, and the card's advice, a shift_terminal of 1 / 1, did so too."""
+    run, space = getattr(tiny, name), {}
+    _, text, _ = card(run / "model")
+    _, use, other, *_ = text.split("```python\n")
+    for code in (use, other):
+        code = code.split("```")[0].replace("FOLDER", str(run / "model")).replace("N = 1", f"N = {steps}")
+        exec(code.replace("num_inference_steps=50", "num_inference_steps=2"), space)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    asked = {"generator": generators, "num_inference_steps": steps, "output_type": "np"}
+    asked |= {"labels": [4] * 4} if name == "classes" else {"batch_size": 4}
+    drawn = space["pipeline"](**asked).images
+    np.testing.assert_allclose(drawn, ours(run, [4] * 4 if name == "classes" else None, steps=steps), atol=1e-5)
+
+
 def test_the_card_names_neither_where_the_pictures_nor_the_network_lay(tiny, tmp_path):
     from PIL import Image
 

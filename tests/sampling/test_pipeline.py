@@ -16,7 +16,7 @@ def piped():
     """`piped(classes)`: a pipeline whose network has three classes, and the labels that its network was given."""
 
     def piped(classes):
-        unet = new_unet(8, 1, num_classes=3, channels=(64,), layers=1)
+        unet = new_unet(8, 1, num_classes=3, channels=(64,), layers=1, zero_output=False)
         pipeline, seen = LabelPipeline(unet, FlowMatchEulerDiscreteScheduler(), classes), []
         pipeline.set_progress_bar_config(disable=True)
         note = lambda module, args, kwargs: seen.append(kwargs["class_labels"].tolist())  # noqa: E731
@@ -74,6 +74,21 @@ def test_without_names_the_classes_of_the_network_are_called_by_their_number(pip
     assert seen == [[2, 0], [3, 3]]  # the last embedding is "no class"
     with pytest.raises(ValueError, match="3 is not a class: there are 0, 1, 2"):
         pipeline([3])
+
+
+@pytest.mark.parametrize("steps", [1, 50])
+def test_one_step_is_the_whole_way_whatever_the_scheduler_is_set_for(steps, piped, tmp_path):
+    """A folder for 50 steps, also an earlier one, divided by zero in its scheduler: IndexError."""
+    unet = piped(NUMBERS)[0].unet
+    save_pipeline(tmp_path / "m", unet, NUMBERS, steps)
+    pipeline = LabelPipeline.from_pretrained(tmp_path / "m")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline([12], torch.Generator().manual_seed(0), num_inference_steps=1, output_type="np").images
+    noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x_1 = noise - unet(noise, torch.tensor([1000.0]), class_labels=torch.tensor([2])).sample
+    np.testing.assert_allclose(drawn, (x_1 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).detach(), atol=1e-6)
+    set_for = pipeline.scheduler.config["shift_terminal"]  # as it was, for the next call
+    assert set_for == (1 / steps if steps > 1 else None)
 
 
 def test_diffusers_has_nothing_to_complain_about(tmp_path, monkeypatch):
