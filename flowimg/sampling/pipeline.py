@@ -2,11 +2,11 @@
 
 An unconditional U-Net is, as it stands, the unet of a stock pipeline:
 
-    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N))
+    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler())
 
-whose N steps are the uniform Euler grid of N steps (without shift_terminal its last step is 1/1000 long, and the one
-before it longer; at N = 1 it must be left out, as diffusers would divide by zero). Stock pipelines know no classes: a
-conditional U-Net comes with the small `LabelPipeline` below.
+whose N steps are N - 1 equal ones and a last one of 1/1000, or the whole way at once for N = 1. Equal steps need
+shift_terminal = 1 / N, with which diffusers divides by zero at N = 1. Stock pipelines know no classes: a conditional
+U-Net comes with the small `LabelPipeline` below.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,8 +60,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
             labels: The name of a class for each picture, or a single one: 1 and "1" both mean the class called "1".
             generator: One, or a list of one a picture.
             guidance_scale: 1 is none; above, pictures fit their class better and vary less.
-            num_inference_steps: Euler steps; the scheduler's `shift_terminal` is set for one number of them. A single
-                step is taken without it.
+            num_inference_steps: Euler steps. A single one is taken without the `shift_terminal` of the scheduler.
             output_type: "pil" or "np", (B, H, W, C) in [0, 1].
         Raises:
             ValueError: If a label is not the name of a class, or there are none.
@@ -104,15 +103,14 @@ def _number(label: Any, names: Sequence[str]) -> int:
     return number
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], num_steps: int) -> None:
+def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str]) -> None:
     """Write a U-Net as a folder for `DiffusionPipeline.from_pretrained`, or `LabelPipeline.from_pretrained`.
 
     Args:
         folder: Where to.
         unet: The network.
         classes: The names of its classes; empty for an unconditional one.
-        num_steps: Euler steps N that the scheduler is set for; it fails for one step unless N is 1.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
+    scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline: Any = LabelPipeline(unet, scheduler, list(classes)) if classes else DDPMPipeline(unet, scheduler)
     pipeline.save_pretrained(folder, safe_serialization=True)

@@ -149,7 +149,7 @@ class Export(OfWeights):
     out: str | None = None
     """A new folder, which may follow RUN directly."""
     num_steps: Positive = 50
-    """Number of Euler steps that the folder's scheduler is set to."""
+    """Number of Euler steps in the example of the folder's model card."""
     push_to_hub: str | None = None
     """Upload the folder to this repository of the Hugging Face hub, given as OWNER/NAME."""
     private: bool = True

@@ -78,9 +78,10 @@ def test_without_names_the_classes_of_the_network_are_called_by_their_number(pip
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_one_step_is_the_whole_way_whatever_the_scheduler_is_set_for(steps, piped, tmp_path):
-    """A folder for 50 steps, also an earlier one, divided by zero in its scheduler: IndexError."""
+    """An earlier folder, for 50 steps, divided by zero in its scheduler: IndexError."""
     unet = piped(NUMBERS)[0].unet
-    save_pipeline(tmp_path / "m", unet, NUMBERS, steps)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / steps if steps > 1 else None)
+    LabelPipeline(unet, scheduler, list(NUMBERS)).save_pretrained(tmp_path / "m")
     pipeline = LabelPipeline.from_pretrained(tmp_path / "m")
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline([12], torch.Generator().manual_seed(0), num_inference_steps=1, output_type="np").images
@@ -96,7 +97,7 @@ def test_diffusers_has_nothing_to_complain_about(tmp_path, monkeypatch):
 
     said = []
     monkeypatch.setattr(pipeline_utils.logger, "warning", lambda *args: said.append(args))
-    save_pipeline(tmp_path / "m", new_unet(8, 1, num_classes=3, channels=(64,), layers=1), NUMBERS, 50)
+    save_pipeline(tmp_path / "m", new_unet(8, 1, num_classes=3, channels=(64,), layers=1), NUMBERS)
     pipeline = LabelPipeline.from_pretrained(tmp_path / "m")
     pipeline.set_progress_bar_config(disable=True)
     pipeline([1], num_inference_steps=2)
