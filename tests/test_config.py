@@ -101,6 +101,12 @@ def test_lists_are_read_as_tuples(read):
     assert config.optim.betas == (0.5, 0.75)
 
 
+def test_names_of_classes_may_be_written_as_numbers(read):
+    """`classes: [1, 10]` was refused, as YAML reads numbers."""
+    kept = "data: {kind: images, classes: %s}\nfield: {kind: unet}\n"
+    assert read(kept % "[1, '10', -1, '01', cat]").data.classes == ("1", "10", "-1", "01", "cat")
+
+
 # --- wrong values ----------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +125,9 @@ def test_lists_are_read_as_tuples(read):
         ("run: 5", "run", "5"),
         ("run: ''", "run", "''"),
         ("data: {kind: images, source: 5}\nfield: {kind: unet}", "data.source", "5"),
+        ("data: {kind: images, classes: [1, true]}\nfield: {kind: unet}", "data.classes[1]", "True"),
+        ("data: {kind: images, classes: [1.0]}\nfield: {kind: unet}", "data.classes[0]", "1.0"),
+        ("data: {kind: images, classes: 1}\nfield: {kind: unet}", "data.classes", "1"),
         ("optim: {betas: 0.9}", "optim.betas", "0.9"),
         ("optim: {betas: [0.9]}", "optim.betas[1]", "missing"),
         ("optim: {betas: [0.9, 0.9, 0.9]}", "optim.betas", "0.9, 0.9, 0.9"),

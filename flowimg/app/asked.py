@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from flowimg.conditions.labels import labelled
+from flowimg.conditions import labels
 from flowimg.errors import PageError
 from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import OpenRun
@@ -58,12 +58,13 @@ def class_number(run: OpenRun, label: Any) -> int | None:
     Raises:
         PageError: If there is no such class.
     """
-    classes = list(run.facts.classes)
+    classes = run.facts.classes
     if not classes:
         return None
-    if label not in classes:
-        raise PageError(f"there is no class {_short(label)}")
-    return classes.index(label)
+    number = labels.class_number(label, classes)
+    if number is None:
+        raise PageError(f"there is no class {_short(label)}: {labels.there_are(classes, label)}")
+    return number
 
 
 def guidable(run: OpenRun) -> bool:
@@ -78,7 +79,7 @@ def travel(run: OpenRun, how: Drawing, x_0: Tensor, label: int | None, times: Se
         PageError: If they are not finite.
     """
     began = time.perf_counter()
-    cond = labelled(label, len(x_0), run.facts.classes)
+    cond = labels.labelled(label, len(x_0), run.facts.classes)
     states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times)
     if not bool(states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")

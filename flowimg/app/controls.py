@@ -12,7 +12,8 @@ from flowimg.runs.opening import OpenRun
 
 def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
     """The controls for class, steps, solver and guidance that this run has; `mark` ends their ids."""
-    classes, visible = list(run.facts.classes) or [""], bool(run.facts.classes)
+    classes = [run.facts.classes[number] for number in run.facts.present] or [""]
+    visible = bool(run.facts.classes)
     usual = run.config.grid
     label = gr.Dropdown(classes, value=classes[0], label="class", visible=visible, elem_id=f"class{mark}")
     steps = gr.Slider(1, STEPS, min(usual.num_steps, STEPS), step=1, label="steps", elem_id=f"steps{mark}")

@@ -124,6 +124,10 @@ def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: tor
     }  # fmt: skip
 
 
+def _held_out(data: ImageData) -> str:
+    return f"{data.held_out:,} held out" if data.held_out else "none held out, so there is no held-out loss"
+
+
 def find_images(data: ImageData) -> Found:
     """The images of a source, checked but not decoded into the cache."""
     names = "source subset root split image_column label_column labels classes first size channels background max_bad"
@@ -142,7 +146,8 @@ def _stored(config: Config, data: ImageData) -> FoundData:
 
     def check_enough(count: int, what: str) -> None:
         if count <= data.held_out:
-            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {what}")
+            less = "give a smaller data.held_out, or 0 for none"
+            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {what}; {less}")
 
     def load(device: torch.device) -> Batches:
         stored = store_images(data, found)
@@ -155,7 +160,7 @@ def _stored(config: Config, data: ImageData) -> FoundData:
         return ImageBatches(images, apart, stored.fingerprint, left_out, **common)
 
     check_enough(len(found.rows), f"{data.source} has {len(found.rows)} images")
-    story = f"{data.source}: {found.story}; {data.held_out:,} held out"
+    story = f"{data.source}: {found.story}; {_held_out(data)}"
     trained = None if found.labels is None else np.delete(found.labels, hold_out(len(found.labels), data.held_out))
     facts = DataFacts(found.shape, found.classes, absent=absent(trained, found.classes))
     return FoundData(facts, story, load, found.unused)
@@ -171,7 +176,8 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
     try:
         held = keep_apart(stream.counts, data.held_out)
     except ValueError as error:
-        raise DataError(f"data.held_out {data.held_out} leaves too little to train on: {error}") from None
+        lack = f"data.held_out {data.held_out} leaves too little to train on: {error}"
+        raise DataError(f"{lack}; give a smaller one, or 0 for none") from None
     channels, height, width = shape
     height, width = data.random_crop or height, data.random_crop or width
     side = height if height == width else None
@@ -182,7 +188,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
         return StreamBatches(stream, how, held, data.open_shards, workers, data.max_bad, **common)
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
-    story = f"{data.source}: {stream.story}, {seen}; {kinds}; {data.held_out:,} held out"
+    story = f"{data.source}: {stream.story}, {seen}; {kinds}; {_held_out(data)}"
     return FoundData(DataFacts(shape, stream.classes, absent=stream.absent), story, load, stream.unused)
 
 

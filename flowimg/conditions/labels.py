@@ -1,12 +1,21 @@
-"""Classes as the label of a condition."""
+"""Classes as the label of a condition.
 
-from collections.abc import Sequence
-from difflib import get_close_matches
+A label that a user gives is the name of a class, wherever it is given: 1 and "1" both mean the class called "1", which
+need not be the second one, and a label that no class is called by is refused. Classes that only have a number are
+called by it.
+"""
+
+from collections.abc import Collection, Sequence
+from difflib import SequenceMatcher
+from typing import Any
 
 import torch
 
 from flowimg.errors import SettingsError
 from flowimg.flow.condition import NO_CLASS, Condition
+
+SHOWN = 60
+"""The most characters of a name in a sentence."""
 
 
 def turns(seeds: Sequence[int], numbers: Sequence[int]) -> Condition:
@@ -19,26 +28,59 @@ def labelled(label: int | None, count: int, classes: Sequence[str]) -> Condition
     return Condition(torch.full((count,), NO_CLASS if label is None else label)) if classes else Condition()
 
 
-def parse_label(label: int | str | None, classes: Sequence[str], run: str) -> int | None:
-    """The number of a class that a user gave by number or name.
+def class_number(label: Any, classes: Sequence[str]) -> int | None:
+    """The number of the class that a label names; None if no class is called so, and for what is no name.
 
     Args:
-        label: What was typed; None for nothing.
+        label: A name, or a whole number (of Python, NumPy or torch) that stands for its digits. True is no number.
+        classes: The names of the classes, in order.
+    """
+    name = label.item() if hasattr(label, "item") and label.ndim == 0 else label
+    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    return list(classes).index(name) if isinstance(name, str) and name in classes else None
+
+
+def there_are(classes: Sequence[str], label: Any) -> str:
+    """The names of the classes for a sentence about a label that is none of them, those like it first."""
+    asked = _folded(str(label)[:SHOWN])
+
+    def likeness(name: str) -> float:
+        alike = SequenceMatcher(None, asked, _folded(name)).ratio()
+        return alike if alike >= 0.5 else 0.0
+
+    known = [shown(name) for name in sorted(classes, key=likeness, reverse=True)[:16]]
+    return f"there are {', '.join(known)}" + (f" and {len(classes) - 16} more" if len(classes) > 16 else "")
+
+
+def shown(name: str) -> str:
+    """A name for a sentence: as it is, or in quotes if not all of it would be seen; its start if it is long."""
+    short = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+    return short if short.isprintable() and short == short.strip() != "" else repr(short)
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def parse_label(label: Any, classes: Sequence[str], run: str, absent: Collection[int] = ()) -> int | None:
+    """The number of the class that a user named.
+
+    Args:
+        label: What was given; None for nothing.
         classes: The names of the run's classes.
         run: Names the run in errors.
+        absent: The classes, by number, that the run's data had no sample of.
 
     Raises:
-        SettingsError: If the run has no such class.
+        SettingsError: If the run has no such class, or did not learn it.
     """
     if label is None:
         return None
     if not classes:
-        raise SettingsError(f"--label {label} needs a conditional run, and {run} is not one")
-    if str(label) in classes:
-        return list(classes).index(str(label))
-    if str(label).isdecimal() and int(label) < len(classes):
-        return int(label)
-    near = get_close_matches(str(label), classes, n=1, cutoff=0.5)
-    known = ", ".join(classes[:16]) + (f" and {len(classes) - 16} more" if len(classes) > 16 else "")
-    hint = f"did you mean {near[0]}?" if near else f"known are {known}"
-    raise SettingsError(f"--label {label} is no class of {run}: {hint}")
+        raise SettingsError(f"label {shown(str(label))} needs a conditional run, and {run} is not one")
+    number = class_number(label, classes)
+    if number is None:
+        raise SettingsError(f"label {shown(str(label))} is no class of {run}: {there_are(classes, label)}")
+    if number in absent:
+        raise SettingsError(f"label {shown(classes[number])}: {run} was trained on no sample of this class")
+    return number

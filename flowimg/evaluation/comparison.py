@@ -3,6 +3,7 @@
 The sampler and the reference set come as arguments; the caller gathers the shares of all processes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -105,10 +106,12 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
     """All scores of samples, and the training pictures nearest to them; only for the first process."""
     reference = comparison.reference
     assert reference is not None
-    # subsets of the full size would all be equal, with a spread of 0
     fewer = min(len(reference.features), len(drawn.features))
-    mean, spread = kid(reference.features, drawn.features, size=max(2, min(SUBSET, fewer // 2)))
-    scores: dict[str, Any] = {"frechet": distance(drawn, comparison), "kid": mean, "kid_spread": spread}
+    scores: dict[str, Any] = {"frechet": distance(drawn, comparison)}
+    if fewer > 1:
+        # subsets of the full size would all be equal, with a spread of 0
+        size = max(2, min(SUBSET, fewer // 2))
+        scores["kid"], scores["kid_spread"] = kid(reference.features, drawn.features, size=size)
     if drawn.not_finite:
         scores["not_finite"] = drawn.not_finite
     if fewer > NEAREST:
@@ -118,7 +121,8 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
     pixels = reference.data.pictures.pixels
     search = nearest_or_mirrored if reference.data.mirrored else nearest
     found = search(drawn.pixels[:1000], pixels, 4)
-    scores["nearest"] = copying(found, pixels, search)
+    if len(pixels) > 1:
+        scores["nearest"] = copying(found, pixels, search)
     if drawn.cond.label is not None and comparison.judge is not None:
         x, space = comparison.space.encode(drawn.pixels), comparison.space
         scores |= _class_scores(x, drawn.cond.label, space, reference.data, comparison.judge)
@@ -127,16 +131,30 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
 
 def _class_scores(x: Tensor, labels: Tensor, space: Space, data: DataSet, judge: Classifier) -> dict[str, Any]:
     """The classifier's agreement with labels, of samples and of held-out data, and the spread within a class."""
-    pictures, (held_out, cond) = data.pictures, data.held_out
+    pictures = data.pictures
     assert pictures.labels is not None
-    assert cond.label is not None
     rows = evenly(len(pictures.pixels), max(1, MAX_VALUES // pictures.pixels[0].numel()))
     training = space.encode(pictures.pixels.index_select(0, rows)).flatten(1)
-    return {
-        "agreement": agreement(judge, x, labels),
-        "judge": agreement(judge, held_out, cond.label),
-        "spread": within_class_spread(x.flatten(1), labels) / within_class_spread(training, pictures.labels[rows]),
+    scores = {"agreement": agreement(judge, x, labels)}
+    if data.held_out is not None:
+        held_out, cond = data.held_out
+        assert cond.label is not None
+        scores["judge"] = agreement(judge, held_out, cond.label)
+    spread = within_class_spread(x.flatten(1), labels) / within_class_spread(training, pictures.labels[rows])
+    return scores if math.isnan(spread) else {**scores, "spread": spread}
+
+
+def left_out(scores: dict[str, Any]) -> str | None:
+    """Which scores there are too few pictures for, and what they need; None if there are enough."""
+    needs = {
+        "kid": "kid and nearest need 2 training pictures",
+        "precision": f"precision, recall, density and coverage need {NEAREST + 1} training pictures and samples",
+        "judge": "judge needs held-out pictures (data.held_out)",
+        "spread": "spread needs 2 pictures of a class, and 2 samples",
     }
+    of_classes = {"judge", "spread"} if "agreement" not in scores else set()
+    missing = [need for name, need in needs.items() if name not in scores and name not in of_classes]
+    return "; ".join(missing) or None
 
 
 def measured_with(comparison: Comparison, drawn: SampleFeatures) -> dict[str, Any]:

@@ -13,8 +13,11 @@ arXiv:2002.09797): with r_k(x) the distance from x to its k-th nearest neighbour
 
     precision  share of samples y with |y - x| <= r_k(x) for some datum x
     recall     share of data x with |x - y| <= r_k(y) for some sample y
-    density    number of data x with |y - x| <= r_k(x), divided by k, mean over samples y
-    coverage   share of data x with |y - x| <= r_k(x) for some sample y
+    density    number of data x with |y - x| < r_k(x), divided by k, mean over samples y
+    coverage   share of data x with |y - x| < r_k(x) for some sample y
+
+as their authors compute them, so the edge of a neighbourhood, where copies may lie, belongs to the first two only. All
+four are 1 for the data themselves, unless more than k of them are equal.
 
 Everything is computed in float64.
 """
@@ -120,14 +123,16 @@ def neighbourhoods(data: Tensor, samples: Tensor, k: int = NEAREST) -> Neighbour
     x, y = data.double(), samples.double()
     radius_x, radius_y = _radius(x, k), _radius(y, k)
     within = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+    precise = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     covered, recalled = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(CHUNK):
         distance = torch.cdist(x[rows], y)
-        inside = distance <= radius_x[rows, None]
+        inside = distance < radius_x[rows, None]
         within += inside.sum(0)
+        precise |= (distance <= radius_x[rows, None]).any(0)
         covered[rows] = inside.any(1)
         recalled[rows] = (distance <= radius_y).any(1)
-    precision, recall, coverage = (float(hits.double().mean()) for hits in (within > 0, recalled, covered))
+    precision, recall, coverage = (float(hits.double().mean()) for hits in (precise, recalled, covered))
     return Neighbourhoods(precision, recall, float(within.mean() / k), coverage)
 
 

@@ -22,7 +22,7 @@ BATCH = 250
 
 
 class DataSet(NamedTuple):
-    """Training pictures, their description, their fingerprint, and the held-out pictures with their condition.
+    """Training pictures, their description, their fingerprint, and any held-out pictures with their condition.
 
     `mirrored` says that the field may have learned mirrored pictures too.
     """
@@ -30,7 +30,7 @@ class DataSet(NamedTuple):
     name: str
     sha256: str
     pictures: Images
-    held_out: tuple[Tensor, Condition]
+    held_out: tuple[Tensor, Condition] | None
     mirrored: bool
 
 

@@ -37,9 +37,11 @@ def loss_figure(records: Records, irreducible: Irreducible | None, path: Path) -
     with drawing(path, 9, 4, 1, 2 if known else 1, squeeze=False) as (figure, panels):
         left = panels[0, 0]
         left.plot(steps, loss, color=FLOW, label="training")
-        label = "held-out data, EMA weights, even times"
-        _plot(left, series(records[1:], "held_out_loss_ema"), color=DATA, ls="--", label=label)
-        left.set(xlabel="step", ylabel="loss (mean square error of $v$)", title="training and held-out loss")
+        if held_out := any("held_out_loss_ema" in record for record in records):
+            label = "held-out data, EMA weights, even times"
+            _plot(left, series(records[1:], "held_out_loss_ema"), color=DATA, ls="--", label=label)
+        title = "training and held-out loss" if held_out else "training loss"
+        left.set(xlabel="step", ylabel="loss (mean square error of $v$)", title=title)
         left.set_ylim(0, 1.35 * left.get_ylim()[1])
         left.grid(axis="y")
         left.legend(loc="upper right")

@@ -38,7 +38,9 @@ def log_density(
 ) -> LogDensity:
     """Follow samples back to noise, and their density with them.
 
-    The velocity sees x in the type of `x_1`; state and density are carried in float64, where the device has it.
+    The velocity sees x in the type of `x_1`; state and density are carried in float64, where the device has it. Where
+    `x_1` requires a gradient, the result has one: that of the solver's steps, also in the parameters of the velocity.
+    It keeps the graph of all steps in memory; otherwise nothing is kept.
 
     Args:
         velocity: A field, of which row b of v depends only on row b of x.
@@ -47,12 +49,16 @@ def log_density(
         solver: The step function; the divergence is integrated by the same.
         cond: Passed on to the velocity.
         probes: Signs, shape (K, B, *D), for Hutchinson's estimate; None for the exact divergence.
+
+    Raises:
+        ValueError: In torch.inference_mode, where there are no derivatives.
     """
+    graph = x_1.requires_grad and torch.is_grad_enabled()
     exact = torch.float32 if x_1.device.type == "mps" else torch.float64
 
     def both(state: Tensor, t: Tensor, cond: Condition | None) -> Tensor:
         x = state[:, :-1].reshape(x_1.shape).to(x_1.dtype)
-        v, divergence = velocity_and_divergence(velocity, x, t.to(x_1.dtype), cond, probes)
+        v, divergence = velocity_and_divergence(velocity, x, t.to(x_1.dtype), cond, probes, graph)
         return torch.cat([v.flatten(1).to(exact), divergence[:, None].to(exact)], dim=1)
 
     state = torch.cat([x_1.flatten(1).to(exact), torch.zeros(len(x_1), 1, dtype=exact, device=x_1.device)], dim=1)
@@ -64,27 +70,37 @@ def log_density(
 
 
 def velocity_and_divergence(
-    velocity: Velocity, x: Tensor, t: Tensor, cond: Condition | None, probes: Tensor | None
+    velocity: Velocity, x: Tensor, t: Tensor, cond: Condition | None, probes: Tensor | None, graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """v, shape (B, *D), and its divergence, shape (B,), exact or by probes of shape (K, B, *D); nothing is kept."""
+    """v, shape (B, *D), and its divergence, shape (B,), exact or by probes of shape (K, B, *D).
+
+    With `graph` both can be differentiated in `x`, which requires a gradient; without, nothing is kept.
+
+    Raises:
+        ValueError: In torch.inference_mode, where the divergence would be 0.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a density needs derivatives, which torch.inference_mode has none of: use torch.no_grad")
     with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
+        x = x if graph else x.detach().requires_grad_(True)
         v = velocity(x, t, cond)
         if probes is None:
             flat = v.flatten(1)
-            parts = [_slope(flat[:, d].sum(), x).flatten(1)[:, d] for d in range(flat.shape[1])]
+            parts = [_slope(flat[:, d].sum(), x, graph).flatten(1)[:, d] for d in range(flat.shape[1])]
             divergence = torch.stack(parts).sum(0)
         else:
-            products = [(_slope((v * probe).sum(), x) * probe).flatten(1).sum(1) for probe in probes.to(v.dtype)]
+            products = [(_slope((v * probe).sum(), x, graph) * probe).flatten(1).sum(1) for probe in probes.to(v.dtype)]
             divergence = torch.stack(products).mean(0)
-    return v.detach(), divergence.detach()
+    return (v, divergence) if graph else (v.detach(), divergence.detach())
 
 
-def _slope(value: Tensor, x: Tensor) -> Tensor:
-    """d value / d x, where value may not depend on x at all."""
+def _slope(value: Tensor, x: Tensor, graph: bool) -> Tensor:
+    """d value / d x, where value may not depend on x at all; with `graph` it can be differentiated again."""
     if not value.requires_grad:
         return torch.zeros_like(x)
-    (slope,) = torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True, allow_unused=True)
+    (slope,) = torch.autograd.grad(
+        value, x, retain_graph=True, create_graph=graph, materialize_grads=True, allow_unused=True
+    )
     return slope
 
 

@@ -129,7 +129,7 @@ def dopri5(tolerance: float) -> Solver:
         low, high = min(t, s), max(t, s)
         # its first guess and its last step would look beyond the ends, where no field was trained
         options = {"step_t": ends[1:]}
-        slope = lambda at, x: v(x, min(max(float(at), low), high))  # noqa: E731
+        slope = lambda at, x: v(x, min(max(float(at.detach()), low), high))  # noqa: E731
         try:
             from torchdiffeq import odeint  # and scipy with it, which no other solver needs to wait for
 

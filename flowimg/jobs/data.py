@@ -155,8 +155,9 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
 
 def few(count: int) -> str:
     """The warning about a small set."""
+    number = "1 picture is little" if count == 1 else f"{count:,} pictures are few"
     return (
-        f"{count:,} pictures are few: with fewer than about {FEW:,}, a field may memorise them; more pictures, "
+        f"{number}: with fewer than about {FEW:,}, a field may memorise them; more pictures, "
         "--data.flip true and fewer steps help, and the nearest pictures in `flowimg evaluate` show whether it does"
     )
 
@@ -172,9 +173,10 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
-    if config is None and not data.stream and len(find_images(data).rows) <= data.held_out:
-        print(f"held out  1 and not {data.held_out} as in a run: there are too few")
-        data = data.model_copy(update={"held_out": 1})
+    if config is None and not data.stream and (count := len(find_images(data).rows)) <= data.held_out:
+        held_out = int(count > 1)
+        print(f"held out  {held_out} and not {data.held_out} as in a run: there are too few")
+        data = data.model_copy(update={"held_out": held_out})
     config = (config or Config(field=UNet(), data=data)).model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
     print("\n".join([f"data      {source.story}", *(f"warning   {line}" for line in source.doubts())]))

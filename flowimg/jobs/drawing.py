@@ -41,7 +41,7 @@ def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, OpenRun
 
 def label_of(settings: Sample | Interpolate | Invert, run: OpenRun) -> int | None:
     """The number of the class in the settings; a class or guidance that the run does not know is refused."""
-    label = parse_label(settings.label, run.facts.classes, settings.run)
+    label = parse_label(settings.label, run.facts.classes, settings.run, run.facts.absent)
     check_guidance(settings.guidance, run.facts, run.config)
     return label
 

@@ -15,7 +15,7 @@ from flowimg.settings.reading import dump
 from flowimg.settings.verbs import Export
 
 STEPS = Export.model_fields["num_steps"].default
-"""Euler steps that the scheduler of RUN/model is set for: the default of `flowimg sample`."""
+"""Euler steps in the example of the model card: the default of `flowimg sample`."""
 
 
 def export(settings: Export) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def write_model(
         folder: Where to.
         run: The run, with a U-Net field.
         grid: A picture of samples for the card.
-        num_steps: Euler steps that the scheduler is set for.
+        num_steps: Euler steps in the example of the card.
         weights: Which weights they are, for the card.
     """
     from flowimg.sampling.pipeline import save_pipeline
@@ -69,7 +69,7 @@ def write_model(
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     with filled(folder) as aside:
-        save_pipeline(aside, network, run.facts.classes, num_steps)
+        save_pipeline(aside, network, run.facts.classes)
         if grid is not None:
             shutil.copyfile(grid, aside / "samples.png")
         (aside / "README.md").write_text(_card(run, grid, num_steps, weights))
@@ -120,8 +120,14 @@ trained by flow matching on {data} with flowimg: {run.step:,} steps of {config.t
 {use}
 ```
 
-FOLDER is this folder, or its id on the hub. The scheduler's `shift_terminal` of 1 / {num_steps} makes {num_steps}
-steps the uniform Euler grid; for N steps, give `FlowMatchEulerDiscreteScheduler` a `shift_terminal` of 1 / N.
+FOLDER is this folder, or its id on the hub. It takes any number of steps; the last one
+is 1/1000 long, and the others are equal, as in `flowimg sample --times diffusers`. This makes N equal steps:
+
+```python
+from diffusers import FlowMatchEulerDiscreteScheduler
+N = 1
+pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N if N > 1 else None)
+```
 {more}
 ## How it was made
 

@@ -21,7 +21,8 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
     x_0 = torch.cat([arc(a, b, settings.frames) for a, b in pairwise(noise(settings.seeds, run.space.shape))])
     name = f"{how_name(settings, run, label)}_between_{'_'.join(str(seed) for seed in settings.seeds)}"
     out = new_folder(settings.out, run.folder.generated / name)
-    cond = labelled(label or 0, len(x_0), run.facts.classes)
+    first = run.facts.present[0] if label is None and run.facts.classes else label
+    cond = labelled(first, len(x_0), run.facts.classes)
     states, nfe = sampler_of(run, settings).follow(x_0, cond)
     x_1 = states[-1]
     for old in out.glob("row*_frame*.png"):  # there may have been more frames the last time

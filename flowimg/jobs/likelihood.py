@@ -125,11 +125,13 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
     config, count = run.config, settings.count or PICTURES
     batches: Any
     if settings.split is None:
+        if not config.data.held_out:
+            raise SettingsError(f"{settings.run} has no held-out pictures (data.held_out is 0): give another --split")
         batches = build_source(config).load(torch.device("cpu"))
         x_1, cond = batches.held_out(min(count, config.data.held_out))
         of = "held-out pictures"
     else:
-        changes = {"split": settings.split, "held_out": 1, "first": None}
+        changes = {"split": settings.split, "held_out": min(1, config.data.held_out), "first": None}
         config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         source = build_source(config)
         check_same(config, run.facts, source.facts)

@@ -77,7 +77,7 @@ class Run:
         Args:
             count: Number of samples.
             seed: Seed of the first sample.
-            label: A class by number or name; by default the classes take turns.
+            label: The name of a class, 3 as well as "3"; by default the classes take turns.
             how: Options of `flowimg sample`: num_steps, solver, times, shift, guidance, precision, ...
 
         Raises:
@@ -88,8 +88,9 @@ class Run:
             raise SettingsError(
                 f"sample() takes no {' or '.join(unused)}: load() chooses the weights, and no file is written"
             )
-        options = {"run": str(run.folder.path), "count": count, "seed": seed, "label": label, **how}
+        options = {"run": str(run.folder.path), "count": count, "seed": seed, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
+        settings = settings.model_copy(update={"label": label})  # as it is: numbers of NumPy and torch are names, too
         seeds = range(seed, seed + count)
         cond = build_condition(run.config, run.facts, seeds, label_of(settings, run))
         sampler = sampler_of(run, settings, self.velocity, settings.batch_size)

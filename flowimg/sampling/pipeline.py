@@ -2,13 +2,14 @@
 
 An unconditional U-Net is, as it stands, the unet of a stock pipeline:
 
-    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N))
+    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler())
 
-whose N steps are the uniform Euler grid of N steps (without shift_terminal its last step is 1/1000 long, and the one
-before it longer). Stock pipelines know no classes: a conditional U-Net comes with the small `LabelPipeline` below.
+whose N steps are N - 1 equal ones and a last one of 1/1000, or the whole way at once for N = 1. Equal steps need
+shift_terminal = 1 / N, with which diffusers divides by zero at N = 1. Stock pipelines know no classes: a conditional
+U-Net comes with the small `LabelPipeline` below.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from diffusers import DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteSch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from flowimg.conditions.labels import class_number, shown, there_are
+
 
 class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Pictures of named classes from a conditional U-Net whose last embedding stands for "no class".
@@ -24,20 +27,28 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
     Args:
         unet: The network, in diffusers' convention: timestep 1000 (1 - t), output noise - data.
         scheduler: A flow-matching scheduler.
-        classes: The names of the classes.
+        classes: The names of the classes; without names they are called by their numbers, "0", "1" and so on.
     """
 
     def __init__(
-        self, unet: UNet2DModel, scheduler: FlowMatchEulerDiscreteScheduler, classes: Sequence[str] = ()
+        self,
+        unet: UNet2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        classes: list[str] | None = None,  # a type that diffusers knows: of others it would say so in a warning
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(classes=list(classes))
+        self.register_to_config(classes=list(classes or ()))
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in order."""
+        return list(self.config["classes"]) or [str(n) for n in range(self.unet.config["num_class_embeds"] - 1)]
 
     @torch.no_grad()
     def __call__(
         self,
-        labels: Sequence[int | str],
+        labels: int | str | Iterable[int | str],
         generator: torch.Generator | list[torch.Generator] | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
@@ -46,44 +57,60 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Draw a picture of each of these classes.
 
         Args:
-            labels: Classes by number or name, one a picture.
+            labels: The name of a class for each picture, or a single one: 1 and "1" both mean the class called "1".
             generator: One, or a list of one a picture.
             guidance_scale: 1 is none; above, pictures fit their class better and vary less.
-            num_inference_steps: Euler steps; the scheduler's `shift_terminal` is set for one number of them.
+            num_inference_steps: Euler steps. A single one is taken without the `shift_terminal` of the scheduler.
             output_type: "pil" or "np", (B, H, W, C) in [0, 1].
         Raises:
-            ValueError: If a label is no class.
+            ValueError: If a label is not the name of a class, or there are none.
         """
-        names = list(self.config["classes"])
-        unknown = [label for label in labels if label not in names and label not in range(len(names))]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is not a class: there are {', '.join(names)}")
-        numbers = [names.index(label) if isinstance(label, str) else label for label in labels]
+        names = self.classes
+        numbers = [_number(label, names) for label in _several(labels)]
+        if not numbers:
+            raise ValueError(f"there are no labels: give at least one class; {there_are(names, '')}")
         device = self.unet.device
         cond = torch.tensor(numbers, device=device)
         free = torch.full_like(cond, len(names))
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
         x = randn_tensor((len(numbers), channels, size, size), generator, device, self.unet.dtype)
-        self.scheduler.set_timesteps(num_inference_steps)
-        for timestep in self.progress_bar(self.scheduler.timesteps):
+        scheduler = self.scheduler
+        if num_inference_steps == 1 and scheduler.config.get("shift_terminal"):  # it would divide by zero
+            scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
+        scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.progress_bar(scheduler.timesteps):
             output = self.unet(x, timestep, class_labels=cond).sample
             if guidance_scale != 1:
                 without = self.unet(x, timestep, class_labels=free).sample
                 output = without + guidance_scale * (output - without)
-            x = self.scheduler.step(output, timestep, x).prev_sample
+            x = scheduler.step(output, timestep, x).prev_sample
         pixels = (x / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=self.numpy_to_pil(pixels) if output_type == "pil" else pixels)
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], num_steps: int) -> None:
+def _several(labels: Any) -> list[Any]:
+    """Labels as a list: text is a single one, and not its letters."""
+    try:
+        return [labels] if isinstance(labels, str | bytes) else list(labels)
+    except TypeError:  # a number, or a tensor that is one
+        return [labels]
+
+
+def _number(label: Any, names: Sequence[str]) -> int:
+    number = class_number(label, names)
+    if number is None:
+        raise ValueError(f"{shown(repr(label))} is not a class: {there_are(names, label)}")
+    return number
+
+
+def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str]) -> None:
     """Write a U-Net as a folder for `DiffusionPipeline.from_pretrained`, or `LabelPipeline.from_pretrained`.
 
     Args:
         folder: Where to.
         unet: The network.
         classes: The names of its classes; empty for an unconditional one.
-        num_steps: Euler steps N that the scheduler is set for.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / num_steps if num_steps > 1 else None)
-    pipeline: Any = LabelPipeline(unet, scheduler, classes) if classes else DDPMPipeline(unet, scheduler)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline: Any = LabelPipeline(unet, scheduler, list(classes)) if classes else DDPMPipeline(unet, scheduler)
     pipeline.save_pretrained(folder, safe_serialization=True)

@@ -2,9 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from flowimg.settings.base import Fraction, Level, Positive, Settings, Unit
+
+ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+"""The name of a class; YAML reads the name 1 as a number."""
 
 
 class PointData(Settings):
@@ -42,8 +45,8 @@ class ImageData(Settings):
     """The column of labels (in tar shards, their file extension); by default the only such column, if there is one."""
     labels: bool = True
     """Condition the network on the class, where the source has classes."""
-    classes: tuple[str, ...] = ()
-    """Use only these classes; empty means all."""
+    classes: tuple[ClassName, ...] = ()
+    """Use only the classes of these names; empty means all."""
     first: Positive | None = None
     """Use only the first N images, for a quick trial."""
     size: Annotated[int, Field(ge=2, le=4096)] | None = None
@@ -61,8 +64,8 @@ class ImageData(Settings):
     augment: Unit = 0.0
     """Probability of each augmentation (rotate, scale, stretch, shift; mirror: 1/2), 0.12 in EDM; 0 for none.
     The network is conditioned on it, so samples are unaffected."""
-    held_out: Positive = 97
-    """Number of images kept out of training for the held-out loss."""
+    held_out: Annotated[int, Field(ge=0)] = 97
+    """Number of images kept out of training for the held-out loss; 0 for none, and no such loss."""
     max_bad: Fraction = 0.01
     """Largest allowed fraction of broken images; they are skipped and listed."""
     cache: Annotated[str, Field(min_length=1)] | None = None

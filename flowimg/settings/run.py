@@ -60,6 +60,10 @@ class Config(Settings):
                 f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
                 f"use field.kind {' or '.join(fit)}"
             )
+        if self.train.keep_best not in (None, "loss") and not self.data.held_out:
+            raise ValueError(
+                f"train.keep_best {self.train.keep_best} needs held-out images, and data.held_out is 0: use another"
+            )
         if self.coupling.kind == "ot" and isinstance(self.data, ImageData) and self.data.augment:
             raise ValueError(
                 "coupling.kind ot and data.augment do not work together: noise would depend on the augmentation, which "

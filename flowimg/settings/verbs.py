@@ -61,7 +61,7 @@ class Sample(Many):
     seed: Seed = 0
     """Seed of the first sample; sample k has seed + k."""
     label: int | str | None = None
-    """Class of all samples, by name or number; by default the classes take turns."""
+    """Name of the class of all samples; by default the classes take turns."""
     out: str | None = None
     """Where the samples are written; by default a folder in RUN/generated/ named after these settings."""
     format: Literal["png", "npz", "npy", "parquet"] | None = None
@@ -112,7 +112,7 @@ class Interpolate(Drawing):
     frames: Annotated[int, Field(ge=2)] = 9
     """Images per row, including both ends."""
     label: int | str | None = None
-    """Class of all images, by name or number, for class-conditional runs; by default the first class."""
+    """Name of the class of all images, for class-conditional runs; by default the first class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
 
@@ -138,7 +138,7 @@ class Invert(Backward):
     pictures: tuple[str, ...] = ()
     """Image files, which may follow RUN directly; they are cropped and resized like the run's data."""
     label: int | str | None = None
-    """Class of the images, by name or number; by default no class."""
+    """Name of the class of the images; by default no class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
 
@@ -149,7 +149,7 @@ class Export(OfWeights):
     out: str | None = None
     """A new folder, which may follow RUN directly."""
     num_steps: Positive = 50
-    """Number of Euler steps that the folder's scheduler is set to."""
+    """Number of Euler steps in the example of the folder's model card."""
     push_to_hub: str | None = None
     """Upload the folder to this repository of the Hugging Face hub, given as OWNER/NAME."""
     private: bool = True

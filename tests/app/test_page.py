@@ -118,6 +118,8 @@ def test_gaussian_particles_are_the_noise_of_their_seeds(points, pages):
         ({"solver": "__class__"}, "the solver is one of euler"), ({"solver": None}, "the solver"),
         ({"guidance": 1e9}, "guidance is a number from 0 to 10"), ({"guidance": math.nan}, "guidance"),
         ({"label": "cat"}, "there is no class cat"), ({"label": "x" * 10_000}, "there is no class"),
+        ({"label": "11"}, "there is no class 11: there are 1, 0, 2, 3"), ({"label": 10}, "there is no class 10"),
+        ({"label": True}, "there is no class True"), ({"label": ["3"]}, "there is no class"),
     ],
     ids=str,
 )  # fmt: skip

@@ -94,8 +94,11 @@ def test_kid_takes_other_subsets_for_another_seed_and_the_same_for_the_same():
 def neighbourhoods_by_hand(x, y, k):
     xx, yy, xy = cdist(x, x), cdist(y, y), cdist(x, y)
     rx, ry = np.sort(xx, 1)[:, k], np.sort(yy, 1)[:, k]
-    inside = xy <= rx[:, None]
-    return (inside.any(0).mean(), (xy <= ry[None]).any(1).mean(), inside.sum(0).mean() / k, inside.any(1).mean())
+    # the authors of density and coverage count what is nearer than the radius (prdc.compute_prdc), and those of
+    # precision and recall what is no farther, as torch-fidelity does
+    inside = xy < rx[:, None]
+    density, coverage = inside.sum(0).mean() / k, inside.any(1).mean()
+    return (xy <= rx[:, None]).any(0).mean(), (xy <= ry[None]).any(1).mean(), density, coverage
 
 
 @pytest.mark.parametrize("sizes", [(40, 70), (1100, 300), (300, 1100)])
@@ -103,6 +106,25 @@ def test_neighbourhoods_are_those_of_all_distances(sizes):
     x, y = features(0, sizes[0], 6), features(1, sizes[1], 6, 1.2, 0.1)
     wanted = neighbourhoods_by_hand(x.double().numpy(), y.double().numpy(), 3)
     assert tuple(neighbourhoods(x, y, 3)) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("count", [8, 300, 1100])
+def test_all_four_are_1_for_the_data_themselves(count, k):
+    """The density was 1.2, as the k-th neighbour was counted besides the datum itself."""
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+    assert tuple(neighbourhoods(x, x.clone(), k)) == (1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_what_lies_on_the_edge_counts_for_precision_and_recall_only(k):
+    """On a grid most distances are equal to others, and exact."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(0, 4, (count, 2), generator=g).double() for count in (40, 30))
+    assert tuple(neighbourhoods(x, y, k)) == neighbourhoods_by_hand(x.numpy(), y.numpy(), k)
+    left, right = torch.arange(8.0)[:, None], torch.arange(8.0)[:, None] + 8  # only 7 and 8 are neighbours
+    edge = neighbourhoods(left, right, 1)
+    assert edge == (1 / 8, 1 / 8, 0.0, 0.0) and neighbourhoods(left, right - 0.5, 1)[2:] == (1 / 8, 1 / 8)
 
 
 def test_neighbourhoods_tell_missing_modes_from_bad_samples():

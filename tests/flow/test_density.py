@@ -111,6 +111,62 @@ def test_float32_fields_are_followed_in_float64():
     torch.testing.assert_close(found.log_p, normal(x.double(), 0.0, 0.5), atol=1e-4, rtol=0)
 
 
+def tanh_flow(x):
+    """The log-density of x_1 along dx/dt = tanh(x), where sinh(x_1) = e sinh(x_0), in closed form."""
+    x_0 = torch.asinh(x.sinh() / math.e)
+    return normal(x_0, 0.0, 1.0) + (x.cosh() / math.e / x_0.cosh()).log().sum(1)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("probes", [None, 3])
+def test_the_gradient_in_x_1_is_that_of_the_closed_form(solver, dtype, probes):
+    """It was silently that of log N(x_0) with dx_0 / dx_1 = 1: here the divergence, too, depends on x."""
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_(True)
+    step, times = (RK4, uniform_grid(40)) if solver == "rk4" else (dopri5(1e-8), uniform_grid(1))
+    signs_of = None if probes is None else signs(probes, 7, 3)  # the Jacobian is diagonal: probes are exact
+    found = log_density(lambda x, t, cond: x.tanh(), x, times, step, probes=signs_of)
+    torch.testing.assert_close(found.log_p, tanh_flow(x.double()), atol=1e-5, rtol=0)
+    (slope,) = torch.autograd.grad(found.log_p.sum(), x, retain_graph=True)
+    (wanted,) = torch.autograd.grad(tanh_flow(x.double()).sum(), x)
+    torch.testing.assert_close(slope, wanted, atol=1e-5, rtol=0)
+    (of_noise,) = torch.autograd.grad(found.x_0.sum(), x)
+    torch.testing.assert_close(of_noise, (x.cosh() / math.e / torch.asinh(x.sinh() / math.e).cosh()).detach(),
+                               atol=1e-5, rtol=0)  # fmt: skip
+
+
+def test_the_gradient_of_a_gaussian_in_its_samples_and_its_parameters():
+    mu, s = torch.tensor(0.4, requires_grad=True), torch.tensor(0.6, requires_grad=True)
+    x = (0.4 + 0.6 * torch.randn(9, 2, dtype=torch.float64)).requires_grad_(True)
+    found = log_density(gaussian_field(mu, s), x, uniform_grid(100), RK4).log_p.sum()
+    wanted = torch.autograd.grad(normal(x, mu, s).sum(), (x, mu, s))
+    for slope, right in zip(torch.autograd.grad(found, (x, mu, s)), wanted, strict=True):
+        torch.testing.assert_close(slope, right, atol=1e-3, rtol=1e-3)
+
+
+def test_a_density_is_followed_by_autograd_only_where_that_is_wanted():
+    mu = torch.tensor(0.4, requires_grad=True)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    plain = log_density(gaussian_field(mu, 0.6), x, uniform_grid(20), RK4)
+    with torch.no_grad():
+        quiet = log_density(gaussian_field(mu, 0.6), x.clone().requires_grad_(True), uniform_grid(20), RK4)
+    wanted = log_density(gaussian_field(mu, 0.6), x.clone().requires_grad_(True), uniform_grid(20), RK4)
+    assert [found.log_p.requires_grad for found in (plain, quiet, wanted)] == [False, False, True]
+    assert torch.equal(plain.log_p, quiet.log_p) and torch.equal(plain.log_p, wanted.log_p)
+
+
+@pytest.mark.parametrize("probes", [None, 2])
+def test_inference_mode_is_refused_as_it_has_no_derivatives(probes):
+    """Its divergence was silently 0."""
+    x = torch.randn(5, 2, dtype=torch.float64)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        log_density(gaussian_field(0.4, 0.6), x, uniform_grid(20), RK4, probes=probes and signs(probes, 5, 2))
+    with torch.inference_mode():
+        made = x.clone()
+    found = log_density(gaussian_field(0.4, 0.6), made, uniform_grid(20), RK4)
+    assert torch.equal(found.log_p, log_density(gaussian_field(0.4, 0.6), x, uniform_grid(20), RK4).log_p)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 16, 256])
 def test_bits_of_a_uniform_choice_of_grey_levels(levels):
     """Of `levels` grey levels, each alike: the dequantised density is 127.5 / levels a dimension."""

@@ -50,6 +50,10 @@ def test_samples_take_turns_among_the_classes_that_were_learned(tmp_path, capsys
     main(["sample", str(run), "--count", "4", "--num-steps", "1", "--format", "npz", "--json"])
     drawn = np.load(json.loads(capsys.readouterr().out)["samples"])["labels"]
     assert drawn.tolist() == [0, 2, 0, 2]
+    with pytest.raises(SystemExit):
+        main(["sample", str(run), "--label", "bee", "--count", "1"])
+    assert "label bee:" in (said := capsys.readouterr().err) and "trained on no sample of this class" in said
+    main(["sample", str(run), "--label", "fly", "--count", "1", "--num-steps", "1", "--out", str(tmp_path / "fly")])
     state = json.loads((next((run / "checkpoints").glob("step_*")) / "state.json").read_text())
     assert state["classes"] == ["ant", "bee", "fly"] and state["absent"] == [1]
 

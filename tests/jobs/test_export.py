@@ -18,7 +18,7 @@ from flowimg.cli import main
 from flowimg.fields.guidance import guided
 from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
-from flowimg.flow.times import uniform_grid
+from flowimg.flow.times import diffusers_grid, uniform_grid
 from flowimg.runs.opening import open_run
 from flowimg.sampling.pipeline import LabelPipeline
 from flowimg.sampling.sampler import Sampler
@@ -63,12 +63,12 @@ def stranger(tiny, once):
     return np.load(once("stranger", draw) / "drawn.npz")
 
 
-def ours(run, labels=None, scale=1.0, steps=50):
+def ours(run, labels=None, scale=1.0, steps=50, grid=diffusers_grid):
     """flowimg's samples as diffusers returns pictures: (B, H, W, C) in [0, 1]."""
     trained = open_run(str(run), "ema", None, CPU)
     cond = Condition(None if labels is None else torch.tensor(labels))
     velocity = guided(trained.field, scale)
-    (batch,) = Sampler(velocity, trained.facts.shape, EULER, uniform_grid(steps)).samples(SEEDS, cond)
+    (batch,) = Sampler(velocity, trained.facts.shape, EULER, grid(steps)).samples(SEEDS, cond)
     return (batch.x_1 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
@@ -81,7 +81,22 @@ def test_diffusers_alone_draws_the_pictures_of_flowimg(tiny, stranger, tmp_path)
     np.testing.assert_allclose(stranger["drawn"], ours(tiny.plain), atol=1e-5)
     assert ours(tiny.plain).std() > 0.1  # something was drawn
     out = tmp_path / "out"
-    main(["sample", str(tiny.plain), "--seed", "3", "--count", "4", "--format", "npy", "--out", str(out)])
+    main(
+        [
+            "sample",
+            str(tiny.plain),
+            "--seed",
+            "3",
+            "--count",
+            "4",
+            "--format",
+            "npy",
+            "--times",
+            "diffusers",
+            "--out",
+            str(out),
+        ]
+    )
     drawn = np.load(out / "samples.npy")
     assert np.abs(levels(stranger["drawn"]) - drawn).max() <= 1
 
@@ -101,6 +116,7 @@ def test_the_pipeline_of_a_conditional_run_draws_the_pictures_of_flowimg(tiny, t
         folder, asked, how = tmp_path / "model", {"num_inference_steps": steps}, ["--num-steps", str(steps)]
         main(["export", str(tiny.classes), str(folder), *how])
         how += ["--precision", "fp32"]
+    how += ["--times", "diffusers"]
     pipeline = LabelPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -123,14 +139,14 @@ def test_the_pipeline_of_a_conditional_run_draws_the_pictures_of_flowimg(tiny, t
 def test_a_pipeline_knows_its_classes(tiny):
     pipeline = LabelPipeline.from_pretrained(tiny.classes / "model")
     assert list(pipeline.config["classes"]) == [str(digit) for digit in range(10)]
-    for wrong in ("cat", 10, -1):
-        with pytest.raises(ValueError, match="is not a class: there are 0, 1, 2"):
+    for wrong, first in (("cat", "0, 1, 2"), (10, "0, 1, 2"), (-1, "1, 0, 2")):
+        with pytest.raises(ValueError, match=f"is not a class: there are {first}"):
             pipeline([wrong])
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_an_export_is_set_for_the_steps_asked_for(tiny, tmp_path, steps, capsys):
-    main(["export", str(tiny.plain), str(tmp_path / "model"), "--num-steps", str(steps)])
+def test_an_export_draws_in_any_number_of_steps(tiny, tmp_path, steps, capsys):
+    main(["export", str(tiny.plain), str(tmp_path / "model"), "--num-steps", "3"])
     assert f"{tmp_path / 'model'}/README.md" in capsys.readouterr().out
     from diffusers import DiffusionPipeline
 
@@ -190,6 +206,25 @@ def test_the_lines_on_the_card_work(tiny, name):
     space = {}
     exec(code.replace("num_inference_steps=50", "num_inference_steps=2"), space)
     assert space["picture"].size == (8, 8)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", ["plain", "classes"])
+def test_another_number_of_steps_is_drawn_as_the_card_says(tiny, name, steps):
+    """A single step divided by zero by the card's advice, a shift_terminal of 1 / 1."""
+    run, space = getattr(tiny, name), {}
+    _, text, _ = card(run / "model")
+    _, use, other, *_ = text.split("```python\n")
+    for code in (use, other):
+        code = code.split("```")[0].replace("FOLDER", str(run / "model")).replace("N = 1", f"N = {steps}")
+        exec(code.replace("num_inference_steps=50", "num_inference_steps=2"), space)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    asked = {"generator": generators, "num_inference_steps": steps, "output_type": "np"}
+    asked |= {"labels": [4] * 4} if name == "classes" else {"batch_size": 4}
+    drawn = space["pipeline"](**asked).images
+    np.testing.assert_allclose(
+        drawn, ours(run, [4] * 4 if name == "classes" else None, steps=steps, grid=uniform_grid), atol=1e-5
+    )
 
 
 def test_the_card_names_neither_where_the_pictures_nor_the_network_lay(tiny, tmp_path):
@@ -299,6 +334,7 @@ def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatc
     assert json.loads((run / "model" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
 
-def test_the_steps_of_the_folder_are_those_of_sample(tiny):
+def test_the_steps_on_the_card_are_those_of_sample(tiny):
     scheduler = json.loads((tiny.plain / "model" / "scheduler" / "scheduler_config.json").read_text())
-    assert scheduler["shift_terminal"] == pytest.approx(1 / Sample(run="r").num_steps)
+    assert scheduler["shift_terminal"] is None  # with which one step would divide by zero
+    assert f"num_inference_steps={Sample(run='r').num_steps})" in (tiny.plain / "model" / "README.md").read_text()

@@ -1,5 +1,7 @@
 """The Python API: it draws what `flowimg sample` draws, and answers wrong options as the command line does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,17 @@ def test_it_draws_the_pictures_of_the_verb(tiny, run, tmp_path):
     assert np.array_equal(drawn.pixels, np.load(tmp_path / "out" / "samples.npy"))
     drawn.save(tmp_path / "grid.png")
     assert Image.open(tmp_path / "grid.png").width > 0
+
+
+@pytest.mark.parametrize("label", [1, "1", np.int64(1), torch.tensor(1)], ids=repr)
+def test_a_label_is_the_name_of_a_class_whatever_its_type(run, label, monkeypatch):
+    """Of the classes 10, 1, 20 ... the class 1 was drawn for "1", and the class 20 for 2."""
+    names = ("10", "1", "20", *"abcdefg")
+    monkeypatch.setattr(run, "_run", replace(run._run, facts=run._run.facts._replace(classes=names)))
+    assert run.sample(2, label=label, num_steps=1).cond.label.tolist() == [1, 1]
+    for wrong in (2, "2", 0, -1, True, 1.0, [1]):
+        with pytest.raises(SettingsError, match=r"is no class of .*: there are "):
+            run.sample(2, label=wrong, num_steps=1)
 
 
 def test_all_that_the_package_offers_is_listed_and_there():

@@ -98,7 +98,7 @@ def _data_set(config: Config, batches: Any, learned: str | None) -> DataSet:
             f"compared with data of fingerprint {batches.fingerprint}"
         )
     pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // math.prod(batches.space.shape)))
-    held_out = batches.held_out(data.held_out)
+    held_out = batches.held_out(data.held_out) if data.held_out else None
     batches.close()
     name = f"{len(pictures.pixels):,} training pictures of {data.source}, {data.split}"
     return DataSet(name, fingerprint(pictures), pictures, held_out, data.flip or data.augment > 0)

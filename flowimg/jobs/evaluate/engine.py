@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from flowimg.build.data import DataFacts, build_condition, build_toy
 from flowimg.errors import SettingsError
-from flowimg.evaluation.comparison import SampleFeatures, distance, draw_share, joined, measured_with, score
+from flowimg.evaluation.comparison import SampleFeatures, distance, draw_share, joined, left_out, measured_with, score
 from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.images import Nearest
 from flowimg.evaluation.points import PointScores, failures, score_points
@@ -148,6 +148,8 @@ class PictureEngine(Engine):
             return None
         scores, near = score(drawn, self.comparison)
         self.last = drawn, near
+        if missing := left_out(scores):
+            print(f"left out  {missing}")
         return {**scores, **self._how(drawn, how, seeds)}
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:

@@ -94,7 +94,7 @@ def _even_draw(objective: FlowMatching, batches: PointBatches) -> Draw:
 
 def _of_pictures(objective: FlowMatching, batches: Any) -> tuple[Tensor, Tensor, str]:
     """Times, the irreducible loss at each, and its name; over all pictures, or as many as memory and time allow."""
-    images = batches.some(min(MAX_PICTURES, max(1, MAX_VALUES // batches.held_out(1)[0].numel())))
+    images = batches.some(min(MAX_PICTURES, max(1, MAX_VALUES // math.prod(batches.space.shape))))
     device = torch.device("cpu") if batches.device.type == "mps" else batches.device  # mps has no float64
     none = torch.zeros(0, dtype=torch.int64)
     of_run = {"space": batches.space, "flip": batches.flip, "seed": batches.seed}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flowimg.flow.condition import Condition
 from flowimg.flow.irreducible import means_by_time
 from flowimg.flow.objectives import Draw
 from flowimg.jobs.train.session import Session
@@ -41,7 +42,8 @@ def write_metrics(session: Session) -> Callback:
     progress = _progress(session)
     waiting: list[str] = []
     full_speed: float | None = None  # samples a second, if the network were matrix products only
-    x_1, cond = session.batches.held_out(config.data.held_out)
+    apart = config.data.held_out
+    x_1, cond = session.batches.held_out(apart) if apart else (torch.zeros(0), Condition())
     often = looks_every(config, len(x_1))
 
     def callback(state: Training) -> None:
@@ -49,8 +51,9 @@ def write_metrics(session: Session) -> Callback:
         record = None
         if span.due(state, config.train.log_every):
             step, every = state.step, config.train.log_every
-            held_out = held_out or state.objective.fixed_draw(x_1, cond)
-            looks = step // often > (step - every) // often or span.is_last(state)
+            looks = apart > 0 and (step // often > (step - every) // often or span.is_last(state))
+            if looks:
+                held_out = held_out or state.objective.fixed_draw(x_1, cond)
             record = _record(state, held_out if looks else None)
             state.window = Window()
             if strategy.is_first:
@@ -72,7 +75,10 @@ def write_metrics(session: Session) -> Callback:
 
 
 def looks_every(config: Config, count: int) -> int:
-    """Steps between evaluations on `count` held-out samples: two fields go forward, a third of a step's time each."""
+    """Steps between evaluations on `count` held-out samples, 0 if there are none.
+
+    Two fields go forward, each in a third of a step's time.
+    """
     train = config.train
     if train.keep_best and train.keep_best != "loss":  # at every checkpoint it must be known
         return train.log_every
