@@ -81,6 +81,7 @@ def test_the_run_is_named_after_its_file_unless_it_is_named(read):
     assert read("run: elsewhere").run == "elsewhere"
     assert read("run: null").run == "runs/a"
     assert read("run: 2026-01-31").run == "2026-01-31"  # YAML would have it a date
+    assert read("run: 5").run == "5"
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,9 @@ def test_lists_are_read_as_tuples(read):
         ("optim: {lr: null}", "optim.lr", "None"),
         ("times: {kind: uniform, stratified: 'yes'}", "times.stratified", "'yes'"),
         ("times: {kind: uniform, stratified: 1}", "times.stratified", "1"),
-        ("run: 5", "run", "5"),
         ("run: ''", "run", "''"),
-        ("data: {kind: images, source: 5}\nfield: {kind: unet}", "data.source", "5"),
+        ("run: [5]", "run", "['5']"),
+        ("data: {kind: images, source: ''}\nfield: {kind: unet}", "data.source", "''"),
         ("optim: {betas: 0.9}", "optim.betas", "0.9"),
         ("optim: {betas: [0.9]}", "optim.betas[1]", "missing"),
         ("optim: {betas: [0.9, 0.9, 0.9]}", "optim.betas", "0.9, 0.9, 0.9"),

@@ -8,6 +8,9 @@ import torch
 from flowimg.errors import SettingsError
 from flowimg.flow.condition import NO_CLASS, Condition
 
+NOTHING = ("none", "None", "null")
+"""Words for no label, unless a class is called so."""
+
 
 def turns(seeds: Sequence[int], classes: Sequence[str]) -> Condition:
     """The condition if no class is requested: the classes take turns, by seed; without classes it is empty."""
@@ -23,14 +26,14 @@ def parse_label(label: int | str | None, classes: Sequence[str], run: str) -> in
     """The number of a class that a user gave by number or name.
 
     Args:
-        label: What was typed; None for nothing.
+        label: What was typed; None for nothing, and so are `NOTHING` where no class is called so.
         classes: The names of the run's classes.
         run: Names the run in errors.
 
     Raises:
         SettingsError: If the run has no such class.
     """
-    if label is None:
+    if label is None or (label in NOTHING and str(label).lower() not in map(str.lower, classes)):
         return None
     if not classes:
         raise SettingsError(f"--label {label} needs a conditional run, and {run} is not one")

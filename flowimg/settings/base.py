@@ -26,6 +26,8 @@ def one_of(words: str) -> WrapValidator:
 
 
 Weights = Annotated[Literal["ema", "raw"] | Length, one_of("ema, raw and a length (0.001 to 0.28)")]
+Label = Annotated[int | str | None, one_of("the names and numbers of classes; a name of several words needs quotes")]
+"""A class by name or number; which names there are, only the run knows."""
 
 
 class Settings(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Fraction, Length, Positive, Seed, Settings, Weights, one_of
+from flowimg.settings.base import Fraction, Label, Length, Positive, Seed, Settings, Weights, one_of
 from flowimg.settings.data import ImageData
 from flowimg.settings.sampling import Solver, Solving
 
@@ -60,7 +60,7 @@ class Sample(Many):
     """Number of samples."""
     seed: Seed = 0
     """Seed of the first sample; sample k has seed + k."""
-    label: int | str | None = None
+    label: Label = None
     """Class of all samples, by name or number; by default the classes take turns."""
     out: str | None = None
     """Where the samples are written; by default a folder in RUN/generated/ named after these settings."""
@@ -111,7 +111,7 @@ class Interpolate(Drawing):
     """Seeds to interpolate between; each row of the grid leads from one seed to the next."""
     frames: Annotated[int, Field(ge=2)] = 9
     """Images per row, including both ends."""
-    label: int | str | None = None
+    label: Label = None
     """Class of all images, by name or number, for class-conditional runs; by default the first class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
@@ -137,7 +137,7 @@ class Invert(Backward):
 
     pictures: tuple[str, ...] = ()
     """Image files, which may follow RUN directly; they are cropped and resized like the run's data."""
-    label: int | str | None = None
+    label: Label = None
     """Class of the images, by name or number; by default no class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
