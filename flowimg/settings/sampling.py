@@ -24,7 +24,8 @@ class Solving(Settings):
     times: Times = "uniform"
     """Flow times of the steps: evenly spaced, at EDM's noise levels, or as in diffusers' scheduler."""
     shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
-    """Above 1 moves these times towards noise, below 1 towards data."""
+    """Above 1 moves these times towards noise, below 1 towards data. With --times diffusers this is the scheduler's
+    set_shift(shift), not the shift of its constructor."""
     tolerance: Annotated[float, Field(ge=1e-8, le=0.1)] = 1e-5
     """Largest error per step of dopri5; below about 1e-7 the rounding of fp32 is larger."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
