@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Positive, Settings, Unit
+from flowimg.settings.base import SEEDS, Positive, Settings, Unit
 
 Fixed = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
 """Solvers with a given number of steps."""
@@ -54,5 +54,5 @@ class Solving(Settings):
 class Grid(Solving):
     """The samples drawn during training, always from the same noise."""
 
-    count: Positive = 100
+    count: Annotated[int, Field(ge=1, le=SEEDS)] = 100
     """Number of images in the grid, or of points in the plot."""

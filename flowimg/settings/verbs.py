@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Fraction, Label, Length, Positive, Seed, Settings, Weights, one_of
+from flowimg.settings.base import Fraction, Label, Length, Positive, SampleSeed, Seed, Settings, Weights, one_of
 from flowimg.settings.data import ImageData
 from flowimg.settings.sampling import Solver, Solving
 
@@ -58,8 +58,8 @@ class Sample(Many):
 
     count: Positive = 64
     """Number of samples."""
-    seed: Seed = 0
-    """Seed of the first sample; sample k has seed + k."""
+    seed: SampleSeed = 0
+    """Seed of the first sample; sample k has seed + k, which is below 2^32."""
     label: Label = None
     """Class of all samples, by name or number; by default the classes take turns."""
     out: str | None = None
@@ -71,7 +71,7 @@ class Sample(Many):
 class Figures(Drawing):
     """Draw the figures of a run: its flow and its training curves."""
 
-    seed: Seed = 0
+    seed: SampleSeed = 0
     """Seed of the first point or image drawn."""
 
 
@@ -107,7 +107,7 @@ class Doctor(Settings):
 class Interpolate(Drawing):
     """Draw the images between two or more seeds."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
+    seeds: Annotated[tuple[SampleSeed, ...], Field(min_length=2)] = (0, 1)
     """Seeds to interpolate between; each row of the grid leads from one seed to the next."""
     frames: Annotated[int, Field(ge=2)] = 9
     """Images per row, including both ends."""
