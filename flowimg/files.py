@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -103,6 +104,18 @@ def filled(target: Path, replace: bool = True, lenient: bool = False) -> Iterato
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
+
+
+def check_writable(path: Path) -> None:
+    """Look, before the work, whether a file can be written after it; nothing is changed.
+
+    Raises:
+        OSError: If not.
+    """
+    if path.exists():
+        path.open("ab").close()
+    else:
+        TemporaryFile(dir=existing(path.parent)).close()
 
 
 def sync(path: Path, lenient: bool = False) -> None:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from flowimg.conditions import labels
 from flowimg.errors import PageError
+from flowimg.flow.randomness import SEEDS
 from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import OpenRun
 from flowimg.settings.sampling import Solver
 from flowimg.settings.verbs import Drawing
 
-STEPS, GUIDANCE, SEED = 200, 10.0, 2**63 - 1
+STEPS, GUIDANCE, SEED = 200, 10.0, SEEDS - 1
 """The largest values that the page may send."""
 
 

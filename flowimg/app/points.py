@@ -72,7 +72,8 @@ def gaussian(count: Any, seed: Any) -> dict[str, Any]:
     Raises:
         PageError: If count or seed is out of bounds.
     """
-    many, first = whole(count, "particles", 1, MOST), whole(seed, "seed", 0, SEED - MOST)
+    many = whole(count, "particles", 1, MOST)
+    first = whole(seed, "seed", 0, SEED - (many - 1))
     return {"particles": noise(range(first, first + many), (2,)).tolist()}
 
 

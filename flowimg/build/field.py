@@ -9,6 +9,7 @@ from torch import nn
 from flowimg.build.data import DataFacts
 from flowimg.errors import DataError
 from flowimg.fields.cpu.norm import library
+from flowimg.flow.randomness import SEEDS, key
 from flowimg.machine.device import pick_device
 from flowimg.settings.field import MLP, UNet
 from flowimg.settings.run import Config
@@ -53,7 +54,8 @@ def build_field(config: Config, facts: DataFacts) -> nn.Module:
         library()  # starts the C compiler, which runs while diffusers is imported
     facts = facts._replace(numbers=config.data.numbers)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+        # a generator does not tell larger seeds apart
+        torch.default_generator.manual_seed(config.seed if config.seed < SEEDS else key("weights", config.seed))
         return FIELDS[config.field.kind](config.field, facts)
 
 

@@ -16,6 +16,8 @@ from flowimg.flow.condition import NO_CLASS, Condition
 
 SHOWN = 60
 """The most characters of a name in a sentence."""
+NOTHING = ("none", "None", "null")
+"""Words for no label, unless a class is called so."""
 
 
 def turns(seeds: Sequence[int], numbers: Sequence[int]) -> Condition:
@@ -66,7 +68,7 @@ def parse_label(label: Any, classes: Sequence[str], run: str, absent: Collection
     """The number of the class that a user named.
 
     Args:
-        label: What was given; None for nothing.
+        label: What was given; None for nothing, and so are `NOTHING` where no class is called so.
         classes: The names of the run's classes.
         run: Names the run in errors.
         absent: The classes, by number, that the run's data had no sample of.
@@ -74,7 +76,7 @@ def parse_label(label: Any, classes: Sequence[str], run: str, absent: Collection
     Raises:
         SettingsError: If the run has no such class, or did not learn it.
     """
-    if label is None:
+    if label is None or (isinstance(label, str) and label in NOTHING and label.lower() not in map(_folded, classes)):
         return None
     if not classes:
         raise SettingsError(f"label {shown(str(label))} needs a conditional run, and {run} is not one")

@@ -1,5 +1,6 @@
 """Tables of pictures with named rows and columns, and the animation of the grids of a training run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from flowimg.figures.motion import write_animation
 from flowimg.figures.style import INK
-from flowimg.spaces.pixels import TILE
+from flowimg.spaces.pixels import MAX_PIXELS, TILE
 
 GAP, EDGE = 4, 12
 LETTERS = 15
 """Font size in pixels."""
-MAX_WIDTH, MAX_FRAMES = 900, 40
-"""The maximum width of an animation in pixels, and of its number of frames."""
+MAX_WIDTH, MAX_HEIGHT, MAX_FRAMES = 900, 3600, 40
+"""The maximum width and height of an animation in pixels (WebP has room for 16,383), and of its number of frames."""
 
 
 def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path, title: str) -> None:
@@ -30,6 +31,8 @@ def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], p
         path: The file of the PNG.
         title: The title above the table.
     """
+    less = math.ceil(math.sqrt(pixels[:, :, 0].numel() / MAX_PIXELS))  # of huge pictures every second pixel, or third
+    pixels = pixels[..., ::less, ::less]
     factor = max(1, -(-TILE // pixels.shape[-1]))
     large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     high, wide = large.shape[-2:]
@@ -64,13 +67,15 @@ def growth_animation(grids: Sequence[tuple[int, Path]], path: Path) -> None:
     last, file = grids[-1]
     with Image.open(file) as newest:
         scale = min(1, MAX_WIDTH / newest.width)
-        size = round(newest.width * scale), round(newest.height * scale)
+        size = round(newest.width * scale), min(round(newest.height * scale), MAX_HEIGHT)
+        part = size[1] / round(newest.height * scale)  # of a taller grid its upper rows
     head = LETTERS + 2 * EDGE
     chosen = sorted({round(row) for row in np.linspace(0, len(grids) - 1, min(MAX_FRAMES, len(grids)))})
     for step, file in [grids[row] for row in chosen]:
         with Image.open(file) as grid:
             frame = Image.new("RGB", (size[0], size[1] + head), "white")
-            frame.paste(grid.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, head))
+            shown = 0, 0, grid.width, grid.height * part
+            frame.paste(grid.convert("RGB").resize(size, Image.Resampling.LANCZOS, shown), (0, head))
         draw = ImageDraw.Draw(frame)
         draw.text((EDGE, EDGE / 2), f"step {step:,} of {last:,}, from the same noise", fill=INK, font=letters())
         draw.rectangle((EDGE, head - 6, EDGE + (size[0] - 2 * EDGE) * step / max(last, 1), head - 4), fill=INK)

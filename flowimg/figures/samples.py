@@ -7,8 +7,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from flowimg.errors import SettingsError
 from flowimg.flow.condition import Condition
-from flowimg.spaces.pixels import Pixels
+from flowimg.spaces.pixels import MAX_PIXELS, Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space, chosen
 
@@ -30,8 +31,27 @@ def draw_samples(space: Space, x: Tensor, cond: Condition, path: Path, title: st
     chosen(DRAWN, space)(space, x, cond, path, title)
 
 
+def check_grid(space: Any, count: int, columns: int | None, instead: str) -> None:
+    """Refuse a grid of more pixels than programs open; `instead` says how to get a smaller one.
+
+    Raises:
+        SettingsError: If so.
+    """
+    if not space.fits(count, columns):
+        height, width = space.shape[1:]
+        raise SettingsError(
+            f"a grid of {count:,} pictures of {width} x {height} has {space.grid_pixels(count, columns):,} pixels, and "
+            f"programs open at most {MAX_PIXELS:,}: {instead}"
+        )
+
+
 def save_grid(space: Space, x: Tensor, path: Path, columns: int | None = None) -> None:
-    """Write pictures as one PNG, row by row."""
+    """Write pictures as one PNG, row by row.
+
+    Raises:
+        SettingsError: If it would have more pixels than programs open.
+    """
+    check_grid(space, len(x), columns, "draw fewer at a time")
     grid = space.grid(x, columns)
     assert grid is not None
     Image.fromarray(grid.numpy()).save(path)
@@ -39,7 +59,8 @@ def save_grid(space: Space, x: Tensor, path: Path, columns: int | None = None) -
 
 def _pixels(space: Pixels, x: Tensor, cond: Condition, path: Path, title: str) -> None:
     classes = 1 if cond.label is None else len(cond.label.unique())
-    save_grid(space, x, path, classes if 1 < classes <= MAX_COLUMNS and len(x) > classes else None)
+    columns = classes if 1 < classes <= MAX_COLUMNS and len(x) > classes else None
+    save_grid(space, x, path, columns if space.fits(len(x), columns) else None)
 
 
 def _points(space: Points, x: Tensor, cond: Condition, path: Path, title: str) -> None:

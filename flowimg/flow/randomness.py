@@ -23,6 +23,8 @@ FEW = 4
 STEPS, ROWS = 16, 8192
 """Steps whose points, noise and times are made together at most, and their rows at most: where a step has few rows the
 calls would cost more than the numbers. Every step still has its own generators."""
+SEEDS = 2**32
+"""Seeds that a CPU generator tells apart: it keeps 32 bits, so 5 and 5 + 2^32 would draw the same."""
 LOTS = 64
 """Lots to cache at most: a run needs one of each kind for each of its micro-batches."""
 

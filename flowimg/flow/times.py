@@ -15,7 +15,8 @@ A solver goes through a grid 0 = t_0 < ... < t_N = 1:
     edm         t_i = 1 / (1 + sigma_i) at the noise levels of Karras et al. 2022, dense near the data
     diffusers   the default times of FlowMatchEulerDiscreteScheduler: its last step is 1/1000 long
 
-and each of them may be shifted like the training times.
+and each of them may be shifted like the training times. The diffusers grid is then that of the scheduler after
+`set_shift(shift)`, not that of one built with `shift=shift`, which shifts the last time before data twice.
 Sources: Kingma et al. 2021, arXiv:2107.00630 (stratified); Esser et al. 2024, arXiv:2403.03206 (logit-normal, shift);
 Karras et al. 2022, arXiv:2206.00364, equation 5 (edm).
 """
@@ -126,6 +127,9 @@ def diffusers_grid(num_steps: int) -> Tensor:
     """The default times of diffusers' scheduler, shape (N + 1,), float64.
 
     t_i = 1 - sigma_i,    sigma from 1 to 1/1000 in N even points, then 0
+
+    Shifted by `shift_times`, it is the grid of FlowMatchEulerDiscreteScheduler() after `set_shift(shift)`. One built
+    with `shift=shift`, as from a saved configuration, shifts the 1/1000 first and all times again after it.
     """
     sigma = torch.linspace(1, 1 / 1000, num_steps, dtype=torch.float64)
     return torch.cat([1 - sigma, torch.ones(1, dtype=torch.float64)])

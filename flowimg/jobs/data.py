@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowimg.build.data import build_source, find_images, store_images
+from flowimg.build.data import build_source, build_space, find_images, store_images
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request, plain
@@ -18,7 +18,8 @@ from flowimg.data.scan import HASH, Scan, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
-from flowimg.figures.samples import save_grid
+from flowimg.figures.samples import check_grid, save_grid
+from flowimg.jobs.drawing import check_places
 from flowimg.machine.processes import one_process
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
@@ -172,6 +173,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     one_process("data preview")
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
+    check_places(Path(settings.out))
     data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
     if config is None and not data.stream and (count := len(find_images(data).rows)) <= data.held_out:
         held_out = int(count > 1)
@@ -180,6 +182,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
     config = (config or Config(field=UNet(), data=data)).model_copy(update={"data": data, "seed": settings.seed})
     source = build_source(config)
     print("\n".join([f"data      {source.story}", *(f"warning   {line}" for line in source.doubts())]))
+    check_grid(build_space(config, source.facts), settings.count, None, "give a lower --count")
     Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
     draw_preview(source.load(torch.device("cpu")), settings.count, config.train.batch_size, Path(settings.out))
     print(f"pictures  {settings.out}: the first {settings.count} that a run of seed {config.seed} sees")

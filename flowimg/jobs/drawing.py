@@ -10,7 +10,8 @@ from torch import nn
 from flowimg.build.data import cache_of
 from flowimg.build.sampler import DrawingT, build_sampler, settle
 from flowimg.conditions.labels import parse_label
-from flowimg.errors import SettingsError
+from flowimg.errors import MachineError, SettingsError
+from flowimg.files import check_writable
 from flowimg.machine.compiling import compiled_for
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
@@ -59,6 +60,21 @@ def sampler_of(
     """The sampler of these settings; `field` stands for the run's own, such as the same one compiled."""
     precision = partial(autocast, next(run.field.parameters()).device, settings.precision)
     return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size)
+
+
+def check_places(*paths: Path) -> None:
+    """Refuse work whose result could not be written.
+
+    Raises:
+        MachineError: If one of these files cannot be written.
+    """
+    for path in paths:
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise MachineError(
+                f"{path}, where the result goes, cannot be written ({error.strerror}): make it and its folder writable"
+            ) from None
 
 
 def new_folder(out: str | None, usual: Path) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from flowimg.files import written
+from flowimg.jobs.drawing import check_places
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import find_run
 from flowimg.runs.opening import open_run, weights_name
@@ -21,6 +22,8 @@ def ema(settings: Ema) -> dict[str, Any]:
     """Print the error of each length, write the requested averages, and print the commands that use them."""
     one_process("ema")
     folder = find_run(settings.run)
+    if settings.length:
+        check_places(folder.path / "averages" / "length.safetensors")
     kept = find_kept(folder.snapshots, settings.step)
     both = " and ".join(f"{length:g}" for length in LENGTHS)
     print(f"{settings.run}, step {kept.step}: averages of lengths {both} saved at {len(kept.steps)} steps up to it")

@@ -46,8 +46,12 @@ def export(settings: Export) -> dict[str, Any]:
 def grid_for(folder: RunFolder, step: int, weights: str = "ema") -> Path | None:
     """The run's grid of these weights at this step, or else the newest earlier one."""
     raw, newest = weights == "raw", folder.grid(step, weights)
-    grids = [path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == raw and path <= newest]
-    return max(grids, default=None)
+
+    def order(path: Path) -> tuple[int, str]:
+        return len(path.name), path.name  # steps of nine digits after those of eight
+
+    grids = [path for path in folder.samples.glob("step_*.png") if path.stem.endswith("_raw") == raw]
+    return max((path for path in grids if order(path) <= order(newest)), key=order, default=None)
 
 
 def write_model(

@@ -12,7 +12,8 @@ from flowimg.data.batches import middle
 from flowimg.data.decode import Decoding, decode
 from flowimg.data.pictures import BadPictureError, Encoded
 from flowimg.errors import DataError, SettingsError
-from flowimg.figures.samples import save_grid
+from flowimg.evaluation.record import finite
+from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.sample import how_name
 from flowimg.settings.verbs import Invert
@@ -24,6 +25,7 @@ def invert(settings: Invert) -> dict[str, Any]:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
     settings, run = opened_on_pictures("invert", settings)
     label = label_of(settings, run)
+    check_grid(run.space, 3 * len(settings.pictures), 3, "give fewer pictures")
     data: Any = run.config.data
     space: Any = run.space
     channels, size, _ = space.shape
@@ -49,8 +51,9 @@ def invert(settings: Invert) -> dict[str, Any]:
     told = []
     for name, there, back, z in zip(settings.pictures, x_1, again, x_0, strict=True):
         off = float((there - back).abs().mean() * space.half)
-        told.append({"picture": name, "noise_mean": float(z.mean()), "noise_std": float(z.std()), "error": off})
-        print(f"{Path(name).name[:40]:<40} {float(z.mean()):+.3f}, {float(z.std()):.3f}     {off:.3f}")
+        mean, std = float(z.mean()), float(z.std())
+        told.append(finite({"picture": name, "noise_mean": mean, "noise_std": std, "error": off}))
+        print(f"{Path(name).name[:40]:<40} {mean:+.3f}, {std:.3f}     {off:.3f}")
     print(f"{nfe} evaluations each way; noise: {out / 'noise.safetensors'}")
     print(f"the grid (picture, noise, back): {out / 'grid.png'}")
     where = {"folder": str(out), "noise": str(out / "noise.safetensors"), "grid": str(out / "grid.png")}

@@ -18,7 +18,7 @@ from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.condition import Condition
 from flowimg.flow.density import LogDensity, bits_per_dim, log_density
 from flowimg.flow.randomness import generator
-from flowimg.jobs.drawing import opened
+from flowimg.jobs.drawing import check_places, opened
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
@@ -42,6 +42,7 @@ def likelihood(settings: Likelihood) -> dict[str, Any]:
     """Measure the density, print it with how it was measured, and add it to RUN/evaluations.jsonl."""
     one_process("likelihood")
     settings, run = opened(settings, pick_device())
+    check_places(run.folder.evaluations)
     scores, density, of, divergence = chosen(MEASURES, run.space)(settings, run)
     seeds = range(settings.seed, settings.seed + len(density.log_p))
     of += " given their class" if run.facts.classes else ""
@@ -92,6 +93,7 @@ def _mean(values: Tensor) -> tuple[float, float]:
 def _points(settings: Likelihood, run: OpenRun) -> Measured:
     if settings.split or settings.probes != 1:
         raise SettingsError("--split and --probes are for runs on images: points are fresh, and their density is exact")
+    check_places(run.folder.figures / "figures.json")
     toy, classes = build_toy(run.config), len(run.facts.classes)
     x_1 = toy.sample(torch.rand(settings.count or POINTS, 3, generator=generator("likelihood", settings.seed)))
     density = _log_density(settings, run, x_1, Condition(toy.part(x_1) if classes else None), exact=True)

@@ -18,10 +18,11 @@ from flowimg.jobs.drawing import label_of, sampler_of
 from flowimg.jobs.evaluate.run import evaluate
 from flowimg.machine.device import pick_device
 from flowimg.runs import opening
+from flowimg.sampling.sampler import seeds_from
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import changed, load, validate
 from flowimg.settings.run import Config
-from flowimg.settings.verbs import Sample
+from flowimg.settings.verbs import OfWeights, Sample
 from flowimg.spaces.space import Space
 
 UNUSED = {"run", "weights", "step", "out", "format", "compile"}
@@ -55,7 +56,11 @@ class Drawn:
         return self.space.rows(self.x).numpy()
 
     def save(self, path: str | Path) -> None:
-        """Write a grid of all images, or a plot of all points, as a PNG file."""
+        """Write a grid of all images, or a plot of all points, as a PNG file.
+
+        Raises:
+            SettingsError: If the grid would have more pixels than programs open.
+        """
         draw_samples(self.space, self.x, self.cond, Path(path), "samples")
 
 
@@ -91,7 +96,7 @@ class Run:
         options = {"run": str(run.folder.path), "count": count, "seed": seed, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
         settings = settings.model_copy(update={"label": label})  # as it is: numbers of NumPy and torch are names, too
-        seeds = range(seed, seed + count)
+        seeds = seeds_from(seed, count)
         cond = build_condition(run.config, run.facts, seeds, label_of(settings, run))
         sampler = sampler_of(run, settings, self.velocity, settings.batch_size)
         return Drawn(*sampler.draw(seeds, cond), cond, self.space)
@@ -124,5 +129,6 @@ def load_run(
         SettingsError: If the folder holds no run, or not these weights.
         CheckpointError: If there is no whole checkpoint.
     """
+    validate(OfWeights, {"run": str(run), "weights": weights, "step": step}, "load")
     where = pick_device() if device is None else torch.device(device)
     return Run(opening.open_run(str(run), weights, step, where), weights)

@@ -9,6 +9,7 @@ from flowimg.evaluation.record import HOW, protocol, scores_of
 from flowimg.figures.record import kept_figures
 from flowimg.figures.report import RunSummary, Scores, Shot, compare_page, report_page, shot
 from flowimg.files import read_json, write_text
+from flowimg.jobs.drawing import check_places
 from flowimg.jobs.figures.run import draw_curves
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder, find_run
@@ -28,13 +29,12 @@ def report(settings: Report) -> dict[str, Any]:
     folders = [find_run(run) for run in (settings.run, *settings.others)]
     if settings.out and Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
+    usual = folders[0].path / ("comparison.html" if settings.others else "report.html")
+    path = Path(settings.out or usual)
+    check_places(path, *(folder.figures / "figures.json" for folder in folders))
     for folder in folders:
         draw_curves(folder, load(str(folder.config)), None)
-    if settings.others:
-        page, usual = _compare(folders), folders[0].path / "comparison.html"
-    else:
-        page, usual = report_page(summarise(folders[0]), None), folders[0].report
-    path = Path(settings.out or usual)
+    page = _compare(folders) if settings.others else report_page(summarise(folders[0]), None)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     print(f"report    {path} ({len(page) / 1e6:.1f} MB, opens in a browser)")

@@ -17,14 +17,15 @@ from flowimg.files import read_json, write_json
 from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
 from flowimg.runs.opening import OpenRun, weights_name
-from flowimg.sampling.sampler import Sampler
-from flowimg.sampling.writers import Output, first_rows, join, missing, write_parts
+from flowimg.sampling.sampler import Sampler, seeds_from
+from flowimg.sampling.writers import Output, check_format, first_rows, join, missing, write_parts
 from flowimg.settings.verbs import Drawing, Sample
 
 
 def sample(settings: Sample) -> dict[str, Any] | None:
     """Draw samples, write them and a grid, and print where they are."""
     state = processes("sample")
+    seeds = seeds_from(settings.seed, settings.count)
     settings, run = opened(settings, state.device)
     form = settings.format or run.space.formats[0]
     if form not in run.space.formats:
@@ -32,7 +33,6 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     label = label_of(settings, run)
     field = compiled(run, settings, settings.count, state)  # which refuses before anything is written
     sampler = sampler_of(run, settings, field, settings.batch_size)
-    seeds = range(settings.seed, settings.seed + settings.count)
     cond = build_condition(run.config, run.facts, seeds, label)
 
     about = _about(settings, run, label) | {"format": form}
@@ -42,6 +42,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
     output = Output(folder, form, seeds, cond, run.facts.classes)
+    check_format(output)
     lacking = _lacking(output, about, kept, state)
     todo = share(lacking, state.process_index, state.num_processes)
     nfe = _draw(sampler, run, output, todo, sum(map(len, lacking)), state)
@@ -107,7 +108,7 @@ def _draw(
 def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: OpenRun) -> dict[str, Any]:
     """Write the grid, the one file of all samples, and their description."""
     figure = output.folder / "grid.png"
-    count = min(run.space.in_a_figure, len(output.seeds))
+    count = min(run.space.in_a_figure, run.space.fits_a_figure, len(output.seeds))
     if all(output.path(part).exists() for part in output.parts() if part.start < count):  # else it was drawn before
         seen = run.space.of_rows(torch.from_numpy(first_rows(output, count)))
         draw_samples(run.space, seen, output.cond.rows(slice(count)), figure, f"step {run.step}")

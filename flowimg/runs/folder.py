@@ -67,7 +67,7 @@ class RunFolder:
 
     def grids(self) -> list[tuple[int, Path]]:
         """The grids of the average that are there, with their steps, in order."""
-        return [(int(path.stem[5:]), path) for path in sorted(self.samples.glob("step_*[0-9].png"))]
+        return sorted((int(path.stem[5:]), path) for path in self.samples.glob("step_*[0-9].png"))
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics that are whole, in order; no events."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowimg.errors import SettingsError
 from flowimg.flow.condition import Condition, Velocity
 from flowimg.flow.paths import Path
-from flowimg.flow.randomness import generator
+from flowimg.flow.randomness import SEEDS, generator
 from flowimg.flow.solvers import LINEAR, Flow, Solver, integrate
 from flowimg.sampling.fitting import in_parts
 
@@ -36,8 +37,36 @@ class Followed(NamedTuple):
 
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise, shape (len(seeds), *shape); row i depends on seeds[i] only."""
+    """Standard normal noise, shape (len(seeds), *shape); row i depends on seeds[i] only.
+
+    Raises:
+        SettingsError: If a seed is not in [0, 2^32).
+    """
+    check_seeds(seeds)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds of samples that a generator would take for others.
+
+    Raises:
+        SettingsError: If one is not in [0, 2^32).
+    """
+    if wrong := [seed for seed in (min(seeds, default=0), max(seeds, default=0)) if not 0 <= seed < SEEDS]:
+        raise SettingsError(
+            f"seed {wrong[0]} of a sample is not below 2^32 = {SEEDS}: a generator keeps 32 bits of a seed, so two "
+            "seeds would draw the same; give a lower seed, or fewer samples"
+        )
+
+
+def seeds_from(first: int, count: int) -> range:
+    """The seeds of `count` samples.
+
+    Raises:
+        SettingsError: If the last one is not below 2^32.
+    """
+    check_seeds([first, first + count - 1])
+    return range(first, first + count)
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,11 @@ class Sampler:
         Args:
             seeds: One a sample.
             cond: What the field is given, a row a sample; None for null.
+
+        Raises:
+            SettingsError: If a seed is not in [0, 2^32), before anything is drawn.
         """
+        check_seeds(seeds)
 
         def batch(mine: slice) -> Samples:
             flow = self._flow(noise(seeds[mine], self.shape), self.times, cond, mine, seeds)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from flowimg.errors import SettingsError
 from flowimg.files import written
 from flowimg.flow.condition import Condition
 
@@ -47,6 +48,20 @@ class Output(NamedTuple):
         """The file of a part."""
         seed = self.seeds[part.start]
         return self.file / f"{seed:06d}.png" if self.form == "png" else self.folder / ".parts" / f"{seed:06d}.npy"
+
+
+def check_format(output: Output) -> None:
+    """Refuse, before anything is drawn, what the format cannot hold.
+
+    Raises:
+        SettingsError: If so.
+    """
+    try:
+        if output.form == "parquet":
+            _schema(output)
+    except (ImportError, ValueError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SettingsError(f"--format {output.form} cannot hold these samples ({said}): choose another") from None
 
 
 def missing(output: Output) -> list[range]:
@@ -135,20 +150,16 @@ def _join_npz(output: Output, parts: Sequence[Path], aside: Path) -> None:
         with archive.open("samples.npy", "w", force_zip64=True) as file:
             _rows(output, parts, file)
         for name, array in others.items():
-            with archive.open(f"{name}.npy", "w") as file:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _join_parquet(output: Output, parts: Sequence[Path], aside: Path) -> None:
     """Columns image (PNG, the feature of `datasets`), seed and, where there are classes, label."""
-    import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    features = {"image": datasets.Image(), "seed": datasets.Value("int64")}
-    if output.cond.label is not None:
-        features["label"] = datasets.ClassLabel(names=list(output.classes))
-    schema = datasets.Features(features).arrow_schema
+    schema = _schema(output)
     with pq.ParquetWriter(aside, schema) as writer:
         for rows, part in zip(output.parts(), parts, strict=True):
             pictures = [{"bytes": _png(pixels), "path": None} for pixels in np.load(part, allow_pickle=False)]
@@ -156,6 +167,16 @@ def _join_parquet(output: Output, parts: Sequence[Path], aside: Path) -> None:
             if output.cond.label is not None:
                 columns["label"] = output.cond.label[rows.start : rows.stop].tolist()
             writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+
+
+def _schema(output: Output) -> Any:
+    """The columns of a parquet file of samples."""
+    import datasets
+
+    features = {"image": datasets.Image(), "seed": datasets.Value("int64")}
+    if output.cond.label is not None:
+        features["label"] = datasets.ClassLabel(names=list(output.classes))
+    return datasets.Features(features).arrow_schema
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -5,8 +5,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
-Positive = Annotated[int, Field(ge=1)]
+SEEDS = 2**32
+"""Seeds of samples lie below: a generator keeps 32 bits, so 5 and 5 + 2^32 would draw the same."""
+
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+SampleSeed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -26,6 +30,8 @@ def one_of(words: str) -> WrapValidator:
 
 
 Weights = Annotated[Literal["ema", "raw"] | Length, one_of("ema, raw and a length (0.001 to 0.28)")]
+Label = Annotated[int | str | None, one_of("the names and numbers of classes; a name of several words needs quotes")]
+"""A class by name or number; which names there are, only the run knows."""
 
 
 class Settings(BaseModel):

@@ -14,6 +14,7 @@ from flowimg.errors import SettingsError
 from flowimg.settings.base import Model, Settings
 from flowimg.settings.reading import changed, flatten, load, nearest, parse_yaml, validate
 from flowimg.settings.run import Config, Start
+from flowimg.settings.words import Word, allowed_by
 
 
 def run_settings(verb: str, args: Sequence[str]) -> Config:
@@ -164,27 +165,14 @@ def _first_word(verb: str, words: str, defaults: Settings, args: Sequence[str], 
 
 
 def _read(defaults: Settings, key: str, texts: list[str]) -> Any:
-    """The words that follow a key, as a value."""
+    """The words that follow a key, as a value whose words are read later: any word where text is allowed, else YAML."""
     *groups, last = key.split(".")
     holder: Any = reduce(getattr, groups, defaults)
     takes_list = isinstance(getattr(holder, last), tuple)
     if texts in ([], [""]) and not takes_list:
         raise SettingsError(f"--{key} needs a value")
-    allowed = _members(type(holder).model_fields[last].annotation)
-    parsed = [_value(text, allowed, f"--{key}") for text in texts]
+    takes_text = str in allowed_by(type(holder).model_fields[last].annotation)
+    parsed = [Word(text) if takes_text else parse_yaml(text, f"--{key}") for text in texts]
     if len(parsed) == 1 and (not takes_list or isinstance(parsed[0], list)):  # "32 64" and "[32, 64]" are both a list
         return parsed[0]
     return [] if texts == [""] else parsed
-
-
-def _value(text: str, allowed: list[Any], where: str) -> Any:
-    """One word as a plain value: text where a setting may hold text, else YAML."""
-    if text in ("none", "None", "null") and type(None) in allowed:
-        return None
-    return text if str in allowed else parse_yaml(text, where)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The plain types of a union, without their limits."""
-    inner = get_args(annotation)
-    return [member for part in inner for member in _members(part)] if inner else [annotation]

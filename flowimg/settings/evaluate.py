@@ -4,7 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Positive, Seed
+from flowimg.settings.base import Positive, SampleSeed
 from flowimg.settings.sampling import Fixed, Times
 from flowimg.settings.verbs import Many
 
@@ -14,8 +14,8 @@ class Evaluate(Many):
 
     count: Annotated[int, Field(ge=2)] | None = None
     """Number of samples; by default 20,000 points or 1,000 images."""
-    seed: Seed = 0
-    """Seed of the first sample; sample k has seed + k."""
+    seed: SampleSeed = 0
+    """Seed of the first sample; sample k has seed + k, which is below 2^32."""
     num_steps: Positive = 100
     """Number of solver steps; dopri5 chooses its own."""
     features: Annotated[str, Field(min_length=1)] = "proxy"

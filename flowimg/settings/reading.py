@@ -1,6 +1,6 @@
 """Reading and writing settings as YAML, with one sentence for each wrong key or value.
 
-`2e-4` is read as a number and a list as a tuple; nothing else is coerced.
+The type of a setting decides how its word is read (`words`) and a list is read as a tuple; nothing else is coerced.
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -16,13 +16,28 @@ from pydantic import ValidationError
 from flowimg.errors import SettingsError
 from flowimg.settings.base import Model, Settings
 from flowimg.settings.run import Config, members
+from flowimg.settings.words import Quoted, Word, plain, quoted, read_words
 
 MOST_YAML = 2**20
 """Largest size of a settings file in bytes."""
+WORD, TYPES = "!word", ("str", "seq", "map")
+"""The tag of a word without quotes, and the types of YAML that settings need."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases and object tags, where `2e-4` is a number and a key given twice is an error."""
+    """YAML of words, lists and groups, without aliases and tags, where a key given twice is an error.
+
+    A word without quotes becomes a `Word`: what it means, its setting decides.
+    """
+
+    yaml_constructors: ClassVar = {
+        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (None, *(f"tag:yaml.org,2002:{t}" for t in TYPES))
+    }
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return WORD
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # ten lines of aliases can expand to gigabytes
@@ -39,12 +54,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789"))
+_Loader.add_constructor(WORD, lambda loader, node: Word(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which text is quoted where we, or a reader of YAML 1.1, would read something else."""
+
+
+_Dumper.add_representer(Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'"))
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text as plain values; `where` names it in errors.
+    """YAML text as lists, groups and words, which the settings read; `where` names it in errors.
 
     Raises:
         SettingsError: If the text is not YAML.
@@ -76,23 +97,23 @@ def load(file: str) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read as a settings file: {error}") from None
     values = parse_yaml(text, file)
+    values = plain(values) if isinstance(values, Word) else values
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{file} must hold settings as `key: value` lines, not a {type(values).__name__}")
-    if values.get("run") is None:
-        values["run"] = f"runs/{path.stem}"
-    return validate(Config, values, file)
+    config = validate(Config, values, file)
+    return config if config.run else config.model_copy(update={"run": f"runs/{path.stem}"})
 
 
 def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
-    """Settings from plain values.
+    """Settings from plain values, and from words that are read here.
 
     Raises:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
     try:
-        # pydantic's strict mode accepts a JSON list for a tuple, and coerces nothing else; a YAML date becomes text
-        return model.model_validate_json(json.dumps(values, default=str))
+        # pydantic's strict mode accepts a JSON list for a tuple, and coerces nothing else; a path becomes text
+        return model.model_validate_json(json.dumps(read_words(values, model), default=str))
     except ValidationError as error:
         raise SettingsError("\n".join(f"{where}: {line}" for line in _explain(error, model))) from None
     except (TypeError, ValueError) as error:
@@ -119,7 +140,8 @@ def changed(settings: Model, changes: Mapping[str, Any], where: str) -> Model:
 
 def dump(settings: Settings) -> str:
     """Settings as YAML, every key with its value."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    values = quoted(settings.model_dump(mode="json"), type(settings))
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None)
 
 
 def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:

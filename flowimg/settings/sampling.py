@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Positive, Settings, Unit
+from flowimg.settings.base import SEEDS, Positive, Settings, Unit
 
 Fixed = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
 """Solvers with a given number of steps."""
@@ -24,7 +24,8 @@ class Solving(Settings):
     times: Times = "uniform"
     """Flow times of the steps: evenly spaced, at EDM's noise levels, or as in diffusers' scheduler."""
     shift: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
-    """Above 1 moves these times towards noise, below 1 towards data."""
+    """Above 1 moves these times towards noise, below 1 towards data. With --times diffusers this is the scheduler's
+    set_shift(shift), not the shift of its constructor."""
     tolerance: Annotated[float, Field(ge=1e-8, le=0.1)] = 1e-5
     """Largest error per step of dopri5; below about 1e-7 the rounding of fp32 is larger."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
@@ -53,5 +54,5 @@ class Solving(Settings):
 class Grid(Solving):
     """The samples drawn during training, always from the same noise."""
 
-    count: Positive = 100
+    count: Annotated[int, Field(ge=1, le=SEEDS)] = 100
     """Number of images in the grid, or of points in the plot."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Fraction, Positive, Settings, Unit, one_of
+from flowimg.settings.base import SEEDS, Fraction, Positive, Settings, Unit, one_of
 
 
 class Optim(Settings):
@@ -62,7 +62,7 @@ class Train(Settings):
     """Steps between sample grids."""
     evaluate_every: Positive | None = None
     """Steps between evaluations of the averaged weights; null for no evaluation during training."""
-    evaluate_count: Annotated[int, Field(ge=2)] = 1000
+    evaluate_count: Annotated[int, Field(ge=2, le=SEEDS)] = 1000
     """Samples per evaluation, drawn with the solver settings of the grid."""
     evaluate_features: Annotated[str, Field(min_length=1)] = "proxy"
     """Features of these evaluations; see --features of flowimg evaluate."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import Fraction, Length, Positive, Seed, Settings, Weights, one_of
+from flowimg.settings.base import Fraction, Label, Length, Positive, SampleSeed, Seed, Settings, Weights, one_of
 from flowimg.settings.data import ImageData
 from flowimg.settings.sampling import Solver, Solving
 
@@ -58,9 +58,9 @@ class Sample(Many):
 
     count: Positive = 64
     """Number of samples."""
-    seed: Seed = 0
-    """Seed of the first sample; sample k has seed + k."""
-    label: int | str | None = None
+    seed: SampleSeed = 0
+    """Seed of the first sample; sample k has seed + k, which is below 2^32."""
+    label: Label = None
     """Name of the class of all samples; by default the classes take turns."""
     out: str | None = None
     """Where the samples are written; by default a folder in RUN/generated/ named after these settings."""
@@ -71,7 +71,7 @@ class Sample(Many):
 class Figures(Drawing):
     """Draw the figures of a run: its flow and its training curves."""
 
-    seed: Seed = 0
+    seed: SampleSeed = 0
     """Seed of the first point or image drawn."""
 
 
@@ -107,11 +107,11 @@ class Doctor(Settings):
 class Interpolate(Drawing):
     """Draw the images between two or more seeds."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
+    seeds: Annotated[tuple[SampleSeed, ...], Field(min_length=2)] = (0, 1)
     """Seeds to interpolate between; each row of the grid leads from one seed to the next."""
     frames: Annotated[int, Field(ge=2)] = 9
     """Images per row, including both ends."""
-    label: int | str | None = None
+    label: Label = None
     """Name of the class of all images, for class-conditional runs; by default the first class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
@@ -137,7 +137,7 @@ class Invert(Backward):
 
     pictures: tuple[str, ...] = ()
     """Image files, which may follow RUN directly; they are cropped and resized like the run's data."""
-    label: int | str | None = None
+    label: Label = None
     """Name of the class of the images; by default no class."""
     out: str | None = None
     """Where the images are written; by default a folder in RUN/generated/ named after these settings."""

@@ -20,6 +20,8 @@ TILE = 48
 """Small pictures are enlarged by a whole factor until a tile of a grid is at least this wide."""
 GAP = 4
 """Pixels between and around the pictures of a grid."""
+MAX_PIXELS = 178_956_970
+"""Pixels of a grid at most: Pillow, and what is built on it, opens no larger picture unasked."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,27 @@ class Pixels(Space):
     at_once: ClassVar[int] = 250
     in_a_figure: ClassVar[int] = 400
     formats: ClassVar[tuple[str, ...]] = ("png", "npz", "npy", "parquet")
+
+    @property
+    def fits_a_figure(self) -> int:
+        """The most pictures whose square grid has at most `MAX_PIXELS`; one always fits."""
+        _, height, width = self.shape
+        factor = _enlarged(width)
+        side = math.isqrt(MAX_PIXELS // ((factor * height + GAP) * (factor * width + GAP)))
+        while side > 1 and not self.fits(side**2):  # the gap at the edge is one more
+            side -= 1
+        return max(side, 1) ** 2
+
+    def fits(self, count: int, columns: int | None = None) -> bool:
+        """Whether a grid of N pictures has at most `MAX_PIXELS`; one picture always fits."""
+        return count == 1 or self.grid_pixels(count, columns) <= MAX_PIXELS
+
+    def grid_pixels(self, count: int, columns: int | None = None) -> int:
+        """The number of pixels of a grid of N pictures."""
+        _, height, width = self.shape
+        factor, (rows, columns) = _enlarged(width), _laid_out(count, columns)
+        gap = 0 if count == 1 else GAP
+        return (rows * (factor * height + gap) + gap) * (columns * (factor * width + gap) + gap)
 
     @property
     def half(self) -> float:
@@ -83,15 +106,24 @@ def tiled(pixels: Tensor, columns: int | None = None) -> Tensor:
     Returns:
         Shape (H', W', 3), uint8.
     """
-    count = len(pixels)
-    columns = min(columns or math.ceil(math.sqrt(count)), count)
-    factor = math.ceil(TILE / pixels.shape[-1])
+    count, factor = len(pixels), _enlarged(pixels.shape[-1])
+    rows, columns = _laid_out(count, columns)
     # whole pixels repeated, not blurred: what is seen is what was drawn
     large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2).expand(-1, 3, -1, -1)
     if count == 1:
         return rearrange(large[0], "c h w -> h w c")
-    rows = math.ceil(count / columns)
     white = large.new_full((rows * columns - count, *large.shape[1:]), 255)
     boxes = pad(torch.cat([large, white]), (GAP, 0, GAP, 0), value=255)
     whole = rearrange(boxes, "(r k) c h w -> (r h) (k w) c", k=columns)
     return pad(whole, (0, 0, 0, GAP, 0, GAP), value=255)
+
+
+def _enlarged(width: int) -> int:
+    """By how much a picture of this width is enlarged in a grid."""
+    return math.ceil(TILE / width)
+
+
+def _laid_out(count: int, columns: int | None) -> tuple[int, int]:
+    """Rows and columns of a grid; by default it is about square."""
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    return math.ceil(count / columns), columns

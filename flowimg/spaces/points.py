@@ -22,7 +22,7 @@ class Points(Space):
     examples: Callable[[int], Tensor]
     shape: tuple[int, ...] = (2,)
     at_once: ClassVar[int] = 25_000
-    in_a_figure: ClassVar[int] = 2**62
+    in_a_figure: ClassVar[int] = 1_000_000  # more are one blot, and take gigabytes to draw
     formats: ClassVar[tuple[str, ...]] = ("npz", "npy")
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ class Space(ABC):
 
     `levels` are the levels of a stored number, for dequantisation (None: continuous); `noise_shape` is the shape of
     the noise that `encode` needs for a sample (None: none); `at_once` is the usual number of samples to draw at once,
-    `in_a_figure` the most to show in one figure; `formats` are the file formats of samples, the usual one first.
+    `in_a_figure` the usual most to show in one figure; `formats` are the file formats of samples, the usual one first.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +28,11 @@ class Space(ABC):
     at_once: ClassVar[int]
     in_a_figure: ClassVar[int]
     formats: ClassVar[tuple[str, ...]]
+
+    @property
+    def fits_a_figure(self) -> int:
+        """The most samples that one figure can show."""
+        return self.in_a_figure
 
     @abstractmethod
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:

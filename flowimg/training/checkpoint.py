@@ -100,7 +100,8 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
 
 def step_folders(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit())
+    found = (path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def leave_behind(folder: Path, step: int) -> list[Path]:

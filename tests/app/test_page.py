@@ -113,7 +113,8 @@ def test_gaussian_particles_are_the_noise_of_their_seeds(points, pages):
     ("change", "said"),
     [
         ({"seed": -1}, "seed: give a whole number"), ({"seed": 1.5}, "seed"), ({"seed": None}, "seed"),
-        ({"seed": 2**70}, "seed"), ({"seed": "1"}, "seed"), ({"seed": math.nan}, "seed"), ({"seed": True}, "seed"),
+        ({"seed": 2**70}, "seed"), ({"seed": 2**32}, "from 0 to 4294967295, not"),
+        ({"seed": "1"}, "seed"), ({"seed": math.nan}, "seed"), ({"seed": True}, "seed"),
         ({"steps": 0}, "steps: give a whole number from 1 to 200, not 0"), ({"steps": 10**9}, "steps"),
         ({"solver": "__class__"}, "the solver is one of euler"), ({"solver": None}, "the solver"),
         ({"guidance": 1e9}, "guidance is a number from 0 to 10"), ({"guidance": math.nan}, "guidance"),
@@ -145,13 +146,16 @@ def test_particles_that_are_none_are_refused(particles, points, pages):
 
 
 def test_other_bounds(points, classes, pages):
-    for count, seed in ((0, 0), (MOST + 1, 0), (5, -1)):
+    assert len(pages.points.gaussian(1, 2**32 - 1)["particles"]) == 1  # the last seed of a sample
+    for count, seed in ((0, 0), (MOST + 1, 0), (5, -1), (1, 2**32), (2, 2**32 - 1)):
         with pytest.raises(PageError):
             pages.points.gaussian(count, seed)
     with pytest.raises(PageError, match="no classes"):
         pages.points.flow_particles(points, {"particles": [[0, 0]]}, 2, "euler", 2.0, None)
     with pytest.raises(PageError, match="two that differ"):
         pages.images.two_seeds(classes, 4, 4, 5, 2, "euler", 1.0, "3")
+    with pytest.raises(PageError, match="second seed"):
+        pages.images.two_seeds(classes, 5, 5 + 2**32, 5, 2, "euler", 1.0, "3")
     with pytest.raises(PageError, match="pictures"):
         pages.images.two_seeds(classes, 4, 5, 500, 2, "euler", 1.0, "3")
 

@@ -217,3 +217,15 @@ def test_a_shifted_diffusers_grid_is_that_of_its_shifted_scheduler(shift):
     scheduler.set_timesteps(sigmas=(1 - diffusers_grid(10))[:-1].tolist())
     theirs = 1 - scheduler.sigmas.double().numpy()
     np.testing.assert_allclose(shift_times(diffusers_grid(10), shift).numpy(), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 50])
+def test_the_shift_of_diffusers_times_is_set_shift_and_not_that_of_the_constructor(num_steps):
+    ours = shift_times(diffusers_grid(num_steps), 3.0).numpy()
+    scheduler, built = FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_shift(3.0)
+    for one in (scheduler, built):
+        one.set_timesteps(num_steps)
+    np.testing.assert_allclose(ours, 1 - scheduler.sigmas.double().numpy(), atol=1e-6)
+    apart = abs(ours - (1 - built.sigmas.double().numpy())).max()
+    assert apart > 1e-3 if num_steps > 1 else apart == 0

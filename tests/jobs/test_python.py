@@ -70,6 +70,13 @@ def test_options_that_are_wrong_or_of_no_use_are_refused(run, options, word):
         run.sample(2, **options)
 
 
+@pytest.mark.parametrize("weights", ["Ema", "average", "0.1", "none", True, 0.5])
+def test_weights_of_no_such_name_are_not_the_raw_ones(tiny, weights):
+    """Any text but "ema" was taken for "raw"."""
+    with pytest.raises(SettingsError, match="is none of ema, raw and a length"):
+        flowimg.load(tiny.classes, weights=weights)
+
+
 def test_what_is_not_there_is_not_loaded(tiny, tmp_path):
     with pytest.raises(SettingsError, match="no run"):
         flowimg.load(tmp_path)

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import flowimg
 from flowimg.cli import main
+from flowimg.conditions.labels import parse_label
+from flowimg.errors import SettingsError
 
 
 @pytest.fixture
@@ -147,3 +151,59 @@ def test_an_older_checkpoint_is_not_taken_silently(runs, tmp_path, capsys):
     (runs / "digits" / "checkpoints" / "step_00000002" / "ema.safetensors").unlink()
     sample(runs, "digits", tmp_path / "out", "--count", "1")
     assert "step_00000002 is broken and was skipped" in capsys.readouterr().out
+
+
+# --- a class of any name ---------------------------------------------------------------------------------------------
+
+NAMES = ("none", "null", "no", "all", "True", "012", "1_0", "auto", "~", "None")
+
+
+@pytest.fixture
+def named(tiny, monkeypatch):
+    """The run `classes`, whose classes have these other names."""
+    from flowimg.jobs import drawing
+    from flowimg.runs import opening
+
+    def named(*names, open_run=opening.open_run):
+        def opened(*how):
+            run = open_run(*how)
+            return replace(run, facts=run.facts._replace(classes=names))
+
+        monkeypatch.setattr(drawing, "open_run", opened)
+        monkeypatch.setattr(opening, "open_run", opened)
+        return tiny.classes
+
+    return named
+
+
+@pytest.mark.parametrize("name", ["none", "null", "~", "012"])
+def test_a_class_is_drawn_by_its_name_whatever_it_is(named, name, tmp_path):
+    """A class called none was drawn as all classes in turn."""
+    run, how = str(named(*NAMES)), ["--num-steps", "1", "--label", name, "--out", str(tmp_path / "out")]
+    main(["sample", run, "--count", "2", *how])
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["label"] == name
+    assert (
+        flowimg.load(run, device="cpu").sample(2, num_steps=1, label=name).cond.label.tolist()
+        == [NAMES.index(name)] * 2
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_is_found_by_its_name_whatever_it_is(name):
+    for classes in (NAMES, (*NAMES, "2"), ("spot", name)):
+        assert parse_label(name, classes, "r") == classes.index(name)
+
+
+def test_without_a_class_of_that_name_none_is_no_label():
+    for word in ("none", "None", "null", None):
+        assert parse_label(word, ("spot", "nonesuch"), "r") is None
+        assert parse_label(word, (), "r") is None
+    for word, classes in (("none", ("None", "spot")), ("null", ("NULL", "spot")), ("~", ("spot",)), ("NONE", ("a",))):
+        with pytest.raises(SettingsError, match="is no class of r"):  # which of both was meant?
+            parse_label(word, classes, "r")
+
+
+def test_none_is_no_label_for_the_verbs(runs, tmp_path):
+    for run in ("digits", "points"):  # with classes and without
+        sample(runs, run, tmp_path / run, "--count", "2", "--label", "none")
+        assert json.loads((tmp_path / run / "samples.json").read_text())["label"] is None

@@ -15,7 +15,7 @@ from flowimg.flow.times import uniform_grid
 from flowimg.sampling.sampler import Sampler, arc, noise
 from flowimg.spaces.pixels import Pixels
 
-SEEDS = [0, 1, 7, 3, 2**31, 2**32 + 1, 2**40, 2**63 - 1]
+SEEDS = [0, 1, 7, 3, 2**31, 2**32 - 1, 2**20, 5]
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 16, 16)])

@@ -44,12 +44,13 @@ class Engine(ABC):
     """Scores the samples of a run.
 
     `count` is the default number of samples, `main` the score that a sweep plots; `shared` says whether all processes
-    draw.
+    draw, `shows` whether `show` draws figures.
     """
 
     count: ClassVar[int]
     main: ClassVar[str]
     shared: ClassVar[bool] = False
+    shows: ClassVar[bool] = False
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         self.config, self.facts, self.state = config, facts, state
@@ -109,7 +110,7 @@ class PictureEngine(Engine):
 
     count = 1000
     main = "frechet"
-    shared = True
+    shared = shows = True
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         super().__init__(config, facts, options, state)

@@ -4,12 +4,13 @@ from typing import Any
 
 from flowimg.errors import GateError, MachineError, SettingsError
 from flowimg.evaluation.record import describe, finite, keep, protocol, score_text, scores_of
-from flowimg.jobs.drawing import compiled, opened, sampler_of
+from flowimg.jobs.drawing import check_places, compiled, opened, sampler_of
 from flowimg.jobs.evaluate.comparison import ComparisonOptions
 from flowimg.jobs.evaluate.engine import ENGINES
 from flowimg.jobs.evaluate.sweep import Sweep, settings_to_try
 from flowimg.machine.processes import leave_together, processes
 from flowimg.runs.opening import check_guidance, made_by
+from flowimg.sampling.sampler import seeds_from
 from flowimg.settings.evaluate import Evaluate
 from flowimg.spaces.space import chosen
 
@@ -31,12 +32,13 @@ def evaluate(settings: Evaluate) -> dict[str, Any] | None:
         check_guidance(scale, run.facts, run.config)
     if not kind.shared and state.num_processes > 1:
         raise MachineError("points are scored on one process: start flowimg evaluate without a launcher")
-    count = settings.count or kind.count
-    field = compiled(run, settings, count, state)
+    seeds = seeds_from(settings.seed, settings.count or kind.count)
+    figures, places = run.folder.figures / "figures.json", [] if sweeps else [run.folder.evaluations]
+    check_places(*places, *([figures] if sweeps or kind.shows else []))
+    field = compiled(run, settings, len(seeds), state)
     tried = settings_to_try(settings) if settings.sweep_nfe else []  # may refuse, so it comes before the slow part
     options = ComparisonOptions(settings.features, settings.inception, settings.download, run.data)
     engine = kind(run.config, run.facts, options, state)
-    seeds = range(settings.seed, settings.seed + count)
     if sweeps:
         sweep = Sweep(settings, run, field, engine, seeds)
         results = sweep.over_nfe(tried) if tried else sweep.over_guidance()

@@ -52,7 +52,7 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
         picture_table(pictures, rows, [f"{n}/8" for n in range(9)], path, f"Interpolation between noises ({made})")
 
     def growth(path: Path) -> None:
-        seeds, start = range(run.config.grid.count), path.with_name(".noise.png")
+        seeds, start = range(min(run.config.grid.count, space.fits_a_figure)), path.with_name(".noise.png")
         draw_samples(space, noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), start)
         growth_animation([(0, start), *run.folder.grids()], path)
         start.unlink()

@@ -9,15 +9,16 @@ from flowimg.data.batches import Batches
 from flowimg.evaluation.record import describe
 from flowimg.figures.record import Drawable, Figure, add_figures
 from flowimg.flow.irreducible import Irreducible
-from flowimg.jobs.drawing import opened, sampler_of
+from flowimg.jobs.drawing import check_places, opened, sampler_of
 from flowimg.jobs.figures.irreducible import OF_PICTURES, find_irreducible
+from flowimg.jobs.figures.pictures import SEEDS as PICTURES
 from flowimg.jobs.figures.pictures import picture_figures
-from flowimg.jobs.figures.points import point_figures
+from flowimg.jobs.figures.points import CROWD, point_figures
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import OpenRun, check_guidance
-from flowimg.sampling.sampler import Sampler
+from flowimg.sampling.sampler import Sampler, seeds_from
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import Solving
 from flowimg.settings.verbs import Figures
@@ -27,6 +28,8 @@ from flowimg.spaces.space import chosen
 
 FLOWS: dict[type, Callable[..., Iterator[Drawable]]] = {Points: point_figures, Pixels: picture_figures}
 """The figures of the flow in each space."""
+SEEDS: dict[type, int] = {Points: CROWD, Pixels: PICTURES}
+"""The number of seeds that they draw."""
 
 
 def figures(settings: Figures) -> dict[str, Any]:
@@ -34,6 +37,8 @@ def figures(settings: Figures) -> dict[str, Any]:
     one_process("figures")
     settings, run = opened(settings, pick_device())
     check_guidance(settings.guidance, run.facts, run.config)
+    check_places(run.folder.figures / "figures.json")
+    seeds_from(settings.seed, chosen(SEEDS, run.space))
     drawn = draw_figures(run, settings, settings.seed, None, sampler_of(run, settings))
     paths = [str(run.folder.figures / figure.file) for figure in drawn]
     for path, figure in zip(paths, drawn, strict=True):

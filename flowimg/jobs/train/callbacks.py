@@ -55,7 +55,11 @@ def callbacks(session: Session) -> list[Callback]:
 def _grids(session: Session) -> Callback:
     """Draw the same noise through the average and through the raw weights every `sample_every` steps."""
     config, strategy = session.config, session.strategy
-    seeds = range(config.grid.count)
+    seeds = range(min(config.grid.count, session.space.fits_a_figure))
+    if len(seeds) < config.grid.count and strategy.is_first:
+        print(
+            f"warning   grids show the first {len(seeds):,} of {config.grid.count:,} samples: no more fit in a figure"
+        )
     cond = build_condition(config, session.facts, seeds)
     pace = Pace()
 

@@ -229,7 +229,8 @@ class _Start(Beginning):
 def _show_data(batches: Any, config: Config, folder: RunFolder) -> None:
     """Draw a grid of what the field will see, and list the pictures it will not see."""
     if not folder.preview.exists():
-        draw_preview(batches, min(PREVIEWED, config.train.batch_size), config.train.batch_size, folder.preview)
+        count = min(PREVIEWED, config.train.batch_size, batches.space.fits_a_figure)
+        draw_preview(batches, count, config.train.batch_size, folder.preview)
     if bad := batches.left_out:
         write_text(folder.left_out, "".join(f"{name}: {reason}\n" for name, reason in bad))
         first = f"{bad[0][0]}: {bad[0][1]}"
