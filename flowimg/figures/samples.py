@@ -13,7 +13,7 @@ from flowimg.spaces.pixels import MAX_PIXELS, Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space, chosen
 
-MAX_COLUMNS = 20
+MAX_COLUMNS = 26
 """Up to this number of classes, each has its own column of the grid."""
 
 

@@ -47,12 +47,16 @@ def _maths(style: str, letter: str) -> str:
 def _drawn(file: str, character: str) -> NDArray[np.uint8]:
     """A character in the middle of a picture; a wide one is drawn smaller."""
     side, room = SIDE * FINER, (SIDE - 2 * MARGIN) * FINER
-    size = 0.8 * side
-    for _ in range(2):
-        font = ImageFont.truetype(file, size)
-        left, top, right, bottom = font.getbbox(character)
-        size *= min(1.0, room / max(right - left, bottom - top))
+    ink = _ink(file, character, 0.8 * side)
+    if max(ink.size) > room:
+        ink = _ink(file, character, 0.8 * side * (room - 1) / max(ink.size))
     picture = Image.new("L", (side, side))
-    where = (side - right - left) / 2, (side - bottom - top) / 2
-    ImageDraw.Draw(picture).text(where, character, fill=255, font=font)
+    picture.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def _ink(file: str, character: str, size: float) -> Image.Image:
+    """A character of a size in pixels, without the room around it."""
+    picture = Image.new("L", (4 * int(size), 4 * int(size)))
+    ImageDraw.Draw(picture).text((size, size), character, fill=255, font=ImageFont.truetype(file, size))
+    return picture.crop(picture.getbbox())
