@@ -1,4 +1,4 @@
-# make train    .venv, install, train CONFIG (default: digits) and print the path of its grid of images
+# make train    .venv, install, train CONFIG (default: letters) and print the path of its grid of images
 # make smoke    train the checkerboard and fail if a score is beyond its limit
 # make article  after make smoke: the flow in motion, densities, the loss and its irreducible part, and a finer board
 # make test     lint, types, the default tests (make lint, make fast)
@@ -8,7 +8,7 @@
 # make bench    a training step of CONFIG compared with its lower bound and with other trainers (TORCHCFM=, META=,
 #               DIFFUSERS=checkout), or only with another checkout of flowimg: FLOWIMG=checkout
 PYTHON ?= python3
-CONFIG ?= configs/digits.yaml
+CONFIG ?= configs/letters.yaml
 BIN := .venv/bin
 SMOKE := runs/smoke
 # the tests start many processes: what Python compiled is kept for the next, whatever the shell says

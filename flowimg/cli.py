@@ -200,4 +200,4 @@ HELP = """flowimg: image generation by flow matching
   --json   prints the result as JSON on stdout and everything else on stderr
   accelerate launch scripts/train.py CONFIG  trains on several processes
 
-first run: flowimg train configs/digits.yaml"""
+first run: flowimg train configs/letters.yaml"""

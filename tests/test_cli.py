@@ -104,7 +104,7 @@ def test_without_the_folder_of_a_run_one_is_asked_for(verb, complaint, tmp_path,
     for args in ([], ["--weights", "raw"]):
         assert complaint(verb, *args) == (2, f"flowimg {verb} needs the folder of a run first, for example runs/digits")
     nothing = f"nowhere holds no run (there is no {Path('nowhere/config.yaml')}); "
-    assert complaint(verb, "nowhere", *given) == (2, nothing + "train one: flowimg train configs/digits.yaml")
+    assert complaint(verb, "nowhere", *given) == (2, nothing + "train one: flowimg train configs/letters.yaml")
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/config.yaml").touch()
     assert complaint(verb, "nowhere", *given) == (2, nothing + f"runs here: {Path('runs/mine')}")

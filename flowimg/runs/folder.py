@@ -113,6 +113,6 @@ def find_run(run: str) -> RunFolder:
     folder = RunFolder(Path(run))
     if not folder.config.exists():
         runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
-        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/digits.yaml"
+        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/letters.yaml"
         raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
     return folder

@@ -13,7 +13,7 @@ def test_a_path_that_does_not_exist(source):
 @pytest.mark.parametrize("source", ["someone/pictures", "zebra"])
 def test_a_dataset_of_the_hub_without_network(source, capsys):
     said = complaint(source)
-    assert said.startswith(f"data.source {source} is unknown: tried were a set known by name (digits, CIFAR10")
+    assert said.startswith(f"data.source {source} is unknown: tried were a set known by name (digits, letters, CIFAR10")
     assert f"a file or folder of this name in {os.getcwd()}, tar shards, and the hub, which cannot be reached" in said
     assert "network" in said and "local copy" in said and "did you mean" not in said
     assert f"looking for {source} on the Hugging Face hub" in capsys.readouterr().err
