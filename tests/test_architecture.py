@@ -21,7 +21,7 @@ from flowimg.settings.verbs import Interpolate, Invert, Sample
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("flowimg/**/*.py"), *ROOT.glob("scripts/*.py")])
 
-OPEN = {"errors", "version", "files"}
+OPEN = {"errors", "version", "files", "names"}
 """Modules that every room may import."""
 LOWER = {"flow", "spaces", "conditions", "fields", "data", "training", "sampling", "evaluation", "figures"}
 UPPER = {"settings", "machine", *LOWER, "build", "runs"}
@@ -31,6 +31,7 @@ OURS = {
     "errors": set(),
     "version": set(),
     "files": set(),
+    "names": {"errors"},
     "settings": {"settings"},
     "machine": {"machine"},
     "flow": {"flow"},
@@ -51,7 +52,7 @@ OURS = {
     "scripts": {"cli"},
 }
 """Modules of flowimg that each room may import, besides those that are open to all."""
-ONLY = {"flow": {"torch", "scipy", "torchdiffeq"}, "scripts": set(), "errors": set(), "version": set(), "files": set()}
+ONLY = {"flow": {"torch", "scipy", "torchdiffeq"}, "scripts": set(), **{room: set() for room in OPEN}}
 """Rooms that may import these packages of others and no more (the standard library is free to all)."""
 NEVER = {"settings": {"torch"}}
 """Packages of others that a room may not import; the rest is free."""
