@@ -7,6 +7,7 @@ import torch
 
 from flowimg.errors import SettingsError
 from flowimg.flow.condition import NO_CLASS, Condition
+from flowimg.names import one_line
 
 
 def turns(seeds: Sequence[int], classes: Sequence[str]) -> Condition:
@@ -39,6 +40,6 @@ def parse_label(label: int | str | None, classes: Sequence[str], run: str) -> in
     if str(label).isdecimal() and int(label) < len(classes):
         return int(label)
     near = get_close_matches(str(label), classes, n=1, cutoff=0.5)
-    known = ", ".join(classes[:16]) + (f" and {len(classes) - 16} more" if len(classes) > 16 else "")
-    hint = f"did you mean {near[0]}?" if near else f"known are {known}"
-    raise SettingsError(f"--label {label} is no class of {run}: {hint}")
+    known = ", ".join(map(one_line, classes[:16])) + (f" and {len(classes) - 16} more" if len(classes) > 16 else "")
+    hint = f"did you mean {one_line(near[0])}?" if near else f"known are {known}"
+    raise SettingsError(f"--label {one_line(str(label))} is no class of {run}: {hint}")

@@ -6,7 +6,7 @@ only, so 100,000 files take half a second.
 
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import NO_STAMP, Stamp, name_of, stamp
-from flowimg.data.listing import Listing, Source, check_split, number_classes, of_files, plain
+from flowimg.data.listing import Listing, Source, check_split, number_classes, of_files
 from flowimg.errors import DataError
+from flowimg.names import one_line, text_of
 
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),
@@ -76,7 +77,7 @@ def walk(root: Path) -> tuple[list[Entry], list[str]]:
                 entries = sorted((one for one in inside if not one.name.startswith(".")), key=lambda one: one.name)
         except OSError as error:
             if not folder:
-                raise DataError(f"data.source {root} cannot be read: {error.strerror}") from None
+                raise DataError(f"data.source {one_line(str(root))} cannot be read: {error.strerror}") from None
             why = f"a folder that cannot be read ({(error.strerror or 'unknown').lower()})"
             found.append(Entry(folder, wrong=why, is_folder=True))
             continue
@@ -113,7 +114,7 @@ def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str
     pictures = [entry for entry in entries if _is_picture(entry)]
     good = [entry.path for entry in pictures if entry.wrong is None]
     if not good:
-        odd = next((f"; {plain(entry.path)} is {entry.wrong}" for entry in pictures), "")
+        odd = next((f"; {one_line(entry.path)} is {entry.wrong}" for entry in pictures), "")
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
     unused = [f"{path}: a folder already visited through a link" for path in again]
     tops = {path.split("/")[0] for path in good if "/" in path}
@@ -122,7 +123,7 @@ def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str
     if prefix:
         unused += [f"{entry.path}: next to the folders of splits" for entry in pictures if "/" not in entry.path]
         pictures = [entry for entry in pictures if entry.path.startswith(prefix)]
-    listing = partial(_listing, root, pictures, prefix, unused)
+    listing = partial(_listing, where, root, pictures, prefix, unused)
     return Source("a folder of pictures", where, name_of(signature_of(pictures), unused), listing)
 
 
@@ -132,10 +133,14 @@ def _is_picture(entry: Entry) -> bool:
     return ending in ENDINGS or entry.is_folder or (entry.wrong is not None and not ending)
 
 
-def _listing(root: Path, pictures: list[Entry], prefix: str, unused: list[str]) -> Listing:
+def _listing(where: str, root: Path, pictures: list[Entry], prefix: str, unused: list[str]) -> Listing:
     below = [entry.path.removeprefix(prefix) for entry in pictures]
     good = [path for path, entry in zip(below, pictures, strict=True) if entry.wrong is None]
-    numbers, classes = number_classes({path.split("/")[0] for path in good})
+    tops = {path.split("/")[0] for path in good}
+    numbers, classes = number_classes(map(text_of, tops))
+    if len(classes) < len(tops):  # one has a letter that is not UTF-8, and another is called as that is written
+        twice = Counter(map(text_of, tops)).most_common(1)[0][0]
+        raise DataError(f"{where} has two folders whose names are both written {one_line(twice)}: rename one")
 
     def name(row: int) -> str:
         return os.path.join(root, pictures[row].path)
@@ -143,6 +148,6 @@ def _listing(root: Path, pictures: list[Entry], prefix: str, unused: list[str]) 
     wrong = {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
     more: dict[str, Any] = {}
     if len(classes) > 1 and all("/" in path for path in good):
-        labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
+        labels = np.array([numbers.get(text_of(path.split("/")[0]), 0) for path in below], dtype=np.int64)
         more = {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
     return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)

@@ -18,6 +18,7 @@ from flowimg.data.pictures import first_line
 from flowimg.data.sources.shards import lacks_label, of_split
 from flowimg.data.workers import Result
 from flowimg.errors import DataError
+from flowimg.names import on_disk
 
 OPENED = 16
 """Files that are read at a time."""
@@ -153,7 +154,7 @@ def _parquet_files(where: str, source: str, request: Request) -> Sequence[str]:
 
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
 
-    path = Path(source).expanduser()
+    path = on_disk(source)
     if path.suffix == ".parquet" and os.path.isfile(path):
         return of_split(where, [str(path)], request.split)
     try:

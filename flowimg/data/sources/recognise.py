@@ -11,6 +11,7 @@ from flowimg.data.sources.folders import ENDINGS, picture_folder, signature_of, 
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
 from flowimg.data.sources.shards import shards, shards_below, tar_files
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 TABLES = (".parquet", ".arrow")
 
@@ -21,13 +22,13 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
     Raises:
         DataError: If it means nothing; the message lists everything that was tried.
     """
-    where = f"data.source {source}"
+    where = f"data.source {one_line(source)}"
     if source in NAMED:
         check_split(where, request.split)
         return Source(f"the set {source}", where, None, NAMED[source])
     if source in TORCHVISION:
         return torchvision_set(where, source, request)
-    path = Path(source).expanduser()
+    path = on_disk(source)
     if os.path.isfile(path):
         if path.suffix == ".tar":
             return shards(where, [str(path)], cache, request)

@@ -4,7 +4,6 @@ Columns of pictures and labels are found by their types, or requested by name.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,6 +15,7 @@ from flowimg.data.cache import NO_STAMP, name_of, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, check_split, listed, number_classes
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 LABELS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "string", "large_string", "bool"}
 """Column types that labels can have."""
@@ -27,7 +27,7 @@ def open_table(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
     Raises:
         DataError: If it cannot be read.
     """
-    path = Path(source).expanduser()
+    path, where = on_disk(source), f"data.source {one_line(source)}"
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -45,8 +45,8 @@ def open_table(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
         reason = first_line(error)
         if reason.startswith("Config name is missing"):
             subsets = str(error).splitlines()[1].partition(": ")[2]
-            raise DataError(f"data.source {source} has several subsets: name one of {subsets} by data.subset") from None
-        raise DataError(f"data.source {source} cannot be read: {reason}") from None
+            raise DataError(f"{where} has several subsets: name one of {subsets} by data.subset") from None
+        raise DataError(f"{where} cannot be read: {reason}") from None
 
 
 def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
@@ -55,7 +55,7 @@ def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
 
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
 
-    print(f"looking for {source} on the Hugging Face hub ...", file=sys.stderr, flush=True)
+    print(f"looking for {one_line(source)} on the Hugging Face hub ...", file=sys.stderr, flush=True)
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # silence its report of every attempt; one error is raised instead
     try:
