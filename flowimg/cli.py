@@ -8,12 +8,15 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
 
 from flowimg.errors import SettingsError, Stopped
+from flowimg.machine.streams import Words, open_streams, silence
+from flowimg.names import no_name_here, printed, unprintable
 from flowimg.settings import verbs
 from flowimg.settings.base import Settings
 from flowimg.settings.command import parse, run_settings, source_settings, start_settings, verb_settings
@@ -26,11 +29,15 @@ Result = dict[str, Any] | None
 
 
 class Verb(NamedTuple):
-    """A command of `flowimg`: the words that follow its name, what it does, and how to run it with them."""
+    """A command of `flowimg`: the words that follow its name, what it does, and how to run it with them.
+
+    A `lasting` one continues without words when nobody can read them any more: the terminal or the pipe was closed.
+    """
 
     words: str
     purpose: str
     run: Callable[[Sequence[str]], Result]
+    lasting: bool = False
 
 
 def call(job: str, *settings: Any) -> Result:
@@ -101,7 +108,7 @@ DATA = {
 }
 
 VERBS = {
-    "train": Verb("CONFIG", "train a run; the same command, or the run's folder, continues it", train),
+    "train": Verb("CONFIG", "train a run; the same command, or the run's folder, continues it", train, lasting=True),
     "estimate": on_config(
         "jobs.estimate:estimate", "predict the memory, disk space and hours of a run from a few measurements"
     ),
@@ -126,35 +133,31 @@ VERBS = {
 }
 
 
+FLAGS = ("--quiet", "--json")
+"""Options of every verb, anywhere among its words."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a verb; a user's mistake ends in one message and its exit status, never in a stack trace."""
+    open_streams()
     args = list(sys.argv[1:] if args is None else args)
-    quiet, as_json = "--quiet" in args, "--json" in args
-    args = [arg for arg in args if arg not in ("--quiet", "--json")]
-    verb = args[0] if args else "--help"
+    as_json, verb = "--json" in args, next((arg for arg in args if arg not in FLAGS), "--help")
+    names = unprintable(args)
+    end = partial(fail, names=names)
     try:
-        if verb in ("-h", "--help"):
-            print(HELP.format(verbs=usage(VERBS)))
-        elif verb == "--version":
-            print(f"flowimg {__version__}")
-        elif verb not in VERBS:
-            raise SettingsError(f"flowimg has no verb {verb}: {nearest(verb, list(VERBS))}")
-        else:
-            with redirected(quiet, as_json):
-                result = VERBS[verb].run(args[1:])
-            if as_json and result is not None:
-                print(json.dumps(result, allow_nan=False))
+        _run(args, verb, names)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except KeyboardInterrupt:
         where = {"train": "continues from the last checkpoint", "sample": "continues where it stopped"}.get(verb)
-        fail(f"stopped; the same command {where}" if where else "stopped", 130)
+        end(f"stopped; the same command {where}" if where else "stopped", 130)
     except Stopped as stopped:
-        fail(stopped.message, stopped.exit_status)
+        end(stopped.message, stopped.exit_status)
     except BrokenPipeError:  # `flowimg config ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its exit
+        for stream in (sys.stdout, sys.stderr):
+            silence(stream)
         sys.exit(141)
     except OSError as error:  # a full disk, a folder that cannot be written
-        fail(str(error), 4)
+        end(str(error), 4)
     except Exception as error:
         status = getattr(error, "exit_status", None)
         if as_json and (result := getattr(error, "result", None)):
@@ -163,26 +166,53 @@ def main(args: Sequence[str] | None = None) -> None:
             from flowimg.machine.processes import lost_others
 
             if lost_others(error):
-                fail("another process of this launch ended: its message says why", 4)
+                end("another process of this launch ended: its message says why", 4)
+        if status is None and isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+            end(no_name_here(error.object), 4)
         if status is None:
             traceback.print_exc()
-            fail("this is a bug in flowimg, not your mistake; please report the lines above", 70)
-        fail(str(error), status)
+            end("this is a bug in flowimg, not your mistake; please report the lines above", 70)
+        end(str(error), status)
+
+
+def _run(args: Sequence[str], verb: str, names: Collection[str]) -> None:
+    """Run a verb with all words of the command line; `names` are escaped in what it prints."""
+    if verb in ("-h", "--help"):
+        print(HELP.format(verbs=usage(VERBS)))
+    elif verb == "--version":
+        print(f"flowimg {__version__}")
+    elif verb not in VERBS:
+        raise SettingsError(f"flowimg has no verb {verb}: {nearest(verb, list(VERBS))}")
+    else:
+        rest = [arg for arg in args if arg not in FLAGS]
+        with redirected("--quiet" in args, "--json" in args, names, VERBS[verb].lasting):
+            result = VERBS[verb].run(rest[1:])
+        if "--json" in args and result is not None:
+            print(json.dumps(result, allow_nan=False))
 
 
 @contextmanager
-def redirected(quiet: bool, as_json: bool) -> Iterator[None]:
+def redirected(quiet: bool, as_json: bool, names: Collection[str] = (), lasting: bool = False) -> Iterator[None]:
     """Send what a verb prints to stderr with `--json`, so that stdout holds only the result; nowhere with `--quiet`."""
-    with open(os.devnull, "w") as nowhere:
-        words = nowhere if quiet else sys.stderr if as_json else sys.stdout
-        bars = nowhere if quiet else sys.stderr  # errors are printed after this context
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        words: Any = Words(nowhere if quiet else sys.stderr if as_json else sys.stdout, names, lasting)
+        bars: Any = Words(nowhere if quiet else sys.stderr, names, lasting)  # errors are printed after this context
         with redirect_stdout(words), redirect_stderr(bars):
-            yield
+            try:
+                yield
+            finally:
+                if lasting:  # where words that cannot be written are no failure
+                    words.flush()
 
 
-def fail(message: str, status: int) -> NoReturn:
-    """Print the message to stderr and exit."""
-    print("\n".join(f"flowimg: {line}" for line in message.splitlines()), file=sys.stderr)
+def fail(message: str, status: int, names: Collection[str] = ()) -> NoReturn:
+    """Print the message to stderr, with these names in one line each, and exit."""
+    try:
+        print("\n".join(f"flowimg: {line}" for line in printed(message, names).split("\n")), file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:  # the terminal was closed; the exit status still says what happened
+        silence(sys.stdout)
+        silence(sys.stderr)
     sys.exit(status)
 
 

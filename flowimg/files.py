@@ -53,7 +53,7 @@ def written(path: Path, synced: bool = False, lenient: bool = False) -> Iterator
 def write_text(path: Path, text: str, synced: bool = False) -> None:
     """Write a small file, whole or not at all."""
     with written(path, synced) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lost letter is no reason to lose a save
 
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
@@ -64,7 +64,7 @@ def write_json(path: Path, value: object, indent: int | None = 1) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if the file is missing or broken, or holds anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -118,6 +118,12 @@ def check_writable(path: Path) -> None:
         TemporaryFile(dir=existing(path.parent)).close()
 
 
+def can_write(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above it that exists, is a folder that this user may write to."""
+    there = existing(folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 def sync(path: Path, lenient: bool = False) -> None:
     """Wait until a file, or a folder's list of files, is on the disk.
 
@@ -153,7 +159,7 @@ def lock(path: Path, busy: Callable[[], None], patience: float = math.inf) -> It
     except ImportError:
         yield
         return
-    with path.open("a") as file:
+    with path.open("ab") as file:
         until, waiting = time.monotonic() + patience, False
         while True:
             try:

@@ -21,7 +21,7 @@ from flowimg.settings.verbs import Interpolate, Invert, Sample
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("flowimg/**/*.py"), *ROOT.glob("scripts/*.py")])
 
-OPEN = {"errors", "version", "files"}
+OPEN = {"errors", "version", "files", "names"}
 """Modules that every room may import."""
 LOWER = {"flow", "spaces", "conditions", "fields", "data", "training", "sampling", "evaluation", "figures"}
 UPPER = {"settings", "machine", *LOWER, "build", "runs"}
@@ -31,6 +31,7 @@ OURS = {
     "errors": set(),
     "version": set(),
     "files": set(),
+    "names": {"errors"},
     "settings": {"settings"},
     "machine": {"machine"},
     "flow": {"flow"},
@@ -51,7 +52,7 @@ OURS = {
     "scripts": {"cli"},
 }
 """Modules of flowimg that each room may import, besides those that are open to all."""
-ONLY = {"flow": {"torch", "scipy", "torchdiffeq"}, "scripts": set(), "errors": set(), "version": set(), "files": set()}
+ONLY = {"flow": {"torch", "scipy", "torchdiffeq"}, "scripts": set(), **{room: set() for room in OPEN}}
 """Rooms that may import these packages of others and no more (the standard library is free to all)."""
 NEVER = {"settings": {"torch"}}
 """Packages of others that a room may not import; the rest is free."""
@@ -187,6 +188,41 @@ def test_no_file_imports_itself_by_way_of_others():
         for module in leaves:
             del graph[module]
     assert graph == {}
+
+
+def read_as_the_locale_says(source):
+    """Calls that read or write text without naming its encoding: that of the locale would be taken."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name, words = (
+            ast.unparse(call.func).rpartition(".")[2],
+            {text for word in call.keywords for text in (word.arg, ast.unparse(word))},
+        )
+        method = isinstance(call.func, ast.Attribute)
+        texts = [str(getattr(value, "value", "")) for value in call.args]
+        mode = next((text for text in texts[0 if method else 1 :][:1] if re.fullmatch("[rwxabt+]+", text)), None)
+        reads = {
+            "read_text": method and not call.args,
+            "write_text": method and len(call.args) < 2,
+            "open": (mode is not None and "b" not in mode) or (not method and len(call.args) < 2),
+            "fdopen": "b" not in "".join(texts[1:]),
+        }
+        if (reads.get(name) or words & {"text=True", "universal_newlines=True"}) and "encoding" not in words:
+            yield ast.unparse(call)
+
+
+@pytest.mark.parametrize("file", [*FILES, *ROOT.glob("examples/**/*.py")], ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_text_file_is_read_and_written_in_an_encoding_that_is_named(file):
+    assert list(read_as_the_locale_says(file.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["path.read_text()", "path.write_text(x)", "open(x)", "open(x, 'w')", "path.open('a')", "os.fdopen(3, 'w')",
+     "subprocess.run(x, text=True)"],
+)  # fmt: skip
+def test_a_file_without_an_encoding_is_found(call):
+    encoded = call[:-1] + (", " if call[-2] != "(" else "") + "encoding='utf-8')"
+    assert list(read_as_the_locale_says(call)) and not list(read_as_the_locale_says(encoded))
 
 
 # --- kinds and tables ------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def _measure(config: Config) -> dict[str, Any]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Discard the output of the single runs, which would bury the experiment's own."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 

@@ -22,6 +22,7 @@ from flowimg.errors import DataError
 from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import generator
 from flowimg.machine.device import memory_bytes
+from flowimg.names import one_line
 from flowimg.settings.data import ImageData, PointData
 from flowimg.settings.run import Config
 from flowimg.spaces.pixels import Pixels
@@ -159,8 +160,8 @@ def _stored(config: Config, data: ImageData) -> FoundData:
         common = _common(config, data, found.shape, device)
         return ImageBatches(images, apart, stored.fingerprint, left_out, **common)
 
-    check_enough(len(found.rows), f"{data.source} has {len(found.rows)} images")
-    story = f"{data.source}: {found.story}; {_held_out(data)}"
+    check_enough(len(found.rows), f"{one_line(data.source)} has {len(found.rows)} images")
+    story = f"{one_line(data.source)}: {found.story}; {_held_out(data)}"
     trained = None if found.labels is None else np.delete(found.labels, hold_out(len(found.labels), data.held_out))
     facts = DataFacts(found.shape, found.classes, absent=absent(trained, found.classes))
     return FoundData(facts, story, load, found.unused)
@@ -188,7 +189,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
         return StreamBatches(stream, how, held, data.open_shards, workers, data.max_bad, **common)
 
     kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
-    story = f"{data.source}: {stream.story}, {seen}; {kinds}; {_held_out(data)}"
+    story = f"{one_line(data.source)}: {stream.story}, {seen}; {kinds}; {_held_out(data)}"
     return FoundData(DataFacts(shape, stream.classes, absent=stream.absent), story, load, stream.unused)
 
 
@@ -223,4 +224,5 @@ def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
         differs = f"the classes {listed(now.classes)}, and the run was trained on {listed(before.classes)}"
     else:
         return
-    raise DataError(f"{config.data.source}, {config.data.split}, has {differs}: give back the data of the run")  # type: ignore[union-attr]
+    data: Any = config.data
+    raise DataError(f"{one_line(data.source)}, {data.split}, has {differs}: give back the data of the run")

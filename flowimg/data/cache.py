@@ -24,8 +24,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.errors import CacheError
+from flowimg.errors import CacheError, SettingsError
 from flowimg.files import aside_of, filled, lock, written
+from flowimg.names import on_disk
 
 OLD = 24 * 3600.0
 """Seconds after which the unfinished files of another machine are considered abandoned."""
@@ -36,8 +37,13 @@ NO_STAMP = (0, 0, 0)
 
 def cache_folder(requested: str | None = None) -> Path:
     """The requested folder, or $FLOWIMG_CACHE, or flowimg in the user's cache."""
+    if named := requested or os.environ.get("FLOWIMG_CACHE"):
+        return on_disk(named)
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(requested or os.environ.get("FLOWIMG_CACHE") or Path(user, "flowimg")).expanduser()
+    try:
+        return on_disk(user) / "flowimg"
+    except SettingsError:  # a user without a home, who may need no cache: one that cannot be written
+        return Path(os.devnull, "flowimg")
 
 
 def name_of(*parts: Any) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from flowimg.data.cache import Stamp
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
+from flowimg.names import one_line
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, int, int]
@@ -150,13 +151,13 @@ def chunks(rows: Ints, sizes: Ints | None) -> list[Ints]:
 
 def listed(names: Any) -> str:
     """Names joined for a sentence: the first twenty, and the number of the others."""
-    names = [plain(str(name)) for name in names]
+    names = [one_line(str(name)) for name in names]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
 
 
 def several(names: Sequence[str]) -> str:
     """The first of some names, and the number of the others."""
-    return plain(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+    return one_line(names[0]) + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def check_split(where: str, split: str, splits: Collection[str] = ("train",)) -> None:
@@ -167,11 +168,6 @@ def check_split(where: str, split: str, splits: Collection[str] = ("train",)) ->
     """
     if split not in splits:
         raise DataError(f"{where} has no split {split!r}: data.split may be {listed(splits)}")
-
-
-def plain(name: str) -> str:
-    """A name in printable form: line breaks and undecodable bytes are escaped."""
-    return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def label_of(value: Any) -> Any:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Ints, Listing, Source, chunks, plain
+from flowimg.data.listing import Ints, Listing, Source, chunks
 from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
+from flowimg.names import one_line
 
 VERSION = 3
 """Increased when scans of older versions must be repeated."""
@@ -180,8 +181,8 @@ def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, 
                     fleeting |= {row} if seen.fleeting else set()
             progress.update(len(part))
     wrong = dict(sorted(wrong.items()))
-    names = {row: plain(listing.name(row)) for row in wrong}
-    unused = tuple(map(plain, listing.unused))
+    names = {row: one_line(listing.name(row)) for row in wrong}
+    unused = tuple(map(one_line, listing.unused))
     return Scan(table, list(kinds), wrong, names, listing.labels, listing.classes, listing.origin, unused, fleeting)
 
 

@@ -28,11 +28,12 @@ from tqdm import tqdm
 from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
-from flowimg.data.listing import Shape, chunks, plain
+from flowimg.data.listing import Shape, chunks
 from flowimg.data.order import permute
 from flowimg.data.workers import cores, spread
 from flowimg.errors import CacheError, DataError
 from flowimg.flow.randomness import key
+from flowimg.names import one_line
 
 VERSION = 1
 """Rises when the same settings give other pixels."""
@@ -135,7 +136,7 @@ def _read(folder: Path) -> Stored | None:
     """The store in a folder, if it is there and whole; one that is not is removed, to be made again."""
     told = None
     try:
-        told = json.loads((folder / "store.json").read_text())
+        told = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         shape = tuple(told["shape"])
         if os.path.getsize(folder / "pixels") != int(np.prod(shape)):
             raise ValueError("cut off")
@@ -145,7 +146,7 @@ def _read(folder: Path) -> Stored | None:
         labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False)) if told["labels"] else None
         images = Images(torch.from_numpy(mapped), labels, tuple(told["classes"]))
         return Stored(images, folder, told["fingerprint"], tuple(Bad(*bad) for bad in told["bad"]))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         # one that was renamed into place a moment ago is whole
         if told is not None or (folder.exists() and not (folder / "store.json").exists()):
             discard(folder)
@@ -171,7 +172,8 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
         tasks = ((int(part[0]), listing.read(rows[part])) for part in parts)
         for part, told in zip(parts, spread(partial(decode_into, str(file), how), tasks, workers), strict=True):
             for place, (hashed, wrong, fleeting) in zip(part.tolist(), told, strict=True):
-                name = plain(listing.name(int(rows[place]))) if wrong or hashed != found.hashes[place].tobytes() else ""
+                told_of = wrong or hashed != found.hashes[place].tobytes()
+                name = one_line(listing.name(int(rows[place]))) if told_of else ""
                 if fleeting:  # a store of this name would lack it for ever
                     raise DataError(f"{name} could not be read now ({wrong}): {story}")
                 if wrong is not None:
@@ -194,7 +196,7 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
         "version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes,
         "fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story, "resize": how._asdict(),
     }  # fmt: skip
-    (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _close_ranks(file: Path, good: np.ndarray, size: int) -> None:  # type: ignore[type-arg]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flowimg.data.batches import PictureBatches, middle
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
-from flowimg.data.listing import Ints, Opened, Shape, Stream, plain
+from flowimg.data.listing import Ints, Opened, Shape, Stream
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
@@ -26,6 +26,7 @@ from flowimg.data.store import Images
 from flowimg.data.workers import Pool
 from flowimg.errors import DataError
 from flowimg.flow.randomness import key
+from flowimg.names import one_line
 
 LOOKED_AT = 64
 """Pictures whose files are looked at beforehand, for size and colour."""
@@ -177,7 +178,7 @@ class StreamBatches(PictureBatches):
                 pixels = next(self._read([(shard, row)]))
             opened = self._open(shard)
             if isinstance(pixels, str):
-                name = plain(opened.name(row))
+                name = one_line(opened.name(row))
                 raise DataError(f"{name}: {pixels}; so are {TRIES} others: are the shards whole?")
             found.append(pixels)
             if opened.labels is not None:
@@ -217,7 +218,7 @@ class StreamBatches(PictureBatches):
     def _tell(self, shard: int, row: int, reason: str) -> None:
         if (shard, row) in self.bad:
             return
-        self.bad[shard, row] = Bad(plain(self._open(shard).name(row)), reason)
+        self.bad[shard, row] = Bad(one_line(self._open(shard).name(row)), reason)
         if len(self.bad) <= TOLD:
             more = "; further ones are only counted" if len(self.bad) == TOLD else ""
             print(f"warning   {self.bad[shard, row].name}: {reason}; replaced by another{more}", file=sys.stderr)

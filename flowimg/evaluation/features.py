@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from flowimg.errors import ExtractorError
 from flowimg.fields.classifier import Classifier
 from flowimg.flow.randomness import generator
+from flowimg.names import on_disk
 from flowimg.spaces.pixels import unit
 
 INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -106,7 +107,7 @@ def inception(file: str | None, download: bool, device: torch.device) -> Extract
         import torch_fidelity  # noqa: F401
     except ImportError:
         raise ExtractorError("the Inception of FID needs torch-fidelity: pip install -e '.[evaluate]'") from None
-    path = Path(file).expanduser() if file else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+    path = on_disk(file) if file else Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     if not path.is_file():
         if file or not download:
             where = f"{file} is not a file" if file else f"the weights of Inception are not in {path}"
@@ -159,7 +160,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     Raises:
         ExtractorError: If transformers is not installed, or the network is missing, incomplete or not for pictures.
     """
-    path = Path(source).expanduser()
+    path = on_disk(source)
     network, missing = _pretrained(source, download)
     clip = hasattr(network, "get_image_features")
     unpooled = any(name.startswith("pooler.") for name in missing)  # classifiers are stored without it
@@ -203,7 +204,7 @@ def _pretrained(source: str, download: bool) -> tuple[Any, set[str]]:
         from transformers.utils import logging
     except ImportError:
         raise ExtractorError(f"{source} needs transformers: pip install -e '.[evaluate]'") from None
-    path = Path(source).expanduser()
+    path = on_disk(source)
     if path.is_file():
         raise ExtractorError(f"{source} is a file: give the folder that holds it, with its config.json")
     logging.set_verbosity_error()

@@ -9,7 +9,6 @@ Where pictures are augmented, a linear layer beside it, which is 0 for pictures 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from flowimg.fields.cpu.blocks import quicken
 from flowimg.fields.mlp import class_rows
 from flowimg.flow.condition import Condition
+from flowimg.names import on_disk
 
 HEAD = 64
 """Channels an attention head; diffusers' default of 8 makes many tiny, slow heads."""
@@ -215,7 +215,7 @@ def _stock_unet(source: str) -> UNet2DModel:
     """The network as it lies there, whole."""
     # the other format is pickle, which runs what it likes
     options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-    path = Path(source).expanduser()
+    path = on_disk(source)
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # silence its long warnings; we raise one clear error instead
     try:

@@ -32,7 +32,7 @@ def add_figures(folder: Path, drawn: Sequence[Figure]) -> None:
 def kept_figures(folder: Path) -> list[Figure]:
     """The figures on the list. A folder may come from a stranger, so paths are reduced to a name in this folder."""
     try:
-        listed = json.loads((folder / "figures.json").read_text())
+        listed = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
         return [Figure(**{**figure, "file": Path(figure["file"]).name}) for figure in listed]
     except (OSError, ValueError, TypeError, KeyError):
         return []

@@ -43,7 +43,7 @@ class RunSummary(NamedTuple):
     """The contents of a page about a run."""
 
     name: str
-    path: str
+    evaluate: str
     story: str
     state: str
     running: bool
@@ -97,4 +97,4 @@ def _page(name: str, **values: Any) -> str:
 
 def plane_script() -> str:
     """The browser script of `flowimg play` for points: a plane on which particles are placed."""
-    return (Path(__file__).parent / "pages" / "plane.js").read_text()
+    return (Path(__file__).parent / "pages" / "plane.js").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowimg.build.data import build_source, build_space, find_images, store_images
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
-from flowimg.data.listing import Request, plain
+from flowimg.data.listing import Request
 from flowimg.data.scan import HASH, Scan, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.data.workers import cores
@@ -21,6 +21,7 @@ from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import check_places
 from flowimg.machine.processes import one_process
+from flowimg.names import one_line
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
@@ -73,7 +74,7 @@ def check(settings: Check) -> dict[str, Any]:
         "dark": int((seen.table["brightest"][good] < DARK).sum()),
         "classes": classes,
         "near_empty": [name for name, count in classes.items() if count < sparse],
-        "twice": [[plain(listing.name(row)) for row in group] for group in duplicates] if listing else [],
+        "twice": [[one_line(listing.name(row)) for row in group] for group in duplicates] if listing else [],
         "left_alone": list(seen.unused),
     }
     _print_findings(result, settings.list_most, time.perf_counter() - began)
@@ -91,7 +92,7 @@ def _count_classes(seen: Scan, good: NDArray[np.int64]) -> dict[str, int]:
     if seen.labels is None:
         return {}
     counts = np.bincount(seen.labels[good], minlength=len(seen.classes))
-    return {plain(name): int(count) for name, count in zip(seen.classes, counts, strict=True)}
+    return {name: int(count) for name, count in zip(seen.classes, counts, strict=True)}
 
 
 def _duplicates(seen: Scan, good: NDArray[np.int64]) -> list[list[int]]:
@@ -117,7 +118,7 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
             line("" if number else head, text)
 
     bad, classes, duplicates = found["bad"], found["classes"], found["twice"]
-    line("source", f"{found['source']}: {found['kind']}")
+    line("source", f"{one_line(found['source'])}: {found['kind']}")
     count, good = found["pictures"], found["good"]
     took = f"{seconds:.1f} s, {count / seconds:,.0f}/s" if seconds > 1 else f"{seconds:.1f} s"
     line("pictures", f"{count:,} in {found['split']}: {good:,} good, {len(bad):,} bad ({took})")
@@ -131,15 +132,16 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     if found["dark"]:
         line("warning", f"{found['dark']:,} are nearly black: {NEARLY_BLACK}")
     if classes:
-        widest, most = max(map(len, classes)), max(max(classes.values()), 1)
+        shown = [(one_line(name), count) for name, count in list(classes.items())[:SHOWN]]
+        widest, most = max(len(name) for name, _ in shown), max(max(classes.values()), 1)
         line("classes", f"{len(classes):,}")
-        for name, count in list(classes.items())[:SHOWN]:
+        for name, count in shown:
             line("", f"{name:<{widest}}  {'#' * round(BAR * count / most):<{BAR}}  {count:,}")
         if len(classes) > SHOWN:
             line("", f"... {len(classes) - SHOWN:,} more")
     if found["near_empty"]:
-        counts = [f"{name} ({classes[name]})" for name in found["near_empty"]]
-        line("warning", f"near-empty classes: {', '.join(counts[:20])}")
+        counts = [f"{one_line(name)} ({classes[name]})" for name in found["near_empty"][:20]]
+        line("warning", f"near-empty classes: {', '.join(counts)}")
     if duplicates:
         extra = sum(map(len, duplicates)) - len(duplicates)
         line("duplicate", f"{extra:,} pictures have the same pixels as another one, in {len(duplicates):,} groups")
@@ -214,7 +216,7 @@ def prepare(config: Config) -> dict[str, Any]:
     found = find_images(data)
     stored = store_images(data, found)
     pixels, bad = stored.images.pixels, (*found.bad, *stored.bad)
-    print(f"data      {data.source}: {found.story}")
+    print(f"data      {one_line(data.source)}: {found.story}")
     for name, reason in bad[:20]:
         print(f"left out  {name}: {reason}")
     size = f"{' x '.join(map(str, pixels.shape))} bytes, {pixels.nbytes / 2**20:,.1f} MiB"

@@ -120,11 +120,13 @@ def _processes() -> Finding:
     what = f"two-process {backend} all-reduce"
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "all_reduce.py")
-        script.write_text(ALL_REDUCE.format(backend=backend))
+        script.write_text(ALL_REDUCE.format(backend=backend), encoding="utf-8")
         began = time.perf_counter()
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
         try:
-            done = subprocess.run(launch, capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run(
+                launch, capture_output=True, encoding="utf-8", errors="backslashreplace", timeout=PATIENCE
+            )
         except subprocess.TimeoutExpired:
             return "bad", f"{what} did not finish within {PATIENCE} s: check firewalls, and set NCCL_DEBUG=INFO"
     if done.returncode:

@@ -7,6 +7,7 @@ import torch
 from flowimg.files import written
 from flowimg.jobs.drawing import check_places
 from flowimg.machine.processes import one_process
+from flowimg.names import word
 from flowimg.runs.folder import find_run
 from flowimg.runs.opening import open_run, weights_name
 from flowimg.settings.verbs import Ema
@@ -42,7 +43,7 @@ def ema(settings: Ema) -> dict[str, Any]:
         average["file"] = str(path)
         print(f"written   {path}")
     able = [average["length"] for average in averages if average["able"]] or LENGTHS
-    how = f"{settings.run} --weights {able[len(able) // 2]:g}" + (f" --step {kept.step}" if settings.step else "")
+    how = f"{word(settings.run)} --weights {able[len(able) // 2]:g}" + (f" --step {kept.step}" if settings.step else "")
     for command in (f"sample {how}", f"evaluate {how}", f"export {how} FOLDER"):
         print(f"use one   flowimg {command}")
     return {"run": settings.run, "step": kept.step, "steps": kept.steps, "lengths": averages}

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from flowimg.errors import MachineError, SettingsError
-from flowimg.files import filled
+from flowimg.files import filled, write_text
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
+from flowimg.names import one_line, text_of, word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import OpenRun, open_run, weights_name
 from flowimg.settings.reading import dump
@@ -76,7 +77,7 @@ def write_model(
         save_pipeline(aside, network, run.facts.classes)
         if grid is not None:
             shutil.copyfile(grid, aside / "samples.png")
-        (aside / "README.md").write_text(_card(run, grid, num_steps, weights))
+        write_text(aside / "README.md", _card(run, grid, num_steps, weights))
 
 
 def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float) -> str:
@@ -84,7 +85,7 @@ def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float)
     config, facts = run.config, run.facts
     parameters = sum(p.numel() for p in _network(run).parameters())
     # a card may be published: it names data and run without their paths on this machine
-    data, name = _public(config.data.source), Path(str(config.run)).resolve().name
+    data, name = _public(config.data.source), one_line(text_of(run.folder.path.resolve().name))
     shown = config.model_copy(update={"run": name, "data": config.data.model_copy(update={"source": data})})
     if pretrained := getattr(config.field, "pretrained", None):
         shown = shown.model_copy(update={"field": config.field.model_copy(update={"pretrained": _public(pretrained)})})
@@ -98,7 +99,7 @@ picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guida
         more = f"""
 LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
 itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
-"no class". The classes, in order: {", ".join(facts.classes)}.\n"""
+"no class". The classes, in order: {", ".join(map(one_line, facts.classes))}.\n"""
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
@@ -168,6 +169,6 @@ def _push(folder: Path, repository: str, private: bool) -> str:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise MachineError(
             f"{folder} is written, but could not be uploaded to {repository}: {reason} (after `hf auth login`, "
-            f"`hf upload {repository} {folder}` does)"
+            f"`hf upload {repository} {word(folder)}` does)"
         ) from None
     return f"https://huggingface.co/{repository}"

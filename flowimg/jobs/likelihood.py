@@ -22,6 +22,7 @@ from flowimg.jobs.drawing import check_places, opened
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process
+from flowimg.names import one_line
 from flowimg.runs.opening import OpenRun, made_by, weights_name
 from flowimg.settings.verbs import Likelihood
 from flowimg.spaces.pixels import Pixels
@@ -140,7 +141,7 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
         batches = source.load(torch.device("cpu"))
         pictures = batches.some(count)
         x_1, cond = space.encode(pictures.pixels), Condition(pictures.labels)
-        of = f"pictures of {config.data.source}, {settings.split}"
+        of = f"pictures of {one_line(config.data.source)}, {settings.split}"
         if settings.split == getattr(run.config.data, "split", None):
             print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
     if len(x_1) < (settings.count or 0):

@@ -12,6 +12,7 @@ from flowimg.files import read_json, write_text
 from flowimg.jobs.drawing import check_places
 from flowimg.jobs.figures.run import draw_curves
 from flowimg.machine.processes import one_process
+from flowimg.names import one_line, text_of, word
 from flowimg.runs.folder import RunFolder, find_run
 from flowimg.settings.reading import dump, flatten, load
 from flowimg.settings.run import Config
@@ -55,27 +56,32 @@ def summarise(folder: RunFolder, running: bool = False, moving: bool = True) -> 
     state = "trained" if done else "training" if running else "stopped"
     pictures, curves = _shots(folder, config, moving)
     return RunSummary(
-        name=folder.path.name or str(folder.path),
-        path=str(folder.path),
+        name=_name(folder),
+        evaluate=f"flowimg evaluate {word(folder.path)}",
         story=_story(config, machine),
         state=f"{state}: step {step:,} of {config.train.steps:,}",
         running=running and not done,
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         pictures=pictures,
         curves=curves,
-        evaluations=[_scores(folder.path.name, evaluation) for evaluation in folder.evaluated()],
+        evaluations=[_scores(_name(folder), evaluation) for evaluation in folder.evaluated()],
         commands=_commands(folder, config, done),
         changed=_changed(config),
         settings=dump(config),
-        environment=[(name, str(value)) for name, value in machine.items() if value is not None],
+        environment=[(name, one_line(str(value))) for name, value in machine.items() if value is not None],
     )
+
+
+def _name(folder: RunFolder) -> str:
+    """What a run is called on a page."""
+    return one_line(text_of(folder.path.name or folder.path.resolve().name))
 
 
 def _story(config: Config, machine: dict[str, Any]) -> str:
     """The field, the data and the training, in two sentences."""
     parameters = f" with {machine['parameters']:,} parameters" if "parameters" in machine else ""
     steps, batch_size = config.train.steps, config.train.batch_size
-    data = machine.get("data", config.data.source)
+    data = machine.get("data", one_line(config.data.source))
     return (
         f"{FIELDS.get(config.field.kind, config.field.kind)}{parameters}, trained on {data}. {steps:,} steps of "
         f"{batch_size:,} ({steps * batch_size:,} samples) on the {config.path.kind} path with {config.coupling.kind} "
@@ -114,7 +120,7 @@ def _scores(run: str, evaluation: dict[str, Any]) -> Scores:
 
 
 def _commands(folder: RunFolder, config: Config, done: bool) -> list[tuple[str, str]]:
-    path = folder.path
+    path = word(folder.path)
     longer = f" --train.steps {2 * config.train.steps}" if done else ""
     commands = [
         ("Train longer" if done else "Resume from the last checkpoint", f"flowimg train {path}{longer}"),
@@ -122,10 +128,10 @@ def _commands(folder: RunFolder, config: Config, done: bool) -> list[tuple[str, 
         ("Evaluate samples", f"flowimg evaluate {path}"),
     ]
     if folder.model.exists():
-        conditional = "LabelPipeline" in (folder.model / "model_index.json").read_text()
+        conditional = "LabelPipeline" in (folder.model / "model_index.json").read_text(encoding="utf-8")
         ours, stock = ("flowimg.sampling.pipeline", "LabelPipeline"), ("diffusers", "DiffusionPipeline")
         module, name = ours if conditional else stock
-        code = f'from {module} import {name}\n\npipeline = {name}.from_pretrained("{folder.model}")'
+        code = f"from {module} import {name}\n\npipeline = {name}.from_pretrained({str(folder.model)!r})"
         commands.append(("Load it in Python", code))
     return commands
 
@@ -147,8 +153,8 @@ def _compare(folders: list[RunFolder]) -> str:
     from flowimg.figures.curves import compare_figure
 
     paths = [str(folder.path) for folder in folders]
-    names = [Path(path).name for path in paths]
-    names = names if len(set(names)) == len(names) else paths
+    names = [_name(folder) for folder in folders]
+    names = names if len(set(names)) == len(names) else [one_line(path) for path in paths]
     # the animations of several runs would make the page too large to send
     runs = [summarise(folder, moving=False)._replace(name=name) for folder, name in zip(folders, names, strict=True)]
     path = folders[0].figures / "comparison.png"
@@ -168,4 +174,4 @@ def _value(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_value(item) for item in value) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None else one_line(str(value))

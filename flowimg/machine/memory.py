@@ -56,7 +56,7 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
     with suppress(OSError, ValueError):
-        most, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        most, now = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text("utf-8")) for name in ("max", "current"))
         free = min(free, most - now)
     return free
 

@@ -14,7 +14,7 @@ def fast_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
     except OSError:  # not Linux
         return False
     return device.type == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)

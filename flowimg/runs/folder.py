@@ -6,12 +6,13 @@ from typing import Any
 
 from flowimg.errors import SettingsError
 from flowimg.files import write_text
+from flowimg.names import on_disk, one_line
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; half a line, from a run that was killed, is passed over."""
     kept: list[dict[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
             record = json.loads(line)
             record["step"] + 0
@@ -110,9 +111,10 @@ def find_run(run: str) -> RunFolder:
     Raises:
         SettingsError: If the folder holds no run.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder(on_disk(run))
     if not folder.config.exists():
         runs = sorted(str(path.parent) for path in Path("runs").glob("*/config.yaml"))
-        hint = f"; runs here: {', '.join(runs)}" if runs else "; train one: flowimg train configs/letters.yaml"
+        there = ", ".join(map(one_line, runs))
+        hint = f"; runs here: {there}" if runs else "; train one: flowimg train configs/letters.yaml"
         raise SettingsError(f"{run} holds no run (there is no {folder.config}){hint}")
     return folder

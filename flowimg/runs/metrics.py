@@ -11,9 +11,9 @@ def append(folder: RunFolder, lines: str) -> None:
     """
     size = folder.metrics.stat().st_size if folder.metrics.exists() else 0
     try:
-        with folder.metrics.open("a") as file:
+        with folder.metrics.open("a", encoding="utf-8") as file:
             file.write(lines)
     except OSError:
-        with folder.metrics.open("r+") as file:
+        with folder.metrics.open("r+b") as file:
             file.truncate(size)
         raise

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from flowimg.errors import CheckpointError, MachineError, SettingsError
 from flowimg.files import existing
+from flowimg.names import one_line
 from flowimg.runs.folder import RunFolder, check_links
 from flowimg.settings.reading import flatten, load, nearest
 from flowimg.settings.run import Config, Start
@@ -78,7 +79,7 @@ def _verdict(key: str, allowed: tuple[str, ...]) -> str:
 
 def table(changes: list[Change]) -> str:
     """Changes as a table: setting, old value, new value, and what follows from it."""
-    rows = [("setting", "then", "now", "")] + [(c.key, str(c.then), str(c.now), c.verdict) for c in changes]
+    rows = [("setting", "then", "now", ""), *(tuple(one_line(str(part)) for part in change) for change in changes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(f"  {line}" for line in lines)
@@ -147,5 +148,5 @@ def check_averages(checkpoint: Checkpoint, config: Config, folder: Path) -> None
 
 def last_step(folder: RunFolder) -> int:
     """The last step that a run wrote metrics of; 0 if there is none."""
-    text = folder.metrics.read_text(errors="replace") if folder.metrics.exists() else ""
+    text = folder.metrics.read_text(encoding="utf-8", errors="replace") if folder.metrics.exists() else ""
     return max((int(step) for step in re.findall(r'"step": (\d+)', text)), default=0)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import tyro
 
 from flowimg.errors import SettingsError
+from flowimg.names import no_text, one_line
 from flowimg.settings.base import Model, Settings
 from flowimg.settings.reading import changed, flatten, load, nearest, parse_yaml, validate
 from flowimg.settings.run import Config, Start
@@ -158,6 +159,8 @@ def _first_word(verb: str, words: str, defaults: Settings, args: Sequence[str], 
         SettingsError: If the word is missing; `needs` says what it is.
     """
     if args and not args[0].startswith("-"):
+        if problem := no_text(args[0]):
+            raise SettingsError(f"flowimg {verb}: {words} is {one_line(args[0])}, {problem}")
         return args[0]
     if _asks_for_help(args):
         parse(f"{verb} {words}", defaults, ["--help"])

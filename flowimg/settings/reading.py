@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from flowimg.errors import SettingsError
+from flowimg.names import no_text, one_line
 from flowimg.settings.base import Model, Settings
 from flowimg.settings.run import Config, members
 from flowimg.settings.words import Quoted, Word, plain, quoted, read_words
@@ -89,7 +90,7 @@ def load(file: str) -> Config:
     try:
         if path.stat().st_size > MOST_YAML:
             raise SettingsError(f"{file} is longer than any settings: {path.stat().st_size:,} bytes")
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -111,6 +112,9 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
     Raises:
         SettingsError: With one line for each wrong key or value; `where` opens it.
     """
+    for key, text in _texts(values):
+        if problem := no_text(text):
+            raise SettingsError(f"{one_line(where)}: {key} is {one_line(text)}, {problem}")
     try:
         # pydantic's strict mode accepts a JSON list for a tuple, and coerces nothing else; a path becomes text
         return model.model_validate_json(json.dumps(read_words(values, model), default=str))
@@ -118,6 +122,15 @@ def validate(model: type[Model], values: dict[str, Any], where: str) -> Model:
         raise SettingsError("\n".join(f"{where}: {line}" for line in _explain(error, model))) from None
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{where}: {error}") from None
+
+
+def _texts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """All texts among plain values, with their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{key}.")
+        several = value if isinstance(value, list | tuple) else [value]
+        yield from ((f"{prefix}{key}", text) for text in several if isinstance(text, str))
 
 
 def changed(settings: Model, changes: Mapping[str, Any], where: str) -> Model:

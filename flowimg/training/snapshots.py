@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowimg.errors import CheckpointError, SettingsError
 from flowimg.files import written
+from flowimg.names import word
 from flowimg.training.averages import LENGTHS, Combination, Profile, combine, gamma_of
 from flowimg.training.checkpoint import save_tensors
 
@@ -148,7 +149,7 @@ def make_average(kept: Kept, length: float, shapes: Mapping[str, torch.Size]) ->
         run = kept.folder.parent
         raise SettingsError(
             f"--weights {length}: built from the {len(kept.steps)} snapshots of {run}, this average would be off by "
-            f"{percent(error)}; flowimg ema {run} lists those that can be made, more of them with a larger "
+            f"{percent(error)}; flowimg ema {word(run)} lists those that can be made, more of them with a larger "
             "train.snapshots"
         )
     parts = [(step, f"{there:g}") for step in kept.steps for there in LENGTHS]

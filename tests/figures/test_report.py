@@ -19,8 +19,8 @@ def told(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
     picture = shot(tmp_path / "a.png", EVIL, EVIL, "pictures")
     return RunSummary(
-        name=EVIL, path="runs/a", story=f"story {EVIL}", state="trained", running=False, written="now",
-        pictures=[picture], curves=[picture._replace(title="curve")],
+        name=EVIL, evaluate="flowimg evaluate runs/a", story=f"story {EVIL}", state="trained", running=False,
+        written="now", pictures=[picture], curves=[picture._replace(title="curve")],
         evaluations=[Scores("how made", [("off", "3 %")])],
         commands=[("Draw", "flowimg sample runs/a")], changed=[("seed", "1", "0")], settings=f"seed: {EVIL}",
         environment=[("torch", "2")],

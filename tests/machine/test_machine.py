@@ -125,7 +125,7 @@ def test_the_doctor_says_what_auto_takes_and_what_it_is_worth(monkeypatch, flags
     ("flags", "fast"), [("fpu amx_bf16", True), ("fpu avx512_bf16", True), ("fpu avx512f", False), (None, False)]
 )
 def test_a_cpu_is_fast_in_bf16_if_its_flags_say_so(monkeypatch, flags, fast):
-    def read(self):
+    def read(self, **how):
         if flags is None:
             raise FileNotFoundError(self)
         return f"flags : {flags}\n"

@@ -6,7 +6,7 @@ only, so 100,000 files take half a second.
 
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import NO_STAMP, Stamp, name_of, stamp
-from flowimg.data.listing import Listing, Request, Source, check_split, listed, number_classes, of_files, plain, several
+from flowimg.data.listing import Listing, Request, Source, check_split, listed, number_classes, of_files, several
 from flowimg.data.sources.splits import is_split, named
 from flowimg.data.sources.unused import unread
 from flowimg.errors import DataError
+from flowimg.names import one_line, text_of
 
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),
@@ -76,7 +77,7 @@ def walk(root: Path) -> tuple[list[Entry], list[str]]:
                 entries = sorted((one for one in inside if not one.name.startswith(".")), key=lambda one: one.name)
         except OSError as error:
             if not folder:
-                raise DataError(f"data.source {root} cannot be read: {error.strerror}") from None
+                raise DataError(f"data.source {one_line(str(root))} cannot be read: {error.strerror}") from None
             why = f"a folder that cannot be read ({(error.strerror or 'unknown').lower()})"
             found.append(Entry(folder, wrong=why, is_folder=True))
             continue
@@ -121,7 +122,7 @@ def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Ch
     pictures = [entry for entry in entries if _is_picture(entry)]
     good = [entry.path for entry in pictures if entry.wrong is None]
     if not good:
-        odd = next((f"; {plain(entry.path)} is {entry.wrong}" for entry in pictures), "")
+        odd = next((f"; {one_line(entry.path)} is {entry.wrong}" for entry in pictures), "")
         files = [entry.path for entry in entries if entry.wrong is None]
         odd = odd or "".join(f"; {remark}" for remark in unread(files)[:1])
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
@@ -138,7 +139,7 @@ def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Ch
         if len(words) > 1:
             other = next(name for name in tops if name not in words)
             unused.append(
-                f"the splits {listed(words)}: they are read as classes, because {plain(other)} is beside them"
+                f"the splits {listed(words)}: they are read as classes, because {one_line(other)} is beside them"
             )
     return Chosen(pictures, prefixes, unused)
 
@@ -151,7 +152,7 @@ def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str
     """
     chosen = choose(where, entries, again, request.split)
     chosen.unused.extend(unread([entry.path for entry in entries if entry.wrong is None]))
-    listing = partial(_listing, root, chosen, request.reads_labels)
+    listing = partial(_listing, where, root, chosen, request.reads_labels)
     signature = name_of(signature_of(chosen.pictures), chosen.unused)
     return Source("a folder of pictures", where, signature, listing)
 
@@ -162,13 +163,16 @@ def _is_picture(entry: Entry) -> bool:
     return ending in ENDINGS or entry.is_folder or (entry.wrong is not None and not ending)
 
 
-def _listing(root: Path, chosen: Chosen, labelled: bool) -> Listing:
+def _listing(where: str, root: Path, chosen: Chosen, labelled: bool) -> Listing:
     pictures, unused = chosen.pictures, list(chosen.unused)
     below = [entry.path.partition("/")[2] if chosen.prefixes else entry.path for entry in pictures]
     good = [path for path, entry in zip(below, pictures, strict=True) if entry.wrong is None]
     tops = {path.split("/")[0] for path in good if "/" in path}
     loose = [path for path in good if "/" not in path]
-    numbers, classes = number_classes(tops)
+    numbers, classes = number_classes(map(text_of, tops))
+    if len(classes) < len(tops):  # one has a letter that is not UTF-8, and another is called as that is written
+        twice = Counter(map(text_of, tops)).most_common(1)[0][0]
+        raise DataError(f"{where} has two folders whose names are both written {one_line(twice)}: rename one")
 
     def name(row: int) -> str:
         return os.path.join(root, pictures[row].path)
@@ -176,7 +180,7 @@ def _listing(root: Path, chosen: Chosen, labelled: bool) -> Listing:
     wrong = {row: entry.wrong for row, entry in enumerate(pictures) if entry.wrong is not None}
     more: dict[str, Any] = {}
     if len(classes) > 1 and not loose:
-        labels = np.array([numbers.get(path.split("/")[0], 0) for path in below], dtype=np.int64)
+        labels = np.array([numbers.get(text_of(path.split("/")[0]), 0) for path in below], dtype=np.int64)
         more = {"labels": labels, "classes": classes, "origin": ("", "a folder each")}
     elif labelled and len(classes) > 1:
         unused.append(f"the folders {listed(classes)}: move {several(loose)} into one of them, and each is a class")
@@ -184,5 +188,5 @@ def _listing(root: Path, chosen: Chosen, labelled: bool) -> Listing:
         inner = sorted({path.split("/")[1] for path in good if path.count("/") > 1})
         if len(inner) > 1 and all(path.count("/") > 1 for path in good):
             outer = os.path.join(root, pictures[0].path.removesuffix(below[0]), classes[0])
-            unused.append(f"the folders {listed(inner)}: each is a class of data.source {plain(outer)}")
+            unused.append(f"the folders {listed(inner)}: each is a class of data.source {one_line(outer)}")
     return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)

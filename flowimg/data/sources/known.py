@@ -22,6 +22,7 @@ from flowimg.data.listing import Ints, Listing, Request, Source, check_split, li
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources.letters import LETTERS, letter_pictures
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 
 def of_arrays(
@@ -141,7 +142,7 @@ def _pets(folder: Path, split: str) -> tuple[list[Path], Callable[[], Listing]]:
     annotations = folder / "annotations" / {"train": "trainval.txt", "test": "test.txt"}[split]
 
     def listing() -> Listing:
-        lines = annotations.read_text().splitlines()
+        lines = annotations.read_text(encoding="utf-8").splitlines()
         rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
         files = [str(folder / "images" / f"{Path(name).name}.jpg") for name, *_ in rows]
         numbers = np.array([int(number) - 1 for _, number, *_ in rows], np.int64)
@@ -171,17 +172,19 @@ def torchvision_set(where: str, name: str, request: Request) -> Source:
         DataError: If it is not in its folder, or has no such split.
     """
     below, opener = TORCHVISION[name]
-    folder = Path(request.root).expanduser() / below
+    folder = on_disk(request.root) / below
     check_split(where, request.split, ("train", "test"))
     files, listing = opener(folder, request.split)
     if missing_file := next((file for file in files if not file.exists()), None):
         raise DataError(
-            f"{where} is a set of torchvision, and there is no {missing_file}: name the folder that contains it by "
-            f"data.root, or download it with torchvision.datasets.{name}({request.root!r}, download=True)"
+            f"{where} is a set of torchvision, and there is no {one_line(str(missing_file))}: name the "
+            f"folder that contains it by data.root, or download it with "
+            f"torchvision.datasets.{name}({request.root!r}, download=True)"
         )
     # pictures of pets are files of their own, whose stamps are in the signature of the listing
     signature = None if opener is _pets else name_of(np.array([stamp_of(file) for file in files], np.int64))
-    return Source(f"torchvision's {name} in {folder}", where, signature, partial(_listing, where, listing))
+    kind = f"torchvision's {name} in {one_line(str(folder))}"
+    return Source(kind, where, signature, partial(_listing, where, listing))
 
 
 def _listing(where: str, listing: Callable[[], Listing]) -> Listing:
@@ -204,6 +207,6 @@ def missing(source: str, hub: str) -> DataError:
     near = get_close_matches(source.lower(), names, n=1)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
     return DataError(
-        f"data.source {source} is unknown: {hint}tried were a set known by name ({listed(names.values())}), a file or "
-        f"folder of this name in {os.getcwd()}, tar shards, and {hub}"
+        f"data.source {one_line(source)} is unknown: {hint}tried were a set known by name ({listed(names.values())}), "
+        f"a file or folder of this name in {one_line(os.getcwd())}, tar shards, and {hub}"
     )

@@ -19,6 +19,7 @@ from flowimg.data.sources.folders import walk
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result
 from flowimg.errors import DataError
+from flowimg.names import on_disk
 
 OPENED = 16
 """Files that are read at a time."""
@@ -148,7 +149,7 @@ def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
     from flowimg.data.sources.recognise import has_card
 
-    path = Path(source).expanduser()
+    path = on_disk(source)
     try:
         if path.suffix == ".parquet" and os.path.isfile(path):
             return files_of_split(where, [str(path)], request.split)

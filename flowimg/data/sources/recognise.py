@@ -16,6 +16,7 @@ from flowimg.data.sources.shards import shards, shards_below, tar_files
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.sources.unused import is_metadata, unread
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 TABLES = (".parquet", ".arrow")
 
@@ -26,13 +27,13 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
     Raises:
         DataError: If it means nothing; the message lists everything that was tried.
     """
-    where = f"data.source {source}"
+    where = f"data.source {one_line(source)}"
     if source in NAMED:
         check_split(where, request.split)
         return Source(f"the set {source}", where, None, NAMED[source])
     if source in TORCHVISION:
         return torchvision_set(where, source, request)
-    path = Path(source).expanduser()
+    path = on_disk(source)
     if os.path.isfile(path):
         if path.suffix == ".tar":
             return shards(where, [str(path)], cache, request)

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import Ints, Listing, Request, Source, label_of, number_classes, plain, several
+from flowimg.data.listing import Ints, Listing, Request, Source, label_of, number_classes, several
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.folders import ENDINGS, Entry
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result, cores, spread
 from flowimg.errors import DataError
+from flowimg.names import one_line
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
@@ -212,7 +213,7 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
     others: set[str] = set()
     sample, number, cut_off = None, 0, False
     try:
-        with tarfile.open(file, "r:") as tar, open(file, "rb") as raw:
+        with tarfile.open(file, "r:", encoding="utf-8") as tar, open(file, "rb") as raw:
             try:
                 for member in iter(tar.next, None):
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
@@ -225,7 +226,7 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                     kind = kind.lower()
                     if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
                         if samples[-1:] == [number]:
-                            name = plain(member.name)
+                            name = one_line(member.name)
                             return f"{name} in {file} is a second picture of its sample: name one by data.image_column"
                         samples.append(number)
                         starts.append(member.offset_data)
@@ -251,9 +252,10 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
 
 def _label(content: bytes, field: str) -> str:
     try:
-        text = content.decode().strip()
+        text = content.decode(errors="backslashreplace").strip()  # as the name of a folder is read
         value: Any = json.loads(text).get(field) if field else text
-    except (UnicodeDecodeError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return ""
     value = label_of(value)
-    return "" if value is None else str(value)
+    # JSON may hold half a letter
+    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()

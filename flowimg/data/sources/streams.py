@@ -18,6 +18,7 @@ from flowimg.data.sources.folders import walk
 from flowimg.data.sources.parquet import parquet_stream
 from flowimg.data.sources.splits import files_of_split
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 
 def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
@@ -32,8 +33,8 @@ def open_stream(source: str, cache: Path, **requested: Any) -> Stream:
         DataError: If it cannot be streamed, or lacks the split, column or labels.
     """
     request = Request(**requested)
-    where = f"data.source {source}"
-    path = Path(source).expanduser()
+    where = f"data.source {one_line(source)}"
+    path = on_disk(source)
     files = [source] if path.suffix == ".tar" and os.path.isfile(path) else []
     if os.path.isdir(path):
         entries, _ = walk(path)

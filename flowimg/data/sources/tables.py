@@ -14,6 +14,7 @@ from flowimg.data.listing import Ints, Listing, Request, check_split
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels
 from flowimg.errors import DataError
+from flowimg.names import on_disk, one_line
 
 
 def open_table(source: str, subset: str | None, files: dict[str, list[str]]) -> dict[str, datasets.Dataset]:
@@ -22,7 +23,7 @@ def open_table(source: str, subset: str | None, files: dict[str, list[str]]) -> 
     Raises:
         DataError: If it cannot be read.
     """
-    path = Path(source).expanduser()
+    path, where = on_disk(source), f"data.source {one_line(source)}"
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -40,8 +41,8 @@ def open_table(source: str, subset: str | None, files: dict[str, list[str]]) -> 
         reason = first_line(error)
         if reason.startswith("Config name is missing"):
             subsets = str(error).splitlines()[1].partition(": ")[2]
-            raise DataError(f"data.source {source} has several subsets: name one of {subsets} by data.subset") from None
-        raise DataError(f"data.source {source} cannot be read: {reason}") from None
+            raise DataError(f"{where} has several subsets: name one of {subsets} by data.subset") from None
+        raise DataError(f"{where} cannot be read: {reason}") from None
 
 
 def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
@@ -50,7 +51,7 @@ def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
 
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
 
-    print(f"looking for {source} on the Hugging Face hub ...", file=sys.stderr, flush=True)
+    print(f"looking for {one_line(source)} on the Hugging Face hub ...", file=sys.stderr, flush=True)
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # silence its report of every attempt; one error is raised instead
     try:

@@ -14,6 +14,7 @@ from flowimg.evaluation.comparison import Comparison
 from flowimg.evaluation.features import Extractor, classifier_features, inception, random_convolutions, transformer
 from flowimg.evaluation.reference import DataSet, judge_weights, reference_of
 from flowimg.fields.classifier import Classifier
+from flowimg.names import one_line
 from flowimg.settings.run import Config
 
 MAX_PICTURES, MAX_BYTES = 200_000, 2**33
@@ -94,11 +95,11 @@ def _data_set(config: Config, batches: Any, learned: str | None) -> DataSet:
     data: Any = config.data
     if learned not in (None, batches.fingerprint):
         print(
-            f"warning   {data.source} has changed: the run was trained on data of fingerprint {learned} and is "
-            f"compared with data of fingerprint {batches.fingerprint}"
+            f"warning   {one_line(data.source)} has changed: the run was trained on data of fingerprint {learned} and "
+            f"is compared with data of fingerprint {batches.fingerprint}"
         )
     pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // math.prod(batches.space.shape)))
     held_out = batches.held_out(data.held_out) if data.held_out else None
     batches.close()
-    name = f"{len(pictures.pixels):,} training pictures of {data.source}, {data.split}"
+    name = f"{len(pictures.pixels):,} training pictures of {one_line(data.source)}, {data.split}"
     return DataSet(name, fingerprint(pictures), pictures, held_out, data.flip or data.augment > 0)

@@ -43,7 +43,7 @@ def find_irreducible(folder: RunFolder, config: Config, batches: Batches | None)
     if not build_objective(config).coupling.independent:
         return None
     if path.exists():
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         for former, name in FORMER.items():
             stored["of"] = stored["of"].replace(former, name)
         return Irreducible(stored["mean"], [math.nan if v is None else v for v in stored["by_t"]], stored["of"])

@@ -31,6 +31,7 @@ from flowimg.jobs.train.words import banner, farewell, not_finite, result_of, st
 from flowimg.machine.compiling import how_compiled
 from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together
+from flowimg.names import word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import OpenRun
@@ -223,7 +224,8 @@ class _Start(Beginning):
                 draw_figures(run, config.grid, 0, batches, sampler)
             write_report(folder, running=False)
         except Exception as error:  # the run is trained and saved: a missing figure is not a failure
-            print(f"warning   no figures ({type(error).__name__}: {error}); flowimg figures {folder.path} tries again")
+            again = f"flowimg figures {word(folder.path)} tries again"
+            print(f"warning   no figures ({type(error).__name__}: {error}); {again}")
 
 
 def _show_data(batches: Any, config: Config, folder: RunFolder) -> None:

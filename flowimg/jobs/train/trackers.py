@@ -40,7 +40,7 @@ def start_tracker(accelerator: Accelerator, config: Config, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(identity, uuid.uuid4().hex[:12])
     accelerator.wait_for_everyone()
-    unique = identity.read_text()
+    unique = identity.read_text(encoding="utf-8")
     options: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": step + 1 if step else None},  # steps that a continued run writes again
         "wandb": {"name": name, "id": unique, "dir": str(folder), "resume": "allow"},

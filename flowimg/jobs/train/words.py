@@ -11,6 +11,7 @@ from flowimg.build.data import FoundData
 from flowimg.data.batches import Batches
 from flowimg.errors import CheckpointError, NotFiniteError
 from flowimg.files import read_json, write_json
+from flowimg.names import word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.resume import Change
 from flowimg.settings.run import Config
@@ -111,10 +112,10 @@ def farewell(say: Say, folder: RunFolder, config: Config, state: Training) -> No
         if path.exists():
             say(f"{what} {path}{remark}")
     if config.train.snapshots:
-        say(f"averages  {folder.snapshots} (flowimg ema {folder.path} lists the post-hoc averages)")
+        say(f"averages  {folder.snapshots} (flowimg ema {word(folder.path)} lists the post-hoc averages)")
     if state.step < config.train.steps:
         say(f"next      the same command without --train.stop-at continues to step {config.train.steps}")
-    say(f"next      flowimg sample {folder.path}; flowimg evaluate {folder.path}")
+    say(f"next      flowimg sample {word(folder.path)}; flowimg evaluate {word(folder.path)}")
 
 
 def result_of(folder: RunFolder, config: Config, state: Training) -> dict[str, Any]:
