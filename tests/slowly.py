@@ -3,6 +3,7 @@
 "preparing data" and "saving without end" take for ever: who is to leave in the middle of them must not wait for them.
 """
 
+import signal
 import sys
 import time
 
@@ -11,6 +12,8 @@ from sketch import sketched
 from flowimg.cli import main
 
 sketched()
+if hasattr(signal, "SIGHUP"):  # tests started by nohup ignore it, and what they start would too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 stage = sys.argv[1]
 if stage == "preparing data":
     from flowimg.jobs.train import beginning

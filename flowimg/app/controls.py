@@ -1,5 +1,6 @@
 """What the pages of `flowimg play` share: the controls, and errors as sentences in the page."""
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -7,6 +8,7 @@ import gradio as gr
 from flowimg.app.asked import GUIDANCE, STEPS, guidable
 from flowimg.build.sampler import SOLVERS
 from flowimg.errors import PageError
+from flowimg.names import one_line, text_of
 from flowimg.runs.opening import OpenRun
 
 
@@ -25,9 +27,17 @@ def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
     return label, steps, solver, guidance
 
 
+def heading(run: OpenRun, text: str) -> tuple[str, Any]:
+    """The run's name, for the title of the page; and the heading of the page, with this text below it."""
+    name = one_line(text_of(run.folder.path.resolve().name))
+    # the page shows a name as it is: neither Markdown, nor HTML, nor mathematics
+    shown = "".join(c if c.isalnum() or not c.isascii() else f"&#{ord(c)};" for c in name)
+    return name, gr.Markdown(f"# {shown}\n{text}", latex_delimiters=[], render=False)
+
+
 def kindly(answer: Any, *asked: Any) -> Any:
     """The answer, or its error as a sentence in the page."""
     try:
         return answer(*asked)
     except PageError as error:
-        raise gr.Error(str(error), title="Invalid input", print_exception=False) from None
+        raise gr.Error(escape(str(error), quote=False), title="Invalid input", print_exception=False) from None

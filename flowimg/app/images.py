@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from flowimg.app.asked import SEED, class_number, solving, travel, whole
-from flowimg.app.controls import controls, kindly
+from flowimg.app.controls import controls, heading, kindly
 from flowimg.errors import PageError
 from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import arc, noise
@@ -67,12 +67,13 @@ def images_page(run: OpenRun, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     _, height, width = run.space.shape
     classes = list(run.facts.classes)
-    name = run.folder.path.resolve().name
+    name, head = heading(
+        run,
+        f"Pictures of {width} x {height} pixels out of noise, by a network trained for {run.step:,} steps"
+        f"{f' on {len(classes)} classes' if classes else ''}.",
+    )
     with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
-        gr.Markdown(
-            f"# {name}\nPictures of {width} x {height} pixels out of noise, by a network trained for {run.step:,} "
-            f"steps{f' on {len(classes)} classes' if classes else ''}."
-        )
+        head.render()
         with gr.Tab("One picture"), gr.Row():
             with gr.Column(scale=3, min_width=300):
                 picture = _shown("the picture", "picture")

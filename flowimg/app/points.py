@@ -7,7 +7,7 @@ import gradio as gr
 import torch
 
 from flowimg.app.asked import SEED, class_number, is_number, solving, travel, whole
-from flowimg.app.controls import controls, kindly
+from flowimg.app.controls import controls, heading, kindly
 from flowimg.errors import PageError
 from flowimg.figures.report import plane_script
 from flowimg.figures.style import DATA, FLOW, NOISE
@@ -80,16 +80,17 @@ def gaussian(count: Any, seed: Any) -> dict[str, Any]:
 def points_page(run: OpenRun, precision: str) -> gr.Blocks:
     """The page, not served yet."""
     space: Any = run.space
-    name = run.folder.path.resolve().name
+    name, head = heading(
+        run,
+        f"Press on the plane to drop particles, or draw with them; then let them flow. Blue is the data "
+        f"({run.config.data.source}), grey is noise, orange is on its way. Run for {run.step:,} steps.",
+    )
     data = [[round(value, 2) for value in point] for point in space.examples(3000).tolist()]
     colours = {"noise_colour": NOISE, "data_colour": DATA, "flow_colour": FLOW}
     setup = {"side": 1.25 * space.extent, "most": MOST, "data": data, **colours}
     script = f"const setup = {json.dumps(setup)};\n" + plane_script()
     with gr.Blocks(analytics_enabled=False, title=f"{name}: flowimg", delete_cache=(600, 3600)) as page:
-        gr.Markdown(
-            f"# {name}\nPress on the plane to drop particles, or draw with them; then let them flow. Blue is the data "
-            f"({run.config.data.source}), grey is noise, orange is on its way. Run for {run.step:,} steps."
-        )
+        head.render()
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 plane = gr.HTML(None, html_template=TEMPLATE, css_template=STYLE, js_on_load=script, elem_id="plane")

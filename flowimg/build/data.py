@@ -22,6 +22,7 @@ from flowimg.errors import DataError
 from flowimg.flow.condition import Condition
 from flowimg.flow.randomness import generator
 from flowimg.machine.device import memory_bytes
+from flowimg.machine.home import settle_home
 from flowimg.names import one_line
 from flowimg.settings.data import ImageData, PointData
 from flowimg.settings.run import Config
@@ -129,11 +130,18 @@ def _held_out(data: ImageData) -> str:
     return f"{data.held_out:,} held out" if data.held_out else "none held out, so there is no held-out loss"
 
 
+def _cache(data: ImageData) -> Path:
+    """The cache folder of images, also for packages that read them and cannot write their own."""
+    cache = cache_folder(data.cache)
+    settle_home(cache)
+    return cache
+
+
 def find_images(data: ImageData) -> Found:
     """The images of a source, checked but not decoded into the cache."""
     names = "source subset root split image_column label_column labels classes first size channels background max_bad"
     options = data.model_dump(include=set(names.split()))
-    return find(cache=cache_folder(data.cache), workers=data.workers, bar=True, **options)
+    return find(cache=_cache(data), workers=data.workers, bar=True, **options)
 
 
 def store_images(data: ImageData, found: Found) -> Stored:
@@ -172,7 +180,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
     from flowimg.data.stream import StreamBatches, keep_apart, look_into
 
     options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
-    stream = open_stream(cache=cache_folder(data.cache), **options)
+    stream = open_stream(cache=_cache(data), **options)
     shape, seen = look_into(stream, data.size, data.channels, data.background)
     try:
         held = keep_apart(stream.counts, data.held_out)

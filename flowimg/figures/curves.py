@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowimg.figures.letters import set_name
 from flowimg.figures.style import DATA, FLOW, NOISE, OF_TIME, drawing, line_style
 from flowimg.flow.irreducible import Irreducible
 
@@ -130,8 +131,10 @@ def compare_figure(runs: dict[str, Records], path: Path) -> None:
                 _plot(axes, series(records, key, "samples"), **line_style(number))
             _trace(axes, name)
             axes.set_xlabel("samples seen")
-        keys = [Line2D([], [], label=name, **line_style(number)) for number, name in enumerate(runs)]
-        figure.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 3))
+        keys = [Line2D([], [], **line_style(number)) for number in range(len(runs))]
+        legend = figure.legend(keys, ["run"] * len(keys), loc="outside lower left", ncols=min(len(keys), 3))
+        for text, name in zip(legend.get_texts(), runs, strict=True):
+            set_name(text, name)
 
 
 TRACES = {

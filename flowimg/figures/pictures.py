@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from flowimg.figures.letters import USUAL, drawable
 from flowimg.figures.motion import write_animation
 from flowimg.figures.style import INK
 from flowimg.spaces.pixels import MAX_PIXELS, TILE
@@ -37,7 +37,8 @@ def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], p
     large = pixels.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     high, wide = large.shape[-2:]
     font, bold = letters(), letters(LETTERS + 3)
-    left = EDGE * (2 if any(rows) else 1) + max(round(font.getlength(name)) for name in rows)
+    named = [(name, letters(LETTERS, file)) for name, file in map(drawable, rows)]
+    left = EDGE * (2 if any(rows) else 1) + max(round(own.getlength(name)) for name, own in named)
     top = EDGE + (LETTERS + 3) + EDGE + LETTERS + 8
     width = max(left + len(columns) * (wide + GAP) + EDGE, round(bold.getlength(title)) + 2 * EDGE)
     sheet = Image.new("RGB", (width, top + len(rows) * (high + GAP) + EDGE), "white")
@@ -46,9 +47,9 @@ def picture_table(pixels: Tensor, rows: Sequence[str], columns: Sequence[str], p
     for column, name in enumerate(columns):
         middle = left + column * (wide + GAP) + wide / 2
         draw.text((middle, top - 6), _shorten(name, font, wide), fill=INK, font=font, anchor="ms")
-    for row, name in enumerate(rows):
+    for row, (name, own) in enumerate(named):
         down = top + row * (high + GAP)
-        draw.text((left - EDGE, down + high / 2), name, fill=INK, font=font, anchor="rm")
+        draw.text((left - EDGE, down + high / 2), name, fill=INK, font=own, anchor="rm")
         for column in range(len(columns)):
             picture = rearrange(large[row, column], "c h w -> h w c").squeeze(-1).numpy()
             sheet.paste(Image.fromarray(picture), (left + column * (wide + GAP), down))
@@ -84,9 +85,9 @@ def growth_animation(grids: Sequence[tuple[int, Path]], path: Path) -> None:
     write_animation(frames, path, max(80, min(700, 6000 // len(frames))))
 
 
-def letters(height: int = LETTERS) -> ImageFont.FreeTypeFont:
-    """The font of the other figures; it comes with matplotlib and has the letters of many languages."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), height)
+def letters(height: int = LETTERS, file: str = USUAL) -> ImageFont.FreeTypeFont:
+    """The font of a file, by default that of the other figures."""
+    return ImageFont.truetype(file, height)
 
 
 def _shorten(name: str, font: ImageFont.FreeTypeFont, width: int) -> str:

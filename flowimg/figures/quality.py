@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from flowimg.figures.letters import set_name
 from flowimg.figures.style import DATA, FAINT, FLOW, NOISE, OTHER, drawing, line_style
 
 NEAR = 0.05
@@ -41,7 +42,7 @@ def nfe_figure(
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}")
             axes.grid(axis="y", which="both")
-        panels[0, 0].set_ylabel(name)
+        set_name(panels[0, 0].yaxis.label, name)
         keys, names = panels[0, 0].get_legend_handles_labels()
         figure.legend(keys, names, loc="outside lower center", ncols=len(names))
         title = f"Distance over evaluations; grey: within {100 * NEAR:.0f} % of the converged {converged:.3g}"
@@ -66,7 +67,8 @@ def guidance_figure(rows: Sequence[dict[str, Any]], judge: float, name: str, pat
         left.set(ylabel="share", ylim=(0, 1.02), title="quality and diversity")
         figure.legend(loc="outside lower left", ncols=2, fontsize=9)
         right.plot(scales, [row["score"] for row in rows], color=FLOW, marker="o", ms=4)
-        right.set(ylabel=name, ylim=(0, None), title="distance to the data")
+        right.set(ylim=(0, None), title="distance to the data")
+        set_name(right.yaxis.label, name)
         for axes in (left, right):
             axes.set_xlabel("guidance scale (1: no guidance)")
             axes.grid(axis="y", color=FAINT)

@@ -20,6 +20,7 @@ from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import check_places
+from flowimg.machine.home import settle_home
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line
 from flowimg.settings.data import ImageData
@@ -50,6 +51,7 @@ def check(settings: Check) -> dict[str, Any]:
     began = time.perf_counter()
     request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
     cache = cache_folder(settings.cache)
+    settle_home(cache)
     source = recognise(settings.source, cache, request)
     seen = scan(source, cache, request.key, settings.workers or cores(), bar=True, deep=True)
     rows, well, _, _ = select(source.where, seen, request.classes, request.first)

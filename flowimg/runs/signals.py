@@ -1,7 +1,10 @@
 """Signals request the end of a run: at once while it prepares or draws, after the current step while it trains.
 
-    SIGTERM, SIGUSR1, the death of the launcher    exit status 143
-    SIGINT (Ctrl-C)                                130; pressed again, the process leaves at once
+    SIGTERM, SIGUSR1, SIGHUP, the death of the launcher    exit status 143
+    SIGINT (Ctrl-C)                                        130; pressed again, the process leaves at once
+
+SIGHUP comes from a terminal that is closed, or a connection that is lost; under `nohup`, which ignores it, it stays
+ignored.
 
 A launcher passes Ctrl-C on to processes that got it from the terminal already: within a second it counts as one press.
 """
@@ -56,8 +59,9 @@ class StopRequests:
             again, self._pressed = self.newest == INTERRUPTED and now - self._pressed > SAME_PRESS, now
             if again:
                 self.leave()
-                sys.stderr.write("\nflowimg: ended at once; the last checkpoint is whole\n")
-                sys.stderr.flush()
+                with suppress(OSError):
+                    sys.stderr.write("\nflowimg: ended at once; the last checkpoint is whole\n")
+                    sys.stderr.flush()
                 os._exit(EXIT_STATUS[INTERRUPTED])
         self.ask(INTERRUPTED if number == signal.SIGINT else PREEMPTED, name)
         if not self.training:
@@ -68,8 +72,9 @@ class StopRequests:
         """Handle the signals that request an end; outside the main thread Python allows no handler."""
         before = {}
         with suppress(ValueError):
-            for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+            for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+                number = getattr(signal, name, None)  # Windows has neither SIGUSR1 nor SIGHUP
+                if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
                     before[number] = signal.signal(number, self._handle)
         try:
             yield

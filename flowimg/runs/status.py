@@ -128,7 +128,8 @@ class Status:
                 found = found or time.monotonic()
                 if time.monotonic() - found > DEAD:  # the main thread would wait hours for the dead one
                     self.end("failed", dead, 4)
-                    os.write(2, f"flowimg: {dead}\n".encode())
+                    with suppress(OSError):
+                        os.write(2, f"flowimg: {dead}\n".encode())
                     os._exit(4)
 
     def _tell(self, state: str = "running", why: str | None = None, exit_status: int | None = None) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from flowimg.app.asked import solving, travel
+from flowimg.app.asked import class_number, solving, travel
 from flowimg.cli import main
 from flowimg.errors import PageError
+from flowimg.names import one_line
+from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise
 from flowimg.settings.flow import LinearPath
@@ -180,6 +183,28 @@ def test_a_port_that_is_taken_is_told(tiny, refused):
         door.listen()
         status, said = refused("play", tiny.points, "--port", door.getsockname()[1])
     assert status == 4 and str(door) and "cannot be used" in said and "--port" in said
+
+
+@pytest.mark.parametrize("name", ["my_run *x* [a](b)", "$$x$$ `c`", "<img src=x onerror=y>", "a\nb", "a\udce9"])
+def test_the_heading_is_the_name_of_the_run_as_it_is(name, classes, tmp_path):
+    import html
+
+    from flowimg.app.controls import heading
+
+    run = replace(classes, folder=RunFolder(tmp_path / name))
+    title, head = heading(run, "text")
+    first, rest = head.value.split("\n")
+    assert title == html.unescape(first.removeprefix("# ")) == one_line(name) and rest == "text"
+    assert re.fullmatch(r"# ([^\W_]|&#\d+;)*", first) and head.latex_delimiters == []
+
+
+def test_a_refusal_is_words(classes):
+    import gradio
+
+    from flowimg.app.controls import kindly
+
+    with pytest.raises(gradio.Error, match="no class &lt;b&gt;x"):
+        kindly(class_number, classes, "<b>x")
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------

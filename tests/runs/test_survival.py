@@ -27,6 +27,7 @@ from survival import (
 )
 
 from flowimg.runs.folder import RunFolder
+from flowimg.runs.signals import PREEMPTED, StopRequests
 from flowimg.training.checkpoint import newest_whole, problem, step_folders
 
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -100,10 +101,13 @@ LONG_GRID = ["--grid.num-steps", "1000000", "--train.sample-every", "2"]
         ("training", "SIGTERM", STEP),
         ("training", "SIGUSR1", STEP),
         ("training", "SIGINT", STEP),
+        ("training", "SIGHUP", STEP),  # the terminal was closed, or the connection lost
         ("drawing samples", "SIGTERM", LONG_GRID),
         pytest.param("drawing samples", "SIGINT", LONG_GRID, marks=pytest.mark.slow),
         pytest.param("saving", "SIGTERM", [], marks=pytest.mark.slow),
         ("saving", "SIGINT", []),
+        pytest.param("saving", "SIGHUP", [], marks=pytest.mark.slow),
+        pytest.param("drawing samples", "SIGHUP", LONG_GRID, marks=pytest.mark.slow),
         ("preparing data", "SIGTERM", []),
         pytest.param("preparing data", "SIGINT", [], marks=pytest.mark.slow),
     ],
@@ -128,6 +132,22 @@ def test_a_signal_at_any_stage_ends_the_run_and_it_goes_on(stage, name, more, tm
     else:
         go(*launch(0), CRASH, "never", 0, *words(run))
         assert last_checkpoint(run) == straight(0)
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "after"),
+    [(signal.SIG_DFL, PREEMPTED, signal.SIG_DFL), (signal.SIG_IGN, 0, signal.SIG_IGN), (len, PREEMPTED, len)],
+    ids=["usual", "nohup", "a handler"],
+)
+def test_a_hangup_is_a_stop_request_unless_it_was_ignored_before(before, asked, after):
+    requests, own = StopRequests(), signal.signal(signal.SIGHUP, before)
+    try:
+        with requests.listen(), requests.at_the_end_of_a_step():
+            signal.raise_signal(signal.SIGHUP)
+            assert (requests.newest, requests.by) == (asked, "SIGHUP" if asked else "")
+        assert signal.getsignal(signal.SIGHUP) == after
+    finally:
+        signal.signal(signal.SIGHUP, own)
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_the_last_checkpoint_is_whole(tmp_path):

@@ -148,6 +148,7 @@ def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[
 
     from flowimg.data.sources.known import NO_HUB, NOT_ON_HUB, missing
     from flowimg.data.sources.recognise import has_card
+    from flowimg.data.sources.tables import unwritten
 
     path = on_disk(source)
     try:
@@ -175,7 +176,7 @@ def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[
     except Exception as error:  # the readers below `datasets` raise almost anything
         if type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError"):
             raise missing(source, NOT_ON_HUB) from None
-        raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+        raise unwritten(where, error) or DataError(f"{where} cannot be read: {first_line(error)}") from None
     files = {name: list(some) for name, some in (builder.config.data_files or {}).items()}
     check_split(where, request.split, files)
     chosen = files[request.split]

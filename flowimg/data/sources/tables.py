@@ -13,7 +13,7 @@ from flowimg.data.cache import NO_STAMP, name_of, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, check_split
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels
-from flowimg.errors import DataError
+from flowimg.errors import CacheError, DataError
 from flowimg.names import on_disk, one_line
 
 
@@ -42,7 +42,18 @@ def open_table(source: str, subset: str | None, files: dict[str, list[str]]) -> 
         if reason.startswith("Config name is missing"):
             subsets = str(error).splitlines()[1].partition(": ")[2]
             raise DataError(f"{where} has several subsets: name one of {subsets} by data.subset") from None
-        raise DataError(f"{where} cannot be read: {reason}") from None
+        raise unwritten(where, error) or DataError(f"{where} cannot be read: {reason}") from None
+
+
+def unwritten(where: str, error: Exception) -> CacheError | None:
+    """The error to report if `datasets` could not write its own cache, through which it reads every table."""
+    cache, path = str(datasets.config.HF_DATASETS_CACHE), str(getattr(error, "filename", None) or "")
+    if not isinstance(error, OSError) or not (path.startswith(cache) or (path and cache.startswith(path))):
+        return None
+    return CacheError(
+        f"{where} is read by way of a cache in {one_line(cache)}, which cannot be written "
+        f"({error.strerror or error}): name another folder by HF_HOME, $FLOWIMG_CACHE or data.cache"
+    )
 
 
 def _open_hub(source: str, subset: str | None) -> dict[str, datasets.Dataset]:
