@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ from flowimg.figures.samples import save_grid
 from flowimg.machine.home import settle_home
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.places import located
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Check, Preview
+
+DataT = TypeVar("DataT", Check, Preview)
 
 BAR = 30
 """Characters of the bar of the largest class."""
@@ -35,14 +39,18 @@ SPARSE, SPARSE_SHARE = 10, 0.05
 """A class with fewer pictures, or with a smaller share of the mean over classes, is near-empty."""
 
 
-def check(settings: Check) -> dict[str, Any]:
+def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
     """Decode every picture of a source, and report what there is and what is wrong with it.
+
+    Args:
+        settings: The source, and how its pictures are processed.
+        config: The run whose data are checked, if the source is a settings file or a run.
 
     Raises:
         DataError: If more than `max_bad` are broken; its `result` has all findings.
     """
     one_process("data check")
-    began = time.perf_counter()
+    began, settings = time.perf_counter(), _located(settings, config)
     request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
     cache = cache_folder(settings.cache)
     settle_home(cache)
@@ -81,6 +89,15 @@ def check(settings: Check) -> dict[str, Any]:
             result,
         )
     return result
+
+
+def _located(settings: DataT, config: Config | None) -> DataT:
+    """The settings of a source with the paths of a run as they led where it was begun."""
+    if config is None:
+        return settings
+    data, found = dict(config.data), dict(located(config, RunFolder(Path(str(config.run)))).data)
+    kept = {name: value for name, value in found.items() if value != data[name] == getattr(settings, name)}
+    return settings.model_copy(update=kept)
 
 
 def _count_classes(seen: Scan, good: NDArray[np.int64]) -> dict[str, int]:
@@ -164,6 +181,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
         config: The run whose first pictures are drawn, if the source is a settings file or a run.
     """
     one_process("data preview")
+    settings = _located(settings, config)
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     data = ImageData(**settings.model_dump(include=set(ImageData.model_fields)))
@@ -190,6 +208,7 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
 def prepare(config: Config) -> dict[str, Any]:
     """Decode a run's pictures to the cache, where the run will find them."""
     one_process("data prepare")
+    config = located(config, RunFolder(Path(str(config.run))))
     data: Any = config.data
     if not data.holds_pictures:
         raise SettingsError(f"data.kind {data.kind} needs no preparation: points are drawn afresh")

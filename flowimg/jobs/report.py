@@ -13,6 +13,7 @@ from flowimg.jobs.figures.run import draw_curves
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line, text_of, word
 from flowimg.runs.folder import RunFolder, find_run
+from flowimg.runs.places import read_config
 from flowimg.settings.reading import dump, flatten, load
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Report
@@ -30,7 +31,7 @@ def report(settings: Report) -> dict[str, Any]:
     if settings.out and Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     for folder in folders:
-        draw_curves(folder, load(str(folder.config)), None)
+        draw_curves(folder, read_config(folder), None)
     if settings.others:
         page, usual = _compare(folders), folders[0].path / "comparison.html"
     else:
