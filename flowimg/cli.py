@@ -97,7 +97,7 @@ DATA = {
     "check": Verb(
         "SOURCE",
         "check every image of a source: sizes, classes, duplicates, broken files",
-        lambda args: call("jobs.data:check", source_settings("data check", verbs.Check, args)[0]),
+        lambda args: call("jobs.data:check", *source_settings("data check", verbs.Check, args)),
     ),
     "preview": Verb(
         "SOURCE",

@@ -68,6 +68,7 @@ def test_every_command_is_of_a_kind_that_is_tried():
         "flowimg ",
         "accelerate launch ",
         "ACCELERATE_USE_CPU=true accelerate launch ",
+        "torchrun ",
         "python3 -m venv",
         "python examples/",
         "pip install -e ",
@@ -223,6 +224,17 @@ def test_two_processes_on_a_cpu_as_the_pages_say(tmp_path, line):
     assert words[0] == "ACCELERATE_USE_CPU=true"
     assert "2 processes" in done.stdout
     assert "run " in done.stdout and done.stdout.count("training  steps") == 1
+
+
+def test_torchrun_gives_the_script_its_options():
+    """`--run` is ambiguous to torchrun, which has --run-path and --run_path."""
+    from torch.distributed.run import parse_args
+
+    lines = [shlex.split(line)[1:] for line in commands() if line.startswith("torchrun ")]
+    assert lines and all("--run" in words for words in lines)
+    for words in lines:
+        parsed, place = parse_args(words), words.index("--") + 1
+        assert [parsed.training_script, *parsed.training_script_args] == words[place:]
 
 
 def pieces():

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ from flowimg.jobs.drawing import check_places
 from flowimg.machine.home import settle_home
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.places import located
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Check, Preview
+
+DataT = TypeVar("DataT", Check, Preview)
 
 BAR = 30
 """Characters of the bar of the largest class."""
@@ -41,14 +45,18 @@ DARK = 32
 NEARLY_BLACK = f"no level is above {DARK - 1} of 255; scans of 12 bits in files of 16 must be scaled before"
 
 
-def check(settings: Check) -> dict[str, Any]:
+def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
     """Decode every picture of a source, and report what there is and what is wrong with it.
+
+    Args:
+        settings: The source, and how its pictures are processed.
+        config: The run whose data are checked, if the source is a settings file or a run.
 
     Raises:
         DataError: If more than `max_bad` are broken; its `result` has all findings.
     """
     one_process("data check")
-    began = time.perf_counter()
+    began, settings = time.perf_counter(), _located(settings, config)
     request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
     cache = cache_folder(settings.cache)
     settle_home(cache)
@@ -88,6 +96,15 @@ def check(settings: Check) -> dict[str, Any]:
             result,
         )
     return result
+
+
+def _located(settings: DataT, config: Config | None) -> DataT:
+    """The settings of a source with the paths of a run as they led where it was begun."""
+    if config is None:
+        return settings
+    data, found = dict(config.data), dict(located(config, RunFolder(Path(str(config.run)))).data)
+    kept = {name: value for name, value in found.items() if value != data[name] == getattr(settings, name)}
+    return settings.model_copy(update=kept)
 
 
 def _count_classes(seen: Scan, good: NDArray[np.int64]) -> dict[str, int]:
@@ -175,6 +192,7 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
         config: The run whose first pictures are drawn, if the source is a settings file or a run.
     """
     one_process("data preview")
+    settings = _located(settings, config)
     if Path(settings.out).exists():
         raise SettingsError(f"--out {settings.out} exists and is not overwritten: name a new file")
     check_places(Path(settings.out))
@@ -207,6 +225,7 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
 def prepare(config: Config) -> dict[str, Any]:
     """Decode a run's pictures to the cache, where the run will find them."""
     one_process("data prepare")
+    config = located(config, RunFolder(Path(str(config.run))))
     data: Any = config.data
     if not data.holds_pictures:
         raise SettingsError(f"data.kind {data.kind} needs no preparation: points are drawn afresh")

@@ -27,6 +27,8 @@ from flowimg.jobs.train.metrics import duration
 from flowimg.jobs.train.run import train
 from flowimg.jobs.train.saving import exports
 from flowimg.machine.memory import fixed_bytes, free_bytes, kept_bytes
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.places import located
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.run import Config, Start
 from flowimg.settings.verbs import Sample
@@ -48,7 +50,7 @@ def estimate(config: Config) -> dict[str, Any]:
     Raises:
         MachineError: If the disk has not enough room.
     """
-    config = settled(config)
+    config = located(settled(config), RunFolder(Path(str(config.run))))
     strategy = strategy_of(open_accelerator(config))
     source = build_source(config)
     field, objective = build_field(config, source.facts).to(strategy.device), build_objective(config)
@@ -145,7 +147,8 @@ def _tell(config: Config, found: dict[str, Any], memory: dict[str, int], process
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Rehearse a run in a temporary folder: two steps, saved, continued, sampled, evaluated; then its cost."""
-    config = settled(config)  # by the run of that name, if there is one: the temporary one would not know it
+    # by the run of that name, if there is one: the temporary one would not know it
+    config = located(settled(config), RunFolder(Path(str(config.run))))
     grid = config.grid.model_copy(update={"count": min(config.grid.count, 4), "num_steps": 2})
     with tempfile.TemporaryDirectory(prefix="flowimg-dry-run-") as folder:
         run = str(Path(folder, "run"))

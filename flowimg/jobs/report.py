@@ -14,6 +14,7 @@ from flowimg.jobs.figures.run import draw_curves
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line, text_of, word
 from flowimg.runs.folder import RunFolder, find_run
+from flowimg.runs.places import read_config
 from flowimg.settings.reading import dump, flatten, load
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Report
@@ -34,7 +35,7 @@ def report(settings: Report) -> dict[str, Any]:
     path = Path(settings.out or usual)
     check_places(path, *(folder.figures / "figures.json" for folder in folders))
     for folder in folders:
-        draw_curves(folder, load(str(folder.config)), None)
+        draw_curves(folder, read_config(folder), None)
     page = _compare(folders) if settings.others else report_page(summarise(folders[0]), None)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)

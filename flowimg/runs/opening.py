@@ -13,7 +13,7 @@ from flowimg.errors import CheckpointError, SettingsError
 from flowimg.files import read_json
 from flowimg.machine.processes import is_first
 from flowimg.runs.folder import RunFolder, find_run
-from flowimg.settings.reading import load
+from flowimg.runs.places import read_config
 from flowimg.settings.run import Config
 from flowimg.spaces.space import Space
 from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder, whole
@@ -66,7 +66,7 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         CheckpointError: If there is no whole checkpoint, or not the one asked for.
     """
     folder = find_run(run)
-    config = load(str(folder.config))
+    config = read_config(folder)
     if isinstance(weights, str):
         path = find_checkpoint(folder, step)
         name = "ema" if weights == "ema" else "weights"

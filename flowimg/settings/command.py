@@ -76,7 +76,7 @@ def source_settings(verb: str, model: type[Model], args: Sequence[str]) -> tuple
     in_folder = Path(source, "config.yaml")
     if not in_folder.is_file() and not source.endswith((".yaml", ".yml")):
         return parse(f"{verb} SOURCE", model(source=source), args[1:]), None  # type: ignore[call-arg]
-    run = load(str(in_folder) if in_folder.is_file() else source)
+    run = changed(load(str(in_folder)), {"run": source}, source) if in_folder.is_file() else load(source)
     if not run.data.holds_pictures:
         raise SettingsError(f"{source} is a run on points: this verb is for pictures")
     seed = {"seed": run.seed} if "seed" in model.model_fields else {}

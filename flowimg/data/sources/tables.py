@@ -99,7 +99,7 @@ def table_listing(
         where, rows.features, request, lambda column: rows.with_format("arrow")[:][column].to_pylist()
     )
     pictures = rows.select_columns([image])
-    if not isinstance(rows.features[image], dict) or "path" in rows.features[image]:  # bytes alone are read as they are
+    if not isinstance(rows.features[image], dict) or "path" in rows.features[image]:  # plain bytes are read as they are
         pictures = pictures.cast_column(image, datasets.Image(decode=False))
 
     def read(some: Ints) -> list[Encoded]:

@@ -29,8 +29,9 @@ AT_ONCE = 256
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 DAY = 86400.0
-SMALLER = "configs/folder_cpu.yaml trains on your own images in about half an hour (32 x 32, a network that fits)"
-"""What a run of days is told; in seconds, how long a day is."""
+"""Seconds."""
+SMALLER = "configs/folder_cpu.yaml has a network and images that fit one (32 x 32)"
+"""The advice for a run that will take days on a CPU."""
 TRIED_SECONDS = 0.5
 """Minimum time measured before printing an ETA; warm-up steps are excluded."""
 

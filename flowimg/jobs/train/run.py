@@ -35,6 +35,7 @@ from flowimg.names import word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import OpenRun
+from flowimg.runs.places import begun, begun_here, located
 from flowimg.runs.resume import check_folder, table
 from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
 from flowimg.runs.status import Status, hold
@@ -70,8 +71,9 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
         requests.leave = status.leave
         try:
             strategy = strategy_of(open_accelerator(config))
-            options = options_of(config, strategy.processes)
-            result = _Start(config, how, folder, changes, strategy, options, stack, requests, status).run()
+            found = located(config, folder)
+            options = options_of(found, strategy.processes)
+            result = _Start(found, how, folder, changes, strategy, options, stack, requests, status, config).run()
         except BaseException as error:
             raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
         early = status.step < config.train.steps
@@ -109,10 +111,14 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
 
 @dataclass(frozen=True)
 class _Start(Beginning):
-    """One start of a run, from its settings to its end, in the order of its methods."""
+    """One start of a run, from its settings to its end, in the order of its methods.
+
+    `given` are the settings with their paths as they were given, which the folder keeps.
+    """
 
     requests: StopRequests
     status: Status
+    given: Config
 
     def run(self) -> dict[str, Any] | None:
         """Everything; the results, on the first process."""
@@ -150,9 +156,11 @@ class _Start(Beginning):
         blocks = blocks_of(config, strategy.device) if self.options is None else None
         if strategy.is_first:
             warn_of_not_finite(folder, self.say)
-            write_text(folder.config, dump(config), synced=True)
+            # where its paths were found elsewhere, the run was begun there
+            place = begun_here(folder) if config is self.given else begun(folder)
+            write_text(folder.config, dump(self.given), synced=True)
             machine = environment(strategy.device, strategy.processes)
-            machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story}
+            machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story, **place}
             machine["parameters"] = sum(p.numel() for p in state.field.parameters())
             write_json(folder.environment, machine)
             folder.cut_metrics(-1 if span.began is None else span.began)
