@@ -27,6 +27,8 @@ AT_ONCE = 256
 """Held-out samples in one evaluation of the field at least."""
 QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
+NO_PEAK = {"cpu"}
+"""Devices whose utilisation is not reported: no product measures the peak of cores that others use, at any clock."""
 TRIED_SECONDS = 0.5
 """Minimum time measured before printing an ETA; warm-up steps are excluded."""
 
@@ -52,7 +54,7 @@ def write_metrics(session: Session) -> Callback:
             state.window = Window()
             if strategy.is_first:
                 # points are too small for it to say anything; known after the first steps, which wait for nothing
-                if config.field.has_utilisation:
+                if config.field.has_utilisation and strategy.device.type not in NO_PEAK:
                     full_speed = full_speed or samples_at_peak(strategy.accelerator, state.ema, session.space.shape)
                     record["utilisation"] = record["samples_per_second"] / full_speed
                 session.last = record
