@@ -16,9 +16,9 @@ from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request, plain
 from flowimg.data.scan import HASH, Scan, scan
 from flowimg.data.sources.recognise import recognise
-from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import save_grid
+from flowimg.machine.cores import cores
 from flowimg.machine.processes import one_process
 from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet

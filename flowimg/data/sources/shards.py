@@ -23,8 +23,9 @@ from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, Source, check_split, number_classes, plain
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.folders import ENDINGS, SPLITS, Entry
-from flowimg.data.workers import Result, cores, spread
+from flowimg.data.workers import Result, spread
 from flowimg.errors import DataError
+from flowimg.machine.cores import cores
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
