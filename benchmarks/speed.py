@@ -51,6 +51,7 @@ from flowimg.fields.unet import UNetField
 from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
 from flowimg.flow.times import uniform_grid
+from flowimg.jobs.train.metrics import NO_PEAK
 from flowimg.machine.device import keep_memory, pick_device
 from flowimg.machine.precision import autocast, settle_precision
 from flowimg.machine.throughput import pass_flops, product_flops
@@ -134,14 +135,15 @@ def print_throughput(
     config: Config, precision: str, trainers: dict[str, Trainer], found: dict[str, list[float]]
 ) -> None:
     """Memory, threads and samples a second of each, and what these are of the speed of matrix products."""
-    needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
-    form, dtype = ("bf16", torch.bfloat16) if precision == "bf16" else ("fp32", torch.float32)
-    most = product_flops(pick_device(), dtype) / needed
+    most, form, device = 0.0, "bf16" if precision == "bf16" else "fp32", pick_device()
+    if device.type not in NO_PEAK:
+        needed = pass_flops(stock(config).eval(), build_source(config).facts.shape)
+        most = product_flops(device, torch.bfloat16 if form == "bf16" else torch.float32) / needed
     for name, trainer in trainers.items():
         speed = config.train.batch_size / statistics.median(found[name])
+        share = f"{100 * speed / most:3.0f} % of the speed of matrix products in {form}, " if most else ""
         print(
-            f"{name:<28} {trainer.mib:>7,} MiB at most, {trainer.threads} threads, {speed:8,.1f} samples/s, "
-            f"{100 * speed / most:3.0f} % of the speed of matrix products in {form}, "
+            f"{name:<28} {trainer.mib:>7,} MiB at most, {trainer.threads} threads, {speed:8,.1f} samples/s, {share}"
             f"{BUDGET / speed / 3600:,.1f} h for {BUDGET / 1e6:.1f} M pictures"
         )
 

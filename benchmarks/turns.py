@@ -3,9 +3,9 @@
     python benchmarks/turns.py steps train CONFIG [--KEY VALUE ...]   `flowimg train` that waits before its steps
     python benchmarks/turns.py first train CONFIG [--KEY VALUE ...]   `flowimg train` that exits at its first step
 
-Not for users: speed.py and start.py start these, with the checkout in PYTHONPATH. This file imports nothing of flowimg,
-and finds a step by torch's classes, not by a name in flowimg: two checkouts may differ in every file and every name,
-as long as they share the command line.
+Not for users: speed.py, start.py and shared.py start these, with the checkout in PYTHONPATH. This file uses no name in
+flowimg, and finds a step by torch's classes: two checkouts may differ in every file and every name, as long as they
+share the command line.
 """
 
 import math
@@ -23,7 +23,12 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import torch
+ENVIRON = dict(os.environ)
+"""The variables as the user set them: flowimg, whatever its version, sets others when it is imported."""
+if __name__ == "__main__":
+    import flowimg  # noqa: F401  the checkout's own, before torch, which reads these variables
+
+import torch  # noqa: E402
 
 HERE = Path(__file__).resolve()
 CHECKOUT = str(HERE.parents[1])
@@ -175,8 +180,8 @@ def environment_of(checkout: str, safe: bool = True) -> dict[str, str]:
 
     Unless `safe` is False, neither the script's folder nor the working directory hides a module then.
     """
-    path = os.pathsep.join([checkout, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **({"PYTHONSAFEPATH": "1"} if safe else {})}
+    path = os.pathsep.join([checkout, *filter(None, [ENVIRON.get("PYTHONPATH")])])
+    return {**ENVIRON, "PYTHONPATH": path, **({"PYTHONSAFEPATH": "1"} if safe else {})}
 
 
 def flowimg_command(how: str, args: Sequence[str]) -> list[str]:

@@ -74,6 +74,12 @@ def small_product(monkeypatch):
     monkeypatch.setattr("flowimg.machine.throughput.SIZES", {"cpu": 64})
 
 
+@pytest.fixture(autouse=True)
+def unknown_machine(monkeypatch, tmp_path_factory):
+    """Neither limits of the real cores nor the processes that use them decide anything."""
+    monkeypatch.setattr("flowimg.machine.cores.ROOT", tmp_path_factory.getbasetemp() / "no files of the system")
+
+
 @pytest.fixture
 def quick_judge(request, once, monkeypatch):
     """Classifiers of the real pictures learn for a moment, and copies are judged by the neighbours of 50 pictures.

@@ -26,7 +26,7 @@ OPEN = {"errors", "version", "files", "names"}
 LOWER = {"flow", "spaces", "conditions", "fields", "data", "training", "sampling", "evaluation", "figures"}
 UPPER = {"settings", "machine", *LOWER, "build", "runs"}
 OURS = {
-    "__init__": {"api", "version"},
+    "__init__": {"api", "version", "machine.cores"},
     "__main__": {"cli"},
     "errors": set(),
     "version": set(),
@@ -38,7 +38,7 @@ OURS = {
     "spaces": {"flow", "spaces"},
     "conditions": {"flow", "conditions"},
     "fields": {"flow", "machine", "fields"},
-    "data": {"flow.randomness", "flow.condition", "spaces", "conditions", "data"},
+    "data": {"flow.randomness", "flow.condition", "spaces", "conditions", "machine.cores", "data"},
     "training": {"flow", "fields", "training"},
     "sampling": {"flow", "fields", "spaces", "conditions", "sampling"},
     "evaluation": {"flow", "fields", "spaces", "conditions", "sampling", "data", "evaluation"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowimg.cli import main
-from flowimg.data.workers import cores
+from flowimg.machine.cores import cores
 
 ROOT = Path(__file__).parents[1]
 TOUR = ROOT / "docs" / "tour.ipynb"

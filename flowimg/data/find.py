@@ -14,8 +14,8 @@ from flowimg.data.listing import Ints, Listing, Request, Shape, listed
 from flowimg.data.pictures import depth_of
 from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
-from flowimg.data.workers import cores
 from flowimg.errors import DataError
+from flowimg.machine.cores import cores
 
 FEW = 1000
 """With fewer pictures, a field may memorise them."""

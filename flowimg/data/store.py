@@ -30,9 +30,10 @@ from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
 from flowimg.data.listing import Shape, chunks
 from flowimg.data.order import permute
-from flowimg.data.workers import cores, spread
+from flowimg.data.workers import spread
 from flowimg.errors import CacheError, DataError
 from flowimg.flow.randomness import key
+from flowimg.machine.cores import cores
 from flowimg.names import one_line
 
 VERSION = 1

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from flowimg.errors import WorkerError
+from flowimg.machine.cores import cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,11 +32,6 @@ AHEAD = 4
 GRACE = 30.0
 """Seconds for a worker to finish its task when its pool is closed."""
 IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-
-
-def cores() -> int:
-    """Number of cores that this process may use; other processes of the same launch may use the same ones."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cores() -> int:

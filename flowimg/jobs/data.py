@@ -16,10 +16,10 @@ from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request
 from flowimg.data.scan import HASH, Scan, scan
 from flowimg.data.sources.recognise import recognise
-from flowimg.data.workers import cores
 from flowimg.errors import DataError, SettingsError
 from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import check_places
+from flowimg.machine.cores import cores
 from flowimg.machine.home import settle_home
 from flowimg.machine.processes import one_process
 from flowimg.names import one_line

@@ -19,6 +19,7 @@ import torch
 from flowimg.errors import MachineError
 from flowimg.fields.cpu.norm import library
 from flowimg.files import existing, filled, lock
+from flowimg.machine.cores import Neighbours, cores, shared_sentence
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import fast_in_bf16
 from flowimg.machine.throughput import product_flops
@@ -54,6 +55,7 @@ def doctor(settings: Doctor) -> dict[str, Any]:
         "precision": _precision,
         "memory": _shared_memory,
         "processes": _processes,
+        "cores": partial(_cores, Neighbours()),  # after checks that take seconds, over which their use is averaged
         "folder": partial(_folder, Path(settings.run)),
     }
     found: dict[str, Finding] = {}
@@ -133,6 +135,16 @@ def _processes() -> Finding:
         why = next((line for line in done.stderr.splitlines() if "Error:" in line), "no reason given")
         return "bad", f"{what} failed: {why.strip()}"
     return "ok", f"{what} works ({time.perf_counter() - began:.0f} s including start-up)"
+
+
+def _cores(neighbours: Neighbours) -> Finding:
+    """Say whether other processes use the cores."""
+    threads = torch.get_num_threads()
+    others = neighbours.look(threads)
+    neighbours.close()
+    if others is not None:
+        return "note", shared_sentence(others, threads)
+    return "ok", f"{threads} of {cores()} cores have a thread of torch; other processes leave enough, as far as known"
 
 
 def _folder(run: Path) -> Finding:

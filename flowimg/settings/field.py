@@ -16,6 +16,8 @@ class Network(Settings):
     """Whether bf16 makes it faster on a device with fast bf16."""
     has_cpu_blocks: ClassVar = False
     """Whether parts of it are written in C for CPUs."""
+    has_barriers: ClassVar = False
+    """Whether its operations on a CPU have barriers inside, as oneDNN's convolutions have: their threads spin there."""
     has_utilisation: ClassVar = False
     """Whether hardware utilisation is worth reporting: matrix products take most of its time."""
 
@@ -44,6 +46,7 @@ class UNet(Network):
     learns: ClassVar = "images"
     fast_in_bf16: ClassVar = True
     has_cpu_blocks: ClassVar = True
+    has_barriers: ClassVar = True
     has_utilisation: ClassVar = True
     kind: Literal["unet"] = "unet"
     channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (128, 256)

@@ -19,8 +19,9 @@ from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.pictures import Encoded
 from flowimg.data.scan import look
 from flowimg.data.sources.shards import kept_or_read
-from flowimg.data.workers import Pool, cores, share_of_cores, spread
+from flowimg.data.workers import Pool, share_of_cores, spread
 from flowimg.errors import WorkerError
+from flowimg.machine.cores import cores
 
 
 @pytest.fixture

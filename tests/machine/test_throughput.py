@@ -45,9 +45,20 @@ def test_memory_is_that_of_the_process():
     assert throughput.peak_memory(CPU) >= before
 
 
+def test_a_run_on_a_cpu_has_no_share_of_peak(tmp_path, monkeypatch, capsys):
+    """The same run reported 55 %, 92 % and 116 %: what others left was compared with what they left another time."""
+    monkeypatch.setattr(throughput, "product_flops", lambda device, dtype: 1.0)  # of which any run is more than 100 %
+    main(["train", str(write_settings(tmp_path / "c.yaml", train={"steps": 1})), "--run", str(tmp_path / "r")])
+    assert "utilisation" not in (tmp_path / "r" / "metrics.jsonl").read_text()
+    out = capsys.readouterr().out
+    assert " samples/s" in out and "peak" not in out
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_on_pictures_says_what_it_makes_of_its_machine(tmp_path, precision, monkeypatch, capsys):
+    """As on a GPU."""
     passes, count = [], throughput.pass_flops
+    monkeypatch.setattr("flowimg.jobs.train.metrics.NO_PEAK", set())
 
     def counted(*args):
         passes.append(count(*args))

@@ -24,8 +24,9 @@ from flowimg.data.listing import Ints, Listing, Request, Source, label_of, numbe
 from flowimg.data.pictures import Encoded, first_line
 from flowimg.data.sources.folders import ENDINGS, Entry
 from flowimg.data.sources.splits import files_of_split
-from flowimg.data.workers import Result, cores, spread
+from flowimg.data.workers import Result, spread
 from flowimg.errors import DataError
+from flowimg.machine.cores import cores
 from flowimg.names import one_line
 
 LABEL = "cls"

@@ -32,6 +32,8 @@ DAY = 86400.0
 """Seconds."""
 SMALLER = "configs/folder_cpu.yaml has a network and images that fit one (32 x 32)"
 """The advice for a run that will take days on a CPU."""
+NO_PEAK = {"cpu"}
+"""Devices whose utilisation is not reported: no product measures the peak of cores that others use, at any clock."""
 TRIED_SECONDS = 0.5
 """Minimum time measured before printing an ETA; warm-up steps are excluded."""
 
@@ -59,7 +61,7 @@ def write_metrics(session: Session) -> Callback:
             state.window = Window()
             if strategy.is_first:
                 # points are too small for it to say anything; known after the first steps, which wait for nothing
-                if config.field.has_utilisation:
+                if config.field.has_utilisation and strategy.device.type not in NO_PEAK:
                     full_speed = full_speed or samples_at_peak(strategy.accelerator, state.ema, session.space.shape)
                     record["utilisation"] = record["samples_per_second"] / full_speed
                 session.last = record

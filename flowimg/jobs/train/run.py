@@ -26,6 +26,7 @@ from flowimg.jobs.train.pace import FIGURE_SAMPLES, allowed, sampling_seconds
 from flowimg.jobs.train.profile import profile_steps
 from flowimg.jobs.train.saving import keep_model
 from flowimg.jobs.train.session import Session, Span
+from flowimg.jobs.train.sharing import watch_cores
 from flowimg.jobs.train.trackers import start_tracker
 from flowimg.jobs.train.words import banner, farewell, not_finite, result_of, start_event, warn_of_not_finite
 from flowimg.machine.compiling import how_compiled
@@ -42,8 +43,8 @@ from flowimg.runs.status import Status, hold
 from flowimg.sampling.fitting import is_out_of_memory
 from flowimg.settings.reading import dump
 from flowimg.settings.run import Config, Start
+from flowimg.training.loop import Callback, warm_up
 from flowimg.training.loop import train as run_loop
-from flowimg.training.loop import warm_up
 from flowimg.training.snapshots import drop_later
 from flowimg.training.state import Training
 from flowimg.training.strategies import strategy_of
@@ -124,17 +125,19 @@ class _Start(Beginning):
         """Everything; the results, on the first process."""
         config, folder, status, strategy = self.config, self.folder, self.status, self.strategy
         status.at("preparing data")
+        look = self.stack.enter_context(watch_cores(strategy.device, config.field.has_barriers, self.say))
         found = self.find()
         state, batches = self.begin(found)
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
         span = Span(began if found.checkpoint else None, self.until)
-        profiled = [profile_steps(folder, span, self.stack)] if self.how.profile else []
+        more = [look, *([profile_steps(folder, span, self.stack)] if self.how.profile else [])]
         self._record(found, state, batches, span)
+        look(state)
         if began >= self.until:
             self._nothing_to_do(state, found.facts)
         else:
-            self._train(state, batches, found.facts, span, profiled)
+            self._train(state, batches, found.facts, span, more)
         status.step = state.step
         for tracker in strategy.accelerator.trackers:
             tracker.finish()
@@ -187,7 +190,7 @@ class _Start(Beginning):
         if self.strategy.is_first:  # the last start may have ended between the checkpoint and this
             keep_model(self.config, self.folder, facts, state.ema, state.step)
 
-    def _train(self, state: Training, batches: Batches, facts: DataFacts, span: Span, profiled: list[Any]) -> None:
+    def _train(self, state: Training, batches: Batches, facts: DataFacts, span: Span, more: list[Callback]) -> None:
         """All steps of this start."""
         config, requests = self.config, self.requests
         start_tracker(self.strategy.accelerator, config, state.step)
@@ -197,7 +200,7 @@ class _Start(Beginning):
             # left after what is being written is written
             with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
                 session = Session(*shared, span, requests, self.status, thread)
-                run_loop(state, self.until, [*callbacks(session), *profiled], requests.wanted)
+                run_loop(state, self.until, [*callbacks(session), *more], requests.wanted)
         except NotFiniteError as error:
             raise not_finite(error, state, batches, self.folder) from None
 
