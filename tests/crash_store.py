@@ -57,8 +57,8 @@ def arm(point):
     listing.CHUNK = 2
     write_text, rename = Path.write_text, Path.rename
 
-    def halved(path, text):
-        write_text(path, text[: len(text) // 2])
+    def halved(path, text, **how):
+        write_text(path, text[: len(text) // 2], **how)
         die()
 
     def renamed(path, target):
