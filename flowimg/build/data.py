@@ -14,8 +14,8 @@ from flowimg.data import toys
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
-from flowimg.data.find import Found, absent, find
-from flowimg.data.listing import listed
+from flowimg.data.find import Found, find
+from flowimg.data.listing import absent, listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
 from flowimg.errors import DataError

@@ -28,11 +28,6 @@ class Bad(NamedTuple):
     reason: str
 
 
-def absent(labels: Ints | None, classes: Sequence[str]) -> tuple[int, ...]:
-    """The classes, by number, that none of these labels is of."""
-    return () if labels is None else tuple(np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist())
-
-
 class Found(NamedTuple):
     """Pictures that were found and are not decoded yet.
 

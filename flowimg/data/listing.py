@@ -181,3 +181,8 @@ def number_classes(labels: Iterable[Any]) -> tuple[dict[Any, int], tuple[str, ..
     """The number of each label, and the class names, both in order of the labels' values."""
     known = sorted(set(labels))
     return {label: number for number, label in enumerate(known)}, tuple(map(str, known))
+
+
+def absent(labels: Ints | None, classes: Sequence[str]) -> tuple[int, ...]:
+    """The classes, by number, that none of these labels is of."""
+    return () if labels is None else tuple(np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist())

@@ -141,12 +141,11 @@ def _no_labels(features: datasets.Features, broken: float | None) -> list[str]:
 def read_labels(
     where: str, values: Sequence[Any], feature: Any, column: str, name: Callable[[int], str] = "row {}".format
 ) -> tuple[Ints, tuple[str, ...]]:
-    """The label of every row as a number, and the class names.
+    """The label of every row as a number, and the class names; the values are as `label_of` reads them.
 
     Raises:
         DataError: If a row has no label, or its label is of no class.
     """
-    values = list(map(label_of, values))
     if None in values:
         raise DataError(
             f"{where}: {name(values.index(None))} has no label in column {column!r}: use another split or "

@@ -121,10 +121,10 @@ def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Ch
     """
     pictures = [entry for entry in entries if _is_picture(entry)]
     good = [entry.path for entry in pictures if entry.wrong is None]
+    others = unread([entry.path for entry in entries if entry.wrong is None])
     if not good:
         odd = next((f"; {one_line(entry.path)} is {entry.wrong}" for entry in pictures), "")
-        files = [entry.path for entry in entries if entry.wrong is None]
-        odd = odd or "".join(f"; {remark}" for remark in unread(files)[:1])
+        odd = odd or "".join(f"; {remark}" for remark in others[:1])
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
     unused = [f"{path}: a folder already visited through a link" for path in again]
     tops = sorted({path.split("/")[0] for path in good if "/" in path})
@@ -141,7 +141,7 @@ def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Ch
             unused.append(
                 f"the splits {listed(words)}: they are read as classes, because {one_line(other)} is beside them"
             )
-    return Chosen(pictures, prefixes, unused)
+    return Chosen(pictures, prefixes, unused + others)
 
 
 def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str], request: Request) -> Source:
@@ -151,7 +151,6 @@ def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str
         DataError: If there are none, or no such split.
     """
     chosen = choose(where, entries, again, request.split)
-    chosen.unused.extend(unread([entry.path for entry in entries if entry.wrong is None]))
     listing = partial(_listing, where, root, chosen, request.reads_labels)
     signature = name_of(signature_of(chosen.pictures), chosen.unused)
     return Source("a folder of pictures", where, signature, listing)

@@ -21,7 +21,7 @@ from flowimg.data.listing import Listing, Request, Source, listed, of_files, sev
 from flowimg.data.pictures import first_line
 from flowimg.data.sources.folders import Chosen, Entry, choose, signature_of
 from flowimg.data.sources.splits import is_split
-from flowimg.data.sources.unused import is_metadata, unread
+from flowimg.data.sources.unused import is_metadata
 from flowimg.errors import DataError
 
 FILE = "file_name"
@@ -42,7 +42,6 @@ def metadata_folder(where: str, root: Path, entries: list[Entry], again: list[st
         )
     # those of other splits list pictures of those
     tables = [table for table in tables if "/" not in table.path or table.path.startswith(chosen.prefixes or "")]
-    chosen.unused.extend(unread([entry.path for entry in entries if entry.wrong is None]))
     signature = name_of(signature_of(chosen.pictures), signature_of(tables), chosen.unused)
     listing = partial(_listing, where, root, chosen, [table.path for table in tables], request)
     return Source("a folder of pictures with metadata", where, signature, listing)

@@ -6,14 +6,14 @@ Footers and labels are read once, several files at a time, and stored in the cac
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Opened, Request, Stream, check_split, label_of
+from flowimg.data.listing import Opened, Request, Stream, absent, check_split, label_of
 from flowimg.data.pictures import first_line
 from flowimg.data.sources.folders import walk
 from flowimg.data.sources.splits import files_of_split
@@ -42,7 +42,7 @@ def parquet_stream(where: str, source: str, cache: Path, request: Request) -> St
         features = datasets.Features.from_arrow_schema(schema)
         image = find_image_column(where, features, request.image_column)
         # the distinct labels, in place of all
-        known = partial(_known_labels, files, cache=cache, signature=signature)
+        known = lru_cache(partial(_known_labels, files, cache=cache, signature=signature))
         labels = table_labels(where, features, request, known, lambda _: "a row")
         numbers: dict[Any, int] = {}
         if labels.column and labels.numbers is not None:
@@ -70,10 +70,9 @@ def parquet_stream(where: str, source: str, cache: Path, request: Request) -> St
     story = f"{len(groups):,} row groups of {len(files):,} parquet files (column {image})"
     story += f", {counts.sum():,} pictures, streamed"
     names = [(Path(file).name, group) for file, group, _ in groups]
-    absent = tuple(sorted(set(range(len(labels.classes))) - set(numbers.values())))
-    fingerprint = name_of(names, counts, labels.classes)
-    remarks = (*unused, *labels.unused)
-    return Stream(where, story, counts, labels.classes, open_one, fingerprint, absent, remarks)
+    fingerprint, remarks = name_of(names, counts, labels.classes), (*unused, *labels.unused)
+    without = absent(labels.numbers, labels.classes)
+    return Stream(where, story, counts, labels.classes, open_one, fingerprint, without, remarks)
 
 
 def _reader(file: str) -> Any:

@@ -135,13 +135,11 @@ def _listing(where: str, files: list[str], cache: Path, request: Request, unused
 
 def no_labels(kinds: Collection[str]) -> tuple[str, ...]:
     """A remark on the other files of samples without labels, by their endings."""
-    endings = [
-        f"{kind}.KEY" if kind == "json" else kind for kind in sorted(kinds, key=lambda kind: (kind != "json", kind))
-    ]
-    if not endings:
+    if not kinds:
         return ()
+    column = "json.KEY" if "json" in kinds else min(kinds)
     return (
-        f"the .{several(sorted(kinds))} files of samples: --data.label-column {endings[0]} would make them the classes",
+        f"the .{several(sorted(kinds))} files of samples: --data.label-column {column} would make them the classes",
     )
 
 
