@@ -4,6 +4,7 @@ r"""How a name of the user (of a class, file, folder or run) is written, whateve
     in a line       `one_line`: line breaks, control characters and other invisible ones escaped too (a\nb, \x1b[31m)
     on the terminal `printed`: every name that holds such characters is escaped where it occurs
     in a command    `word`: quoted, so that a line that is copied means what it says
+    in Markdown     `in_markdown`: what would be markup, HTML or mathematics is shown as it is
 
 Files are always written in UTF-8. Figures have their own rule, which knows fonts: `flowimg.figures.letters`.
 """
@@ -55,6 +56,12 @@ def word(value: object) -> str:
     if text.isprintable():
         return shlex.quote(text)
     return f"$'{''.join(map(_in_shell, text))}'"
+
+
+def in_markdown(name: str) -> str:
+    """A name as text of a Markdown page: every character that could be markup as its number, &#42; for *."""
+    plain = " -.,'+"
+    return "".join(c if c.isalnum() or c in plain or not c.isascii() else f"&#{ord(c)};" for c in one_line(name))
 
 
 def _in_shell(character: str) -> str:

@@ -1,5 +1,6 @@
 """Names of classes, files, folders and runs, whatever is in them: used, and written so that they can be read."""
 
+import html
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from tiny import write_settings
 from flowimg.cli import main
 from flowimg.errors import DataError
 from flowimg.jobs import report
-from flowimg.names import no_text, on_disk, one_line, printed, text_of, unprintable, word
+from flowimg.names import in_markdown, no_text, on_disk, one_line, printed, text_of, unprintable, word
 from flowimg.runs.folder import RunFolder
 
 CAFE, ODD = b"caf\xc3\xa9", b"caf\xe9"
@@ -77,6 +78,14 @@ def test_a_name_in_a_command_is_one_word_of_one_line_and_no_option(name):
     assert not line.startswith("-") and Path(os.fsdecode(done.stdout)) == Path(name)
     if name.isprintable():
         assert [Path(one) for one in shlex.split(f"x {line} # y", comments=True)[1:]] == [Path(name)]
+
+
+@pytest.mark.parametrize(
+    "name", ["animals-nature", "*a* _b_", "<b>x</b>", "$x$ `y`", "[a](b)", "Ωμ, é", "a\nb", "&amp;"]
+)
+def test_a_name_in_markdown_is_shown_as_it_is(name):
+    text = in_markdown(name)
+    assert html.unescape(text) == one_line(name) and not set(text.replace("&#", "")) & set("*_<>$`[]()\\&\n")
 
 
 def test_what_was_typed_is_escaped_wherever_it_occurs():

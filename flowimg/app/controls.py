@@ -8,7 +8,7 @@ import gradio as gr
 from flowimg.app.asked import GUIDANCE, STEPS, guidable
 from flowimg.build.sampler import SOLVERS
 from flowimg.errors import PageError
-from flowimg.names import one_line, text_of
+from flowimg.names import in_markdown, one_line, text_of
 from flowimg.runs.opening import OpenRun
 
 
@@ -30,9 +30,7 @@ def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
 def heading(run: OpenRun, text: str) -> tuple[str, Any]:
     """The run's name, for the title of the page; and the heading of the page, with this text below it."""
     name = one_line(text_of(run.folder.path.resolve().name))
-    # the page shows a name as it is: neither Markdown, nor HTML, nor mathematics
-    shown = "".join(c if c.isalnum() or not c.isascii() else f"&#{ord(c)};" for c in name)
-    return name, gr.Markdown(f"# {shown}\n{text}", latex_delimiters=[], render=False)
+    return name, gr.Markdown(f"# {in_markdown(name)}\n{text}", latex_delimiters=[], render=False)
 
 
 def kindly(answer: Any, *asked: Any) -> Any:

@@ -17,7 +17,7 @@ arXiv:2002.09797): with r_k(x) the distance from x to its k-th nearest neighbour
     coverage   share of data x with |y - x| < r_k(x) for some sample y
 
 as their authors compute them, so the edge of a neighbourhood, where copies may lie, belongs to the first two only. All
-four are 1 for the data themselves, unless more than k of them are equal.
+four are 1 for the data themselves, where no two distances from a point are equal.
 
 Everything is computed in float64.
 """

@@ -9,14 +9,17 @@ from flowimg.errors import MachineError, SettingsError
 from flowimg.files import filled, write_text
 from flowimg.machine.device import pick_device
 from flowimg.machine.processes import one_process
-from flowimg.names import one_line, text_of, word
+from flowimg.names import in_markdown, one_line, text_of, word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import OpenRun, open_run, weights_name
-from flowimg.settings.reading import dump
+from flowimg.settings.reading import changed, dump, flatten
+from flowimg.settings.run import Config
 from flowimg.settings.verbs import Export
 
 STEPS = Export.model_fields["num_steps"].default
 """Euler steps in the example of the model card: the default of `flowimg sample`."""
+PATHS = ("data.source", "data.root", "field.pretrained", "train.evaluate_features")
+"""Settings that may be paths; the card has their last parts. `data.cache` is left out."""
 
 
 def export(settings: Export) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def write_model(
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     with filled(folder) as aside:
-        save_pipeline(aside, network, run.facts.classes)
+        save_pipeline(aside, network, run.facts.classes, run.facts.absent)
         if grid is not None:
             shutil.copyfile(grid, aside / "samples.png")
         write_text(aside / "README.md", _card(run, grid, num_steps, weights))
@@ -84,22 +87,21 @@ def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float)
     """The model card: a description, three lines of code, and the settings of the run."""
     config, facts = run.config, run.facts
     parameters = sum(p.numel() for p in _network(run).parameters())
-    # a card may be published: it names data and run without their paths on this machine
-    data, name = _public(config.data.source), one_line(text_of(run.folder.path.resolve().name))
-    shown = config.model_copy(update={"run": name, "data": config.data.model_copy(update={"source": data})})
-    if pretrained := getattr(config.field, "pretrained", None):
-        shown = shown.model_copy(update={"field": config.field.model_copy(update={"pretrained": _public(pretrained)})})
-    channels, height, width = facts.shape
-    which = f"conditional on {len(facts.classes)} classes" if facts.classes else "unconditional"
+    name, shown = one_line(text_of(run.folder.path.resolve().name)), _without_paths(config)
+    (channels, height, width), data = facts.shape, in_markdown(shown.data.source)
+    learned = [facts.classes[number] for number in facts.present]
+    which = f"conditional on {len(learned)} classes" if facts.classes else "unconditional"
     guidance = ", guidance_scale=2.0" if facts.classes and config.train.label_drop > 0 else ""
     if facts.classes:
         use = f"""from flowimg.sampling.pipeline import LabelPipeline
 pipeline = LabelPipeline.from_pretrained("FOLDER")
-picture = pipeline([{facts.classes[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
+picture = pipeline([{learned[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
+        lacking = [in_markdown(facts.classes[number]) for number in facts.absent]
+        unlearned = f" There was no picture of {', '.join(lacking)}." if lacking else ""
         more = f"""
 LabelPipeline is a small pipeline with classes, from the Python package flowimg that trained this network. The network
 itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfolder="unet")`; its last class stands for
-"no class". The classes, in order: {", ".join(map(one_line, facts.classes))}.\n"""
+"no class". The classes, in order: {", ".join(map(in_markdown, facts.classes))}.{unlearned}\n"""
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
@@ -112,7 +114,7 @@ library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags: [flow-matching, flowimg]
 ---
-# {name}
+# {in_markdown(name)}
 
 {pictured}
 
@@ -137,7 +139,7 @@ pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N if N >
 ## How it was made
 
 ```yaml
-{dump(shown)}```
+{dump(shown.model_copy(update={"run": name}))}```
 """
 
 
@@ -147,10 +149,17 @@ def _network(run: OpenRun) -> Any:
     return getattr(field, field.exports)
 
 
+def _without_paths(config: Config) -> Config:
+    """The settings for a card, which may be published: no path of this machine is in them."""
+    found = flatten(config)
+    named = {key: _public(found[key]) for key in PATHS if found.get(key)}
+    return changed(config, {**named, **{key: None for key in ("data.cache",) if key in found}}, "the model card")
+
+
 def _public(source: str) -> str:
     """A name or an id of the hub unchanged; only the last part of a path on this machine."""
     path = source.count("/") != 1 or source.startswith(("/", ".", "~")) or Path(source).exists()
-    return Path(source).name if path else source
+    return (Path(source).name or Path(source).resolve().name or "pictures") if path else source
 
 
 def _push(folder: Path, repository: str, private: bool) -> str:

@@ -31,7 +31,9 @@ LIMITS = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
 INTERVAL = 0.5
 """Seconds over which the use of the cores is averaged at least; Linux counts it in hundredths."""
 SLACK = 0.5
-"""Cores that other processes may use without being mentioned: a system is never quite idle."""
+"""Cores that other processes may use without being mentioned, on a small machine: a system is never quite idle."""
+MOST_SLACK = 0.9
+"""The same on a large one, where many small processes run: less than one that computes all the time."""
 
 
 def cores() -> int:
@@ -83,10 +85,12 @@ class Neighbours:
         now, count = _used(self.cpus), len(self.cpus)
         seconds, busy, own = (new - old for new, old in zip(now, self.before, strict=True))
         self.before, others = now, (busy - own) / seconds
-        self.others = others if others > count - threads + SLACK else None
+        slack = min(max(SLACK, count / 64), MOST_SLACK)
+        self.others = others if others > max(0, count - threads) + slack else None
+        spins = 1 < threads <= count  # with more threads than cores the library hardly spins
         if self.others is None:
             self.close()
-        elif self.pool is None and threads > 1 and [os.environ.get(name) for name in WAITING] == [SPINS, None, None]:
+        elif self.pool is None and spins and [os.environ.get(name) for name in WAITING] == [SPINS, None, None]:
             # the library spins 100 times only while a process has more threads than there are cores, sleeping or not
             self.pool = threading.Thread(target=hold_pool, args=(count - threads + 2, self.release), daemon=True)
             self.pool.start()
@@ -111,7 +115,9 @@ def shared_sentence(others: float, threads: int) -> str:
     count = len(_cpus())
     free = max(1, int(count - others + SLACK))
     advice = f"; OMP_NUM_THREADS={free} leaves them their cores" if free < threads else ""
-    return f"shared: other processes use {others:.1f} of {count} cores, so expect half the speed or less{advice}"
+    return (
+        f"shared: other processes use {others:.1f} of {count} cores, so a step may take twice as long or more{advice}"
+    )
 
 
 def hold_pool(count: int, release: threading.Event) -> None:
@@ -149,12 +155,26 @@ def _cpus() -> set[int]:
 
 
 def _used(cpus: Iterable[int]) -> tuple[float, float, float]:
-    """Seconds: by a clock, of these cores' use by all processes (NaN if unknown), by this one and its children."""
+    """Seconds: by a clock, of these cores' use by all processes (NaN if unknown), and by this one and its children.
+
+    The system adds those of a child once it has ended; those that live are asked.
+    """
     busy, names = math.nan, {f"cpu{cpu}" for cpu in cpus}
     rows = [row for row in map(str.split, _read("proc/stat").splitlines()) if row and row[0] in names]
     if rows:
         busy = sum(int(row[1:][column]) for row in rows for column in BUSY) / os.sysconf("SC_CLK_TCK")
-    return time.monotonic(), busy, sum(os.times()[:4])
+    return time.monotonic(), busy, sum(os.times()[:4]) + _children_seconds("self")
+
+
+def _children_seconds(process: str) -> float:
+    """Seconds that the living children of a process have used, with theirs; 0 where the system does not list them."""
+    seconds = 0.0
+    for task in (ROOT / "proc" / process / "task").glob("*"):
+        for child in _read(task / "children").split():
+            fields = _read(f"proc/{child}/stat").rpartition(")")[2].split()  # the name before may hold anything
+            used = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # its own, and of its children that ended
+            seconds += used + _children_seconds(child)
+    return seconds
 
 
 def _limit() -> float:

@@ -9,7 +9,7 @@ shift_terminal = 1 / N, with which diffusers divides by zero at N = 1. Stock pip
 U-Net comes with the small `LabelPipeline` below.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         unet: The network, in diffusers' convention: timestep 1000 (1 - t), output noise - data.
         scheduler: A flow-matching scheduler.
         classes: The names of the classes; without names they are called by their numbers, "0", "1" and so on.
+        absent: Those of them, by number, that the network learned from no picture.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         unet: UNet2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
         classes: list[str] | None = None,  # a type that diffusers knows: of others it would say so in a warning
+        absent: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(classes=list(classes or ()))
+        self.register_to_config(classes=list(classes or ()), absent=list(absent or ()))
 
     @property
     def classes(self) -> list[str]:
@@ -63,10 +65,10 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_inference_steps: Euler steps. A single one is taken without the `shift_terminal` of the scheduler.
             output_type: "pil" or "np", (B, H, W, C) in [0, 1].
         Raises:
-            ValueError: If a label is not the name of a class, or there are none.
+            ValueError: If a label is not the name of a class, or of one that was not learned, or there are none.
         """
-        names = self.classes
-        numbers = [_number(label, names) for label in _several(labels)]
+        names, absent = self.classes, self.config.get("absent", [])  # folders of earlier versions do not say
+        numbers = [_number(label, names, absent) for label in _several(labels)]
         if not numbers:
             raise ValueError(f"there are no labels: give at least one class; {there_are(names, '')}")
         device = self.unet.device
@@ -96,21 +98,26 @@ def _several(labels: Any) -> list[Any]:
         return [labels]
 
 
-def _number(label: Any, names: Sequence[str]) -> int:
+def _number(label: Any, names: Sequence[str], absent: Collection[int]) -> int:
     number = class_number(label, names)
     if number is None:
         raise ValueError(f"{shown(repr(label))} is not a class: {there_are(names, label)}")
+    if number in absent:
+        raise ValueError(f"{shown(names[number])} was not learned: the network was trained on no picture of this class")
     return number
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str]) -> None:
+def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], absent: Collection[int] = ()) -> None:
     """Write a U-Net as a folder for `DiffusionPipeline.from_pretrained`, or `LabelPipeline.from_pretrained`.
 
     Args:
         folder: Where to.
         unet: The network.
         classes: The names of its classes; empty for an unconditional one.
+        absent: Those of them, by number, that it learned from no picture.
     """
     scheduler = FlowMatchEulerDiscreteScheduler()
-    pipeline: Any = LabelPipeline(unet, scheduler, list(classes)) if classes else DDPMPipeline(unet, scheduler)
+    pipeline: Any = DDPMPipeline(unet, scheduler)
+    if classes:
+        pipeline = LabelPipeline(unet, scheduler, list(classes), list(absent))
     pipeline.save_pretrained(folder, safe_serialization=True)

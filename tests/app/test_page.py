@@ -195,7 +195,7 @@ def test_the_heading_is_the_name_of_the_run_as_it_is(name, classes, tmp_path):
     title, head = heading(run, "text")
     first, rest = head.value.split("\n")
     assert title == html.unescape(first.removeprefix("# ")) == one_line(name) and rest == "text"
-    assert re.fullmatch(r"# ([^\W_]|&#\d+;)*", first) and head.latex_delimiters == []
+    assert re.fullmatch(r"# ([^\W_]|[ .,'+-]|&#\d+;)*", first) and head.latex_delimiters == []
 
 
 def test_a_refusal_is_words(classes):

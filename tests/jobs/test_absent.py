@@ -10,6 +10,7 @@ from tiny import write_settings
 from flowimg.build.data import build_source
 from flowimg.cli import main
 from flowimg.data.store import hold_out
+from flowimg.sampling.pipeline import LabelPipeline
 from flowimg.settings.reading import load
 
 
@@ -54,8 +55,21 @@ def test_samples_take_turns_among_the_classes_that_were_learned(tmp_path, capsys
         main(["sample", str(run), "--label", "bee", "--count", "1"])
     assert "label bee:" in (said := capsys.readouterr().err) and "trained on no sample of this class" in said
     main(["sample", str(run), "--label", "fly", "--count", "1", "--num-steps", "1", "--out", str(tmp_path / "fly")])
+    exported = LabelPipeline.from_pretrained(run / "model")
+    exported.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="bee was not learned"):
+        exported(["ant", "bee"], num_inference_steps=1)
+    assert len(exported(["ant", "fly"], num_inference_steps=1).images) == 2
+    card = (run / "model" / "README.md").read_text()
+    assert "conditional on 2 classes" in card and "There was no picture of bee." in card
     state = json.loads((next((run / "checkpoints").glob("step_*")) / "state.json").read_text())
     assert state["classes"] == ["ant", "bee", "fly"] and state["absent"] == [1]
+
+
+def test_the_example_of_a_card_is_a_class_that_was_learned(tmp_path):
+    dataset(["ant", "bee"], [1] * 9, size=(8, 8)).to_parquet(tmp_path / "x.parquet")
+    main(["train", str(settings(tmp_path, tmp_path / "x.parquet", held_out=2)), "--run", str(tmp_path / "run")])
+    assert "pipeline(['bee'], " in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_what_looks_meant_and_is_not_used_is_said_before_a_run(insects, tmp_path, capsys):

@@ -244,6 +244,20 @@ def test_the_card_names_neither_where_the_pictures_nor_the_network_lay(tiny, tmp
     assert settings["data"]["source"] == "birds" and settings["field"]["pretrained"] == "net"
 
 
+def test_a_card_written_from_elsewhere_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    for name in ("secret", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "secret")
+    (tmp_path / "secret" / "cache").mkdir()
+    (tmp_path / "secret" / "data").mkdir()
+    config = write_settings(tmp_path / "a.yaml", labels=False)
+    main(["train", str(config), "--run", "run", "--data.cache", "cache", "--train.stop-at", "1"])
+    monkeypatch.chdir(tmp_path / "other")
+    main(["export", str(tmp_path / "secret" / "run"), "out"])
+    _, text, settings = card(tmp_path / "other" / "out")
+    assert "secret" not in text and str(tmp_path) not in text and settings["data"]["cache"] is None
+
+
 def test_an_empty_folder_is_filled_even_the_one_stood_in(tiny, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -55,7 +55,7 @@ def test_what_grids_took_counts_and_processes_agree(capsys):
     assert pace.affordable(state(2, 1.0), 0, GRID).num_steps == 10  # a second a solver step, and ten seconds are left
     assert pace.affordable(state(2, 1.0, others=[7]), 0, GRID).num_steps == 7
     assert pace.affordable(state(2, 1.0), 0, GRID.model_copy(update={"solver": "dopri5"})) is None
-    assert "grids 10% of a run's time" in capsys.readouterr().out
+    assert "grids may take 10 % of the steps' time" in capsys.readouterr().out
 
 
 def test_a_run_on_a_slow_machine_leaves_grids_and_figures_out_and_says_so(tmp_path, monkeypatch, capsys):

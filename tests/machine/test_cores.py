@@ -177,6 +177,31 @@ def test_others_are_said_where_they_leave_less_than_the_threads_need(seen, used,
     assert found == (None if others is None else pytest.approx(others, abs=0.02))
 
 
+@pytest.mark.parametrize(("used", "others"), [(0.0, None), (2.0, 2.0)])
+def test_more_threads_than_cores_do_not_make_others_of_this_process_nor_more_threads(seen, monkeypatch, used, others):
+    monkeypatch.setattr(cores, "hold_pool", lambda count, release: pytest.fail(f"{count} threads"))
+    monkeypatch.setenv("GOMP_SPINCOUNT", cores.SPINS)
+    assert seen(range(2), stat(0, 0), stat(used, used), threads=8) == (None if others is None else pytest.approx(2))
+
+
+def test_small_processes_on_many_cores_are_none(seen):
+    assert seen(range(64), stat(*[0] * 64), stat(*[2.0, *[0] * 63]), own=0.4, threads=64) is None  # 0.8 of a core
+    assert seen(range(64), stat(*[0] * 64), stat(*[2.0, *[0] * 63]), threads=64) == pytest.approx(1)
+
+
+def test_what_living_children_use_is_not_of_others(machine):
+    fields = "R 1 " + "0 " * 9 + "{} {} {} {} 20 0"
+    machine(range(2), {
+        "proc/stat": stat(9, 9),
+        "proc/self/task/1/children": "12 13 ", "proc/self/task/2/children": "",
+        "proc/12/stat": f"12 (a) b) {fields.format(TICKS, 2 * TICKS, 0, 0)}", "proc/12/task/12/children": "14",
+        "proc/13/stat": f"13 (c) {fields.format(0, TICKS, 4 * TICKS, TICKS)}", "proc/13/task/13/children": "",
+        "proc/14/stat": f"14 (d) {fields.format(8 * TICKS, 0, 0, 0)}",
+    })  # fmt: skip
+    assert cores._children_seconds("self") == 3 + 6 + 8
+    assert cores._used(range(2))[2] == pytest.approx(sum(os.times()[:4]) + 17, abs=1)
+
+
 def test_of_many_cores_some_may_be_used_by_others(seen):
     busy = [2.0] * 30 + [0.0] * 34
     assert seen(range(64), stat(*[0] * 64), stat(*busy), threads=32) is None
@@ -389,7 +414,7 @@ def test_a_run_on_a_gpu_says_nothing_of_cores(shared, pools):
 )
 def test_a_shared_machine_is_said_with_what_it_costs_and_what_to_do(machine, cpus, threads, others, advice):
     machine(range(cpus), {})
-    said = f"shared: other processes use {others} of {cpus} cores, so expect half the speed or less"
+    said = f"shared: other processes use {others} of {cpus} cores, so a step may take twice as long or more"
     said += f"; OMP_NUM_THREADS={advice} leaves them their cores" if advice else ""
     assert cores.shared_sentence(others, threads) == said
 

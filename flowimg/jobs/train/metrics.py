@@ -30,8 +30,8 @@ QUIET_SECONDS = 10.0
 """Without a terminal: seconds between lines of progress at least."""
 DAY = 86400.0
 """Seconds."""
-SMALLER = "configs/folder_cpu.yaml has a network and images that fit one (32 x 32)"
-"""The advice for a run that will take days on a CPU."""
+SMALLER = ", or the network and image size of configs/folder_cpu.yaml, which fit one"
+"""The further advice for a run on images that will take days on a CPU."""
 NO_PEAK = {"cpu"}
 """Devices whose utilisation is not reported: no product measures the peak of cores that others use, at any clock."""
 TRIED_SECONDS = 0.5
@@ -165,7 +165,8 @@ def _progress(session: Session) -> Callable[[Training, dict[str, Any] | None], N
             if plain:
                 print(f"left      about {duration(left)} ({1000 * each:.3g} ms per step)", flush=True)
             if left > DAY and session.strategy.device.type == "cpu":
-                bar.write(f"warning   about {duration(left)} left on this CPU: {SMALLER}")
+                smaller = SMALLER if session.config.data.holds_pictures else ""
+                bar.write(f"warning   about {duration(left)} left on this CPU: give fewer train.steps{smaller}")
             told = True
         if record and "loss" in record:
             speed = f"{record['samples_per_second']:,.0f} samples/s"

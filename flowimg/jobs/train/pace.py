@@ -51,6 +51,7 @@ class Pace:
             return grid
         steps = 0 if grid.adaptive or steps < LEAST_STEPS else steps
         if strategy.is_first:
-            how = f"drawn in {steps} of {grid.num_steps} solver steps" if steps else "not drawn"
-            print(f"grid      {how}: all take {duration(each * grid.num_steps)}, and grids {SHARE:.0%} of a run's time")
+            how = f"drawn in {steps} solver steps" if steps else "not drawn"
+            whole = f"{grid.num_steps} solver steps would take {duration(each * grid.num_steps)}"
+            print(f"grid      {how}: {whole}; grids may take {100 * SHARE:.0f} % of the steps' time")
         return grid.model_copy(update={"num_steps": steps}) if steps else None

@@ -228,7 +228,9 @@ class _Start(Beginning):
         takes = config.grid.num_steps * sampling_seconds(state, began, FIGURE_SAMPLES, config.grid)
         try:
             if takes > allowed(state):  # a trial on a slow machine
-                self.say(f"figures   not drawn, about {duration(takes)}: flowimg figures {folder.path} draws them")
+                self.say(
+                    f"figures   not drawn, about {duration(takes)}: flowimg figures {word(folder.path)} draws them"
+                )
                 draw_curves(folder, config, batches)
             else:
                 sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
