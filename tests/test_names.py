@@ -171,7 +171,7 @@ def test_names_of_every_kind_are_trained_on_and_kept_as_they_are(odd_run):
     state = (run / "checkpoints" / "step_00000001" / "state.json").read_text(encoding="utf-8")
     assert json.loads(state)["classes"] == classes
     assert json.loads((run / "model" / "model_index.json").read_text(encoding="utf-8"))["classes"] == classes
-    card = (run / "model" / "README.md").read_text(encoding="utf-8").split("\n")
+    card = html.unescape((run / "model" / "README.md").read_text(encoding="utf-8")).split("\n")
     assert any(r"\x1b[31mred, $x_1$, -dash, _under, a\nb, caf\xe9, café" in line for line in card)
 
 
@@ -200,7 +200,7 @@ def test_a_folder_for_diffusers_from_within_a_run_of_any_name(place, odd_run, tm
     shutil.copytree(odd_run / "run", tmp_path / place)
     monkeypatch.chdir(tmp_path / place)
     main(["export", ".", "../out"])
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("\n")
+    card = html.unescape((tmp_path / "out" / "README.md").read_text(encoding="utf-8")).split("\n")
     assert f"# {one_line(place)}" in card
     main(["report", "."])
     page = (tmp_path / place / "report.html").read_bytes().decode("utf-8")
