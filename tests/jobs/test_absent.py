@@ -30,7 +30,7 @@ def insects(tmp_path):
 def test_classes_that_the_first_pictures_leave_out_are_said(insects, tmp_path, first, absent):
     found = build_source(load(str(settings(tmp_path, insects, first=first))))
     assert [found.facts.classes[number] for number in found.facts.absent] == absent
-    said = [f"no training picture is of class {', '.join(absent)}: samples are of the other classes"] if absent else []
+    said = [f"no picture to train on is of class {', '.join(absent)}: samples are of other classes"] if absent else []
     assert found.doubts() == said
 
 
@@ -46,7 +46,7 @@ def test_samples_take_turns_among_the_classes_that_were_learned(tmp_path, capsys
     rows.to_parquet(tmp_path / "x.parquet")
     config, run = settings(tmp_path, tmp_path / "x.parquet", held_out=2), tmp_path / "run"
     main(["train", str(config), "--run", str(run)])
-    assert "warning   no training picture is of class bee" in capsys.readouterr().out
+    assert "warning   no picture to train on is of class bee" in capsys.readouterr().out
     main(["sample", str(run), "--count", "4", "--num-steps", "1", "--format", "npz", "--json"])
     drawn = np.load(json.loads(capsys.readouterr().out)["samples"])["labels"]
     assert drawn.tolist() == [0, 2, 0, 2]
