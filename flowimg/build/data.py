@@ -69,7 +69,7 @@ class FoundData(NamedTuple):
     def doubts(self) -> list[str]:
         """Warnings before a run: classes without samples, and what lies there unused."""
         names = [self.facts.classes[number] for number in self.facts.absent]
-        lines = [f"no picture is of class {listed(names)}: samples are of the other classes"] if names else []
+        lines = [f"no picture to train on is of class {listed(names)}: samples are of other classes"] if names else []
         lines += [f"not used: {remark}" for remark in self.unused[:MOST_UNUSED]]
         if (more := len(self.unused) - MOST_UNUSED) > 0:
             lines.append(f"not used: {more} more, which flowimg data check lists")

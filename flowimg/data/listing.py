@@ -1,5 +1,7 @@
 """What every kind of source is turned into: the encoded pictures of one split, in a fixed order, with their labels."""
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -170,17 +172,57 @@ def check_split(where: str, split: str, splits: Collection[str] = ("train",)) ->
         raise DataError(f"{where} has no split {split!r}: data.split may be {listed(splits)}")
 
 
-def label_of(value: Any) -> Any:
-    """A label as it is meant, in every kind of source: 2.0 is 2; -1, NaN and an empty text mean None, no label."""
-    if value is None or value == -1 or value != value or (isinstance(value, str) and value.strip() in ("", "-1")):
+Label = str | float | None
+"""A label as it is read: its text; None for no label; a number with a fraction, which is no class."""
+
+
+def label_of(value: Any) -> Label:
+    """A label as it is meant, in every kind of source.
+
+    2, 2.0 and "2.0" are "2"; -1, NaN, an empty text and whatever is neither text nor number mean None; 0.5 and "0.5"
+    are 0.5.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if not isinstance(value, int | str):
         return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # JSON may hold half a letter
+    bare = text.strip()
+    if number := re.fullmatch(r"(-?[0-9]+)(?:\.([0-9]+))?", bare):
+        if (number[2] or "").strip("0"):
+            return float(bare)
+        text = bare = number[1]
+    return None if bare.lower() in ("", "-1", "nan") else text
 
 
-def number_classes(labels: Iterable[Any]) -> tuple[dict[Any, int], tuple[str, ...]]:
-    """The number of each label, and the class names, both in order of the labels' values."""
-    known = sorted(set(labels))
-    return {label: number for number, label in enumerate(known)}, tuple(map(str, known))
+def fraction_in(labels: Iterable[Label]) -> float | None:
+    """The first of some labels that is a number with a fraction."""
+    return next((label for label in labels if isinstance(label, float)), None)
+
+
+def classes_of(where: str, labels: Collection[Label], what: str, lack: str) -> tuple[dict[Label, int], tuple[str, ...]]:
+    """The number of each label, and the class names: in order of value if all are whole numbers, else of the text.
+
+    Args:
+        where: Names the source in errors.
+        labels: As `label_of` reads them.
+        what: Where they are from.
+        lack: What is said if one of them is None.
+
+    Raises:
+        DataError: If a label is none, or a fraction.
+    """
+    mend = "use another split, another data.label_column, or data.labels false"
+    if None in labels:
+        raise DataError(f"{where}: {lack}: {mend}")
+    if (fraction := fraction_in(labels)) is not None:
+        raise DataError(f"{where}: {what} holds {fraction}, which is no class: {mend}")
+    known = set(map(str, labels))
+    whole = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", text) for text in known)
+    classes = tuple(sorted(known, key=int if whole else str))
+    return {label: number for number, label in enumerate(classes)}, classes
 
 
 def absent(labels: Ints | None, classes: Sequence[str]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture,
 from flowimg.data.workers import spread
 from flowimg.names import one_line
 
-VERSION = 3
+VERSION = 4
 """Increased when scans of older versions must be repeated."""
 Arrays = dict[str, NDArray[Any]]
 

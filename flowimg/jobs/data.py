@@ -40,9 +40,9 @@ SPARSE, SPARSE_SHARE = 10, 0.05
 """A class with fewer pictures, or with a smaller share of the mean over classes, is near-empty."""
 
 
-DARK = 32
+DARK = 64
 """A picture without a level from here on, of 255, is nearly black."""
-NEARLY_BLACK = f"no level is above {DARK - 1} of 255; scans of 12 bits in files of 16 must be scaled before"
+NEARLY_BLACK = f"no level is above {DARK - 1} of 255; scans of 12 or 14 bits in files of 16 must be scaled before"
 
 
 def check(settings: Check, config: Config | None = None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class ImageData(Settings):
     holds_pictures: ClassVar = True
     kind: Literal["images"] = "images"
     source: Annotated[str, Field(min_length=1)] = "digits"
-    """digits; a folder of images; parquet, arrow or tar files; CIFAR10, FashionMNIST or OxfordIIITPet; or a hub id."""
+    """digits or letters; a folder; parquet, arrow or tar files; CIFAR10, FashionMNIST or OxfordIIITPet; or a hub id."""
     root: str = "data"
     """The folder for datasets of torchvision."""
     subset: str | None = None

@@ -31,7 +31,7 @@ def insects(tmp_path):
 def test_classes_that_the_first_pictures_leave_out_are_said(insects, tmp_path, first, absent):
     found = build_source(load(str(settings(tmp_path, insects, first=first))))
     assert [found.facts.classes[number] for number in found.facts.absent] == absent
-    said = [f"no picture is of class {', '.join(absent)}: samples are of the other classes"] if absent else []
+    said = [f"no picture to train on is of class {', '.join(absent)}: samples are of other classes"] if absent else []
     assert found.doubts() == said
 
 
@@ -47,7 +47,7 @@ def test_samples_take_turns_among_the_classes_that_were_learned(tmp_path, capsys
     rows.to_parquet(tmp_path / "x.parquet")
     config, run = settings(tmp_path, tmp_path / "x.parquet", held_out=2), tmp_path / "run"
     main(["train", str(config), "--run", str(run)])
-    assert "warning   no picture is of class bee" in capsys.readouterr().out
+    assert "warning   no picture to train on is of class bee" in capsys.readouterr().out
     main(["sample", str(run), "--count", "4", "--num-steps", "1", "--format", "npz", "--json"])
     drawn = np.load(json.loads(capsys.readouterr().out)["samples"])["labels"]
     assert drawn.tolist() == [0, 2, 0, 2]
@@ -84,7 +84,7 @@ def test_what_looks_meant_and_is_not_used_is_said_before_a_run(insects, tmp_path
     assert "not used" in said and "move logo.png into one of them" in said and "a.zip: unpack it" in said
 
 
-@pytest.mark.parametrize(("top", "dark"), [(4095, True), (65535, False), (255, True)])
+@pytest.mark.parametrize(("top", "dark"), [(4095, True), (16383, True), (65535, False), (255, True)])
 def test_scans_of_few_bits_are_said_to_be_nearly_black(tmp_path, capsys, top, dark):
     from PIL import Image
 

@@ -1,15 +1,19 @@
 """Which column of a table holds the pictures and which the labels, and what its labels mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
-from flowimg.data.listing import Ints, Request, label_of, listed, number_classes, several
+from flowimg.data.listing import Ints, Label, Request, classes_of, fraction_in, label_of, listed, several
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
+from flowimg.names import one_line, word
 
+Features = Mapping[str, Any]
+"""The type of each column of a table, as `datasets` has it."""
 TEXTS = {"string", "large_string", "string_view"}
 BYTES = {"binary", "large_binary", "binary_view"}
 FLOATS = {"float16", "float32", "float64"}
@@ -42,7 +46,7 @@ def name_stored(encoded: Encoded, row: int) -> str:
     return f"picture {row} ({encoded.path})" if encoded.path else f"picture {row}"
 
 
-def find_image_column(where: str, features: datasets.Features, name: str | None) -> str:
+def find_image_column(where: str, features: Features, name: str | None) -> str:
     """The column of pictures: the one requested, the only one of the type for pictures, or the only one of bytes."""
     found = [column for column, feature in features.items() if holds_pictures(feature)]
     if name is not None:
@@ -58,7 +62,7 @@ def find_image_column(where: str, features: datasets.Features, name: str | None)
     return found[0]
 
 
-def _requested(where: str, features: datasets.Features, name: str, setting: str) -> Any:
+def _requested(where: str, features: Features, name: str, setting: str) -> Any:
     if name not in features:
         raise DataError(f"{where} has no column {name!r} ({setting}): its columns are {listed(features)}")
     return features[name]
@@ -70,7 +74,7 @@ def holds_pictures(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or form in ({"bytes", "path"}, {"bytes"})
 
 
-def find_label_column(where: str, features: datasets.Features, request: Request) -> str | None:
+def find_label_column(where: str, features: Features, request: Request) -> str | None:
     """The column of labels: the one requested, the only one of classes, or one called label; None if there is none."""
     name = request.label_column
     if name is not None:
@@ -94,9 +98,10 @@ def _holds_labels(feature: Any) -> bool:
 
 def table_labels(
     where: str,
-    features: datasets.Features,
+    features: Features,
     request: Request,
     cells: Callable[[str], Sequence[Any]],
+    unlike: Callable[[], Collection[str]],
     name: Callable[[int], str] = "row {}".format,
 ) -> Labels:
     """The labels of a table's rows, or remarks on columns that look like labels and are not used.
@@ -106,71 +111,76 @@ def table_labels(
         features: The types of its columns.
         request: Whether labels are read, and from which column.
         cells: The values of a column.
+        unlike: `unlike_classes` of its files.
         name: Names a row in errors.
 
     Raises:
         DataError: If a row has no label, or its label is of no class.
     """
     column = find_label_column(where, features, request)
-    values = [] if column is None else list(map(label_of, cells(column)))
-    broken = next((value for value in values if isinstance(value, float)), None)
+    found = [] if column is None else cells(column)
+    meant = {cell: label_of(cell) for cell in set(found)}
+    broken = fraction_in(meant.values())
     if column is not None and (broken is None or column == request.label_column):
-        numbers, classes = read_labels(where, values, features[column], column, name)
+        if column in unlike():
+            raise DataError(
+                f"{where}: its files do not have the same class names, in the same order, in column {column!r}: write "
+                "them with the same, or give data.labels false"
+            )
+        numbers, classes = _numbered(where, [meant[cell] for cell in found], features[column], column, name)
         return Labels(numbers, classes, column)
     if request.classes:
         raise DataError(f"{where} has no labels to choose data.classes by: its columns are {listed(features)}")
-    return Labels(unused=tuple(_no_labels(features, broken)) if request.reads_labels else ())
+    return Labels(unused=tuple(_no_labels(features, column, broken)) if request.reads_labels else ())
 
 
-def _no_labels(features: datasets.Features, broken: float | None) -> list[str]:
-    """Remarks on the columns of a table that no labels are read from."""
-    unused = []
-    for column, feature in features.items():
-        if column.lower() in USUAL and (broken is not None or not _holds_labels(feature)):
-            what = f"{broken} is no class" if _holds_labels(feature) else f"{feature} is no type of labels"
-            unused.append(f"the column {column}: {what}")
-    others = [name for name, feature in features.items() if name.lower() not in USUAL and _holds_labels(feature)]
-    others += [
-        name for name in features if name.lower() in USUAL and name not in USUAL and _holds_labels(features[name])
-    ]
+def _no_labels(features: Features, column: str | None, broken: float | None) -> list[str]:
+    """Remarks on the columns of a table that no labels are read from; `column` would be one, and has `broken` in it."""
+    unused = [] if column is None else [f"the column {one_line(column)}: {broken} is no class"]
+    for name, feature in features.items():
+        if name.lower() in USUAL and not _holds_labels(feature):
+            unused.append(f"the column {one_line(name)}: {feature} is no type of labels")
+    others = [name for name, feature in features.items() if name != column and _holds_labels(feature)]
+    others.sort(key=lambda name: name.lower() not in USUAL)
     if others:
-        unused.append(f"the column {several(others)}: --data.label-column {others[0]} would make it the classes")
+        unused.append(f"the column {several(others)}: data.label_column {word(others[0])} would make it the classes")
     return unused
 
 
-def read_labels(
-    where: str, values: Sequence[Any], feature: Any, column: str, name: Callable[[int], str] = "row {}".format
+def _numbered(
+    where: str, labels: Sequence[Label], feature: Any, column: str, name: Callable[[int], str]
 ) -> tuple[Ints, tuple[str, ...]]:
-    """The label of every row as a number, and the class names; the values are as `label_of` reads them.
-
-    Raises:
-        DataError: If a row has no label, or its label is of no class.
-    """
-    if None in values:
-        raise DataError(
-            f"{where}: {name(values.index(None))} has no label in column {column!r}: use another split or "
-            "data.labels false"
-        )
-    if not isinstance(feature, datasets.ClassLabel):
-        numbers, classes = number_classes(whole(where, values, column))
-        return np.array([numbers[value] for value in values], np.int64), classes
-    if values and not 0 <= min(values) <= max(values) < len(feature.names):
-        raise DataError(
-            f"{where}: column {column!r} has the label {max(values)}, but names for only {len(feature.names)} classes: "
-            "use another column by data.label_column, or data.labels false"
-        )
-    return np.array(values, dtype=np.int64), tuple(feature.names)
+    """The label of every row as a number, and the class names."""
+    missing = one_line(name(labels.index(None))) if None in labels else ""
+    lack = f"{missing} has no label in column {column!r}"
+    numbers, classes = classes_of(where, labels, f"column {column!r}", lack)
+    if isinstance(feature, datasets.ClassLabel):
+        numbers = {label: int(str(label)) for label in numbers}
+        classes = tuple(feature.names)
+        if not all(0 <= number < len(classes) for number in numbers.values()):
+            raise DataError(
+                f"{where}: column {column!r} has the label {max(numbers.values())}, but names for only {len(classes)} "
+                "classes: use another column by data.label_column, or data.labels false"
+            )
+    return np.array([numbers[label] for label in labels], np.int64), classes
 
 
-def whole(where: str, values: Sequence[Any], column: str) -> Sequence[Any]:
-    """The same labels, none of which is a number with a fraction.
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """The types of a table's columns; of those that `datasets` does not know, such as maps, what Arrow calls them."""
+    found: dict[str, Any] = {}
+    for field in schema:
+        try:
+            found |= datasets.Features.from_arrow_schema(pa.schema([field], schema.metadata))
+        except Exception:  # of columns of other types, which hold neither pictures nor labels
+            found[field.name] = field.type
+    return found
 
-    Raises:
-        DataError: If one is.
-    """
-    if fraction := next((value for value in values if isinstance(value, float)), None):
-        raise DataError(
-            f"{where}: column {column!r} holds {fraction}, which is no class: use another column by "
-            "data.label_column, or data.labels false"
-        )
-    return values
+
+def unlike_classes(schemas: Iterable[pa.Schema]) -> list[str]:
+    """The columns whose classes one file calls or orders otherwise than another does."""
+    names: dict[str, set[tuple[str, ...]]] = {}
+    for schema in schemas:
+        for column, feature in features_of(schema).items():
+            own = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+            names.setdefault(column, set()).add(own)
+    return [column for column, found in names.items() if len(found) > 1]

@@ -7,6 +7,7 @@ only, so 100,000 files take half a second.
 import os
 import stat
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import NO_STAMP, Stamp, name_of, stamp
-from flowimg.data.listing import Listing, Request, Source, check_split, listed, number_classes, of_files, several
+from flowimg.data.listing import Listing, Request, Source, check_split, listed, of_files, several
 from flowimg.data.sources.splits import is_split, named
-from flowimg.data.sources.unused import unread
 from flowimg.errors import DataError
 from flowimg.names import one_line, text_of
 
@@ -48,13 +48,14 @@ def signature_of(entries: list[Entry]) -> str:
 
 
 def walk(root: Path) -> tuple[list[Entry], list[str]]:
-    """All entries below a folder that are not hidden, in the order of names; folders reached again through a link.
+    """All entries below a folder that are not hidden, in the order of names; remarks on folders that give none.
 
     Raises:
         DataError: If the folder itself cannot be read.
     """
     found: list[Entry] = []
-    again: list[str] = []
+    odd: list[str] = []
+    empty: list[str] = []
     visited: set[tuple[int, int]] = set()
     folders: list[str] = []
     links: deque[str] = deque()
@@ -63,7 +64,10 @@ def walk(root: Path) -> tuple[list[Entry], list[str]]:
         with suppress(OSError):  # it was deleted in the meantime
             status = os.stat(os.path.join(root, folder))  # not every system has the inode in the entry
             inode = status.st_dev, status.st_ino
-            (again if inode in visited else folders).append(folder)
+            if inode in visited:
+                odd.append(f"{one_line(folder)}: a folder already visited through a link")
+            else:
+                folders.append(folder)
             visited.add(inode)
 
     visit("")
@@ -81,6 +85,8 @@ def walk(root: Path) -> tuple[list[Entry], list[str]]:
             why = f"a folder that cannot be read ({(error.strerror or 'unknown').lower()})"
             found.append(Entry(folder, wrong=why, is_folder=True))
             continue
+        if folder and not entries:
+            empty.append(folder)
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:
@@ -95,7 +101,9 @@ def walk(root: Path) -> tuple[list[Entry], list[str]]:
                 links.append(path)
             else:
                 visit(path)
-    return sorted(found, key=lambda entry: entry.path.replace("/", "\0")), again
+    if empty:
+        odd.append(f"{several(sorted(empty))}: empty")
+    return sorted(found, key=lambda entry: entry.path.replace("/", "\0")), odd
 
 
 def _why_no_status(entry: os.DirEntry[str], error: OSError) -> str:
@@ -113,20 +121,25 @@ class Chosen(NamedTuple):
     unused: list[str]
 
 
-def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Chosen:
+def choose(where: str, entries: list[Entry], beside: Sequence[str], split: str) -> Chosen:
     """The pictures of a split among a folder's entries: if all folders are called as splits are, they are splits.
+
+    Args:
+        where: Names the folder in errors.
+        entries: What lies below it.
+        beside: Remarks on whatever else lies there.
+        split: The split.
 
     Raises:
         DataError: If there are no pictures, or no such split.
     """
     pictures = [entry for entry in entries if _is_picture(entry)]
     good = [entry.path for entry in pictures if entry.wrong is None]
-    others = unread([entry.path for entry in entries if entry.wrong is None])
     if not good:
         odd = next((f"; {one_line(entry.path)} is {entry.wrong}" for entry in pictures), "")
-        odd = odd or "".join(f"; {remark}" for remark in others[:1])
+        odd = odd or "".join(f"; {remark}" for remark in beside[:1])
         raise DataError(f"{where} holds no pictures, no parquet or arrow files and no tar shards{odd}")
-    unused = [f"{path}: a folder already visited through a link" for path in again]
+    unused: list[str] = []
     tops = sorted({path.split("/")[0] for path in good if "/" in path})
     words = [name for name in tops if is_split(name)]
     prefixes: tuple[str, ...] = ()
@@ -136,21 +149,20 @@ def choose(where: str, entries: list[Entry], again: list[str], split: str) -> Ch
         pictures = [entry for entry in pictures if entry.path.startswith(prefixes)]
     else:
         check_split(where, split)
-        if len(words) > 1:
+        if words:
             other = next(name for name in tops if name not in words)
-            unused.append(
-                f"the splits {listed(words)}: they are read as classes, because {one_line(other)} is beside them"
-            )
-    return Chosen(pictures, prefixes, unused + others)
+            kinds = "classes, not as splits" if len(words) > 1 else "a class, not as a split"
+            unused.append(f"{listed(words)}: read as {kinds}, because the folder {one_line(other)} is none")
+    return Chosen(pictures, prefixes, [*unused, *beside])
 
 
-def picture_folder(where: str, root: Path, entries: list[Entry], again: list[str], request: Request) -> Source:
-    """The pictures among a folder's entries.
+def picture_folder(where: str, root: Path, entries: list[Entry], beside: Sequence[str], request: Request) -> Source:
+    """The pictures among a folder's entries; `beside` are remarks on the others.
 
     Raises:
         DataError: If there are none, or no such split.
     """
-    chosen = choose(where, entries, again, request.split)
+    chosen = choose(where, entries, beside, request.split)
     listing = partial(_listing, where, root, chosen, request.reads_labels)
     signature = name_of(signature_of(chosen.pictures), chosen.unused)
     return Source("a folder of pictures", where, signature, listing)
@@ -163,12 +175,13 @@ def _is_picture(entry: Entry) -> bool:
 
 
 def _listing(where: str, root: Path, chosen: Chosen, labelled: bool) -> Listing:
-    pictures, unused = chosen.pictures, list(chosen.unused)
+    pictures, unused = chosen.pictures, list[str]()
     below = [entry.path.partition("/")[2] if chosen.prefixes else entry.path for entry in pictures]
     good = [path for path, entry in zip(below, pictures, strict=True) if entry.wrong is None]
     tops = {path.split("/")[0] for path in good if "/" in path}
     loose = [path for path in good if "/" not in path]
-    numbers, classes = number_classes(map(text_of, tops))
+    classes = tuple(sorted(set(map(text_of, tops))))
+    numbers = {name: number for number, name in enumerate(classes)}
     if len(classes) < len(tops):  # one has a letter that is not UTF-8, and another is called as that is written
         twice = Counter(map(text_of, tops)).most_common(1)[0][0]
         raise DataError(f"{where} has two folders whose names are both written {one_line(twice)}: rename one")
@@ -188,4 +201,4 @@ def _listing(where: str, root: Path, chosen: Chosen, labelled: bool) -> Listing:
         if len(inner) > 1 and all(path.count("/") > 1 for path in good):
             outer = os.path.join(root, pictures[0].path.removesuffix(below[0]), classes[0])
             unused.append(f"the folders {listed(inner)}: each is a class of data.source {one_line(outer)}")
-    return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=tuple(unused), **more)
+    return of_files(name, [entry.stamp for entry in pictures], wrong=wrong, unused=(*unused, *chosen.unused), **more)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Opened, Request, Stream, absent, check_split, label_of
+from flowimg.data.listing import Label, Opened, Request, Stream, absent, check_split, label_of
 from flowimg.data.pictures import first_line
-from flowimg.data.sources.folders import walk
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result
 from flowimg.errors import DataError
@@ -25,26 +25,26 @@ OPENED = 16
 """Files that are read at a time."""
 
 
-def parquet_stream(where: str, source: str, cache: Path, request: Request) -> Stream:
-    """The row groups of parquet files.
+def parquet_stream(
+    where: str, source: str, cache: Path, request: Request, below: Sequence[str] = (), beside: Sequence[str] = ()
+) -> Stream:
+    """The row groups of parquet files; `below` are those of a folder, `beside` remarks on what else lies there.
 
     Raises:
         DataError: If there are none, or the split, a column or labels are missing.
     """
-    import datasets
+    from flowimg.data.sources.columns import features_of, find_image_column, name_stored, stored, table_labels
 
-    from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels
-
-    files, unused = _parquet_files(where, source, request)
+    files, unused = _parquet_files(where, source, request, below)
     try:
         signature = _signature(files)
-        groups, schema = _row_groups(files, cache, signature)
-        features = datasets.Features.from_arrow_schema(schema)
+        groups, schema, unlike = _row_groups(files, cache, signature)
+        features = features_of(schema)
         image = find_image_column(where, features, request.image_column)
         # the distinct labels, in place of all
         known = lru_cache(partial(_known_labels, files, cache=cache, signature=signature))
-        labels = table_labels(where, features, request, known, lambda _: "a row")
-        numbers: dict[Any, int] = {}
+        labels = table_labels(where, features, request, known, lambda: unlike, lambda _: "a row")
+        numbers: dict[Label, int] = {}
         if labels.column and labels.numbers is not None:
             numbers = dict(zip(map(label_of, known(labels.column)), labels.numbers.tolist(), strict=True))
     except DataError:
@@ -70,7 +70,7 @@ def parquet_stream(where: str, source: str, cache: Path, request: Request) -> St
     story = f"{len(groups):,} row groups of {len(files):,} parquet files (column {image})"
     story += f", {counts.sum():,} pictures, streamed"
     names = [(Path(file).name, group) for file, group, _ in groups]
-    fingerprint, remarks = name_of(names, counts, labels.classes), (*unused, *labels.unused)
+    fingerprint, remarks = name_of(names, counts, labels.classes), (*labels.unused, *unused, *beside)
     without = absent(labels.numbers, labels.classes)
     return Stream(where, story, counts, labels.classes, open_one, fingerprint, without, remarks)
 
@@ -101,20 +101,23 @@ def _signature(files: Sequence[str]) -> str:
     return name_of(_of_each(stamps, files))
 
 
-def _row_groups(files: Sequence[str], cache: Path, signature: str) -> tuple[list[tuple[str, int, int]], Any]:
-    """(file, row group, rows) of all files, without empty ones, and the schema: from the cache or the footers."""
-    import pyarrow as pa
+def _row_groups(
+    files: Sequence[str], cache: Path, signature: str
+) -> tuple[list[tuple[str, int, int]], pa.Schema, list[str]]:
+    """(file, row group, rows) of all files, without empty ones, the first schema, and `unlike_classes` of all."""
+    from flowimg.data.sources.columns import unlike_classes
 
-    path = cache / "shards" / f"{name_of('row groups 1', signature)}.npz"
+    path = cache / "shards" / f"{name_of('row groups 2', signature)}.npz"
     kept = read_arrays(path)
     if kept is None:
         found = _of_each(_footer, files)
         parts = [(number, group, rows) for number, (_, sizes) in enumerate(found) for group, rows in enumerate(sizes)]
         schema = np.frombuffer(found[0][0].serialize().to_pybytes(), np.uint8)
-        kept = {"parts": np.array(parts, np.int64).reshape(-1, 3), "schema": schema}
+        unlike = pack(unlike_classes(schema for schema, _ in found))
+        kept = {"parts": np.array(parts, np.int64).reshape(-1, 3), "schema": schema, "unlike": unlike}
         keep_arrays(path, **kept)
     groups = [(files[number], group, rows) for number, group, rows in kept["parts"].tolist() if rows]
-    return groups, pa.ipc.read_schema(pa.py_buffer(kept["schema"].tobytes()))
+    return groups, pa.ipc.read_schema(pa.py_buffer(kept["schema"].tobytes())), unpack(kept["unlike"])
 
 
 def _footer(file: str) -> tuple[Any, list[int]]:
@@ -140,7 +143,7 @@ def _labels(label: str, file: str) -> set[Any]:
         return set(opened.read(columns=[label])[label].to_pylist())
 
 
-def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[str], list[str]]:
+def _parquet_files(where: str, source: str, request: Request, below: Sequence[str]) -> tuple[Sequence[str], list[str]]:
     """The parquet files of a split, and remarks on others: of a file or folder, of the hub, or at any address."""
     import datasets
     import fsspec
@@ -151,14 +154,12 @@ def _parquet_files(where: str, source: str, request: Request) -> tuple[Sequence[
 
     path = on_disk(source)
     try:
-        if path.suffix == ".parquet" and os.path.isfile(path):
+        if path.suffix.lower() == ".parquet" and os.path.isfile(path):
             return files_of_split(where, [str(path)], request.split)
         if path.is_dir() and not has_card(path):
-            entries, _ = walk(path)
-            found = [str(path / entry.path) for entry in entries if entry.path.endswith(".parquet") and not entry.wrong]
-            if not found:
+            if not below:
                 raise neither(where)
-            return files_of_split(where, found, request.split)
+            return files_of_split(where, below, request.split)
         if "://" in source:
             system, pattern = fsspec.core.url_to_fs(source)
             found = sorted(

@@ -4,21 +4,22 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import Listing, Request, Source, check_split
-from flowimg.data.sources.folders import ENDINGS, picture_folder, signature_of, walk
+from flowimg.data.sources.folders import ENDINGS, picture_folder, signature_of
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
 from flowimg.data.sources.metadata import metadata_folder
-from flowimg.data.sources.shards import shards, shards_below, tar_files
+from flowimg.data.sources.shards import shards, tar_files
 from flowimg.data.sources.splits import files_of_split
-from flowimg.data.sources.unused import is_metadata, unread
+from flowimg.data.sources.unused import look_below
 from flowimg.errors import DataError
 from flowimg.names import on_disk, one_line
 
 TABLES = (".parquet", ".arrow")
+SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")
+"""Files that tell a folder saved by `datasets`: either of the first two."""
 
 
 def recognise(source: str, cache: Path, request: Request) -> Source:
@@ -35,12 +36,13 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
         return torchvision_set(where, source, request)
     path = on_disk(source)
     if os.path.isfile(path):
-        if path.suffix == ".tar":
+        ending = path.suffix.lower()
+        if ending == ".tar":
             return shards(where, [str(path)], cache, request)
-        if path.suffix not in TABLES:
-            packed = ", unpacked," if source.endswith((".tar.gz", ".tgz", ".zip")) else ""
+        if ending not in TABLES:
+            packed = ", unpacked," if source.lower().endswith((".tar.gz", ".tgz", ".zip")) else ""
             raise DataError(f"{where} is neither parquet, arrow nor tar: name such a file{packed} or a folder")
-        kind = {".arrow": "an arrow file", ".parquet": "a parquet file"}[path.suffix]
+        kind = {".arrow": "an arrow file", ".parquet": "a parquet file"}[ending]
         return _table(where, source, request, name_of(stamp_of(path)), kind, [str(path)])
     if os.path.isdir(path):
         return _folder(where, source, path, cache, request)
@@ -57,35 +59,33 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
 
 def _folder(where: str, source: str, path: Path, cache: Path, request: Request) -> Source:
     """What a folder is: saved by `datasets`, or of pictures with metadata, tables, tar shards or pictures."""
-    entries, again = walk(path)
-    signature, files = signature_of(entries), [entry.path for entry in entries if entry.wrong is None]
-    pictures = sum(file.lower().endswith(tuple(ENDINGS)) for file in files)
-    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        return _table(where, source, request, signature, "a folder saved by datasets")
+    below = look_below(path)
+    signature, pictures, metadata = signature_of(below.entries), below.of(ENDINGS), below.metadata()
+    if any((path / name).exists() for name in SAVED[:2]):
+        unused = below.beside(below.of((".arrow", *SAVED)))
+        return _table(where, source, request, signature, "a folder saved by datasets", unused=unused)
     # not datasets' own "imagefolder": it copies, takes minutes, and reads "test" in a name as a split
-    if pictures and any(map(is_metadata, files)):
-        return metadata_folder(where, path, entries, again, request)
-    more = f" ({pictures:,} pictures next to them are not used)" if pictures else ""
+    if pictures and metadata:
+        return metadata_folder(where, path, below.entries, below.beside([*pictures, *metadata]), request)
     for ending in TABLES:
-        if tables := [file for file in files if file.endswith(ending)]:
-            kind = f"a folder of tables{more}"
+        if tables := below.of([ending]):
+            unused, kind = below.beside(tables), "a folder of tables"
             if has_card(path):  # it says what the splits and subsets are
-                return _table(where, source, request, signature, kind)
+                return _table(where, source, request, signature, kind, unused=unused)
             if request.subset:
                 raise DataError(f"{where} has no subset {request.subset!r}: its README.md names none by configs")
-            unused = unread(file for file in files if file not in tables)
             return _table(where, source, request, signature, kind, [str(path / file) for file in tables], unused)
-    if any(file.lower().endswith(".tar") for file in files):
-        found = shards(where, shards_below(path, entries), cache, request, tuple(unread(files)))
-        return replace(found, kind=found.kind + more)
-    return picture_folder(where, path, entries, again, request)
+    if tars := below.of([".tar"]):
+        return shards(where, [str(path / file) for file in tars], cache, request, below.beside(tars))
+    return picture_folder(where, path, below.entries, below.beside(pictures), request)
 
 
 def has_card(path: Path) -> bool:
-    """Whether a folder has the card of a dataset, which declares its splits or features."""
+    """Whether a folder has the card of a dataset that names the files of its splits or subsets, as on the hub."""
     with suppress(OSError):
         text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
-        return bool(re.match(r"---\n(?:.*\n)*?(configs|dataset_info):(?:.*\n)*?---", text))
+        card = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+        return bool(re.search(r"^configs:", card, re.M) and re.search(r"^[ -]+data_(files|dir):", card, re.M))
     return False
 
 
@@ -105,6 +105,6 @@ def _table(
     def listing() -> Listing:
         from flowimg.data.sources.tables import table_listing  # datasets takes a second to import
 
-        return table_listing(where, source, request, splits, (*unused, *remarks))
+        return table_listing(where, source, request, splits, (*remarks, *unused))
 
     return Source(kind, where, signature, listing)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, stamp_of, unpack
-from flowimg.data.listing import Ints, Listing, Request, Source, label_of, number_classes, several
+from flowimg.data.listing import (
+    Ints,
+    Label,
+    Listing,
+    Request,
+    Source,
+    classes_of,
+    fraction_in,
+    label_of,
+    several,
+)
 from flowimg.data.pictures import Encoded, first_line
-from flowimg.data.sources.folders import ENDINGS, Entry
+from flowimg.data.sources.folders import ENDINGS
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result, spread
 from flowimg.errors import DataError
 from flowimg.machine.cores import cores
-from flowimg.names import one_line
+from flowimg.names import one_line, word
 
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
@@ -40,15 +50,15 @@ MOST_LABEL = 2**20
 
 
 class Shard(NamedTuple):
-    """The pictures of a tar file: their positions and sizes in bytes, (N,), and their names and labels, as text.
+    """The pictures of a tar file: their positions and sizes in bytes, (N,), their names and their labels.
 
-    `others` are the endings of the other files of its samples.
+    `others` are the endings of the other files of its samples, that of labels too.
     """
 
     starts: Ints
     sizes: Ints
     names: list[str]
-    labels: list[str] | None
+    labels: list[Label] | None
     cut_off: bool
     others: tuple[str, ...] = ()
 
@@ -76,24 +86,18 @@ def tar_files(where: str, path: Path) -> list[str]:
     else:
         return []
     if missing := next((name for name in names if not os.path.isfile(name)), None):
-        raise DataError(f"{where}: there is no {missing}, which is in the range")
+        raise DataError(f"{where}: there is no {one_line(missing)}, which is in the range")
     return names
 
 
-def shards_below(path: Path, entries: list[Entry]) -> list[str]:
-    """The tar files among a folder's entries."""
-    tars = [entry.path for entry in entries if entry.path.lower().endswith(".tar") and entry.wrong is None]
-    return [os.path.join(path, name) for name in tars]
-
-
-def shards(where: str, files: list[str], cache: Path, request: Request, unused: tuple[str, ...] = ()) -> Source:
-    """The pictures of tar shards; `unused` are remarks on what lies beside them.
+def shards(where: str, files: list[str], cache: Path, request: Request, beside: Sequence[str] = ()) -> Source:
+    """The pictures of tar shards; `beside` are remarks on what else lies there.
 
     Raises:
         DataError: If there is no such split.
     """
     files, remarks = files_of_split(where, files, request.split)
-    unused = (*unused, *remarks)
+    unused = (*remarks, *beside)
     signature = name_of(files, [stamp_of(file) for file in files], *unused)
     kind = f"{len(files):,} tar shard{'s' if len(files) > 1 else ''}"
     return Source(kind, where, signature, partial(_listing, where, files, cache, request, unused))
@@ -118,50 +122,47 @@ def _listing(where: str, files: list[str], cache: Path, request: Request, unused
         part = int(shard[row])
         return f"{files[part]}:{found[part].names[row - first[part]]}"
 
-    more: dict[str, Any] = {}
-    texts = [text for part in found for text in part.labels or ()]
-    if label is not None and (request.label_column or any(texts)):
-        known = {text for row, text in enumerate(texts) if row not in cut}
-        if "" in known:
-            raise lacks_label(where, label)
-        numbers, classes = classes_of(known)
-        labels = np.array([numbers.get(text, 0) for text in texts], np.int64)
-        more = {"labels": labels, "classes": classes, "origin": ("", f"of {label}")}
-    elif label is not None:
-        unused += no_labels({kind for part in found for kind in part.others})
-    sizes = np.concatenate([part.sizes for part in found])
-    return Listing(len(shard), read, name, bytes=sizes, wrong=cut, unused=unused, **more)
+    labels = [one for part in found for one in part.labels or ()]
+    kinds = {kind for part in found for kind in part.others}
+    known = {one for row, one in enumerate(labels) if row not in cut}
+    numbers, classes, remarks = shard_classes(where, request, known, kinds)
+    more: dict[str, Any] = {"bytes": np.concatenate([part.sizes for part in found]), "unused": (*remarks, *unused)}
+    if classes:
+        rows = np.array([numbers.get(one, 0) for one in labels], np.int64)
+        more |= {"labels": rows, "classes": classes, "origin": ("", f"of {label}")}
+    return Listing(len(shard), read, name, wrong=cut, **more)
 
 
-def no_labels(kinds: Collection[str]) -> tuple[str, ...]:
-    """A remark on the other files of samples without labels, by their endings."""
-    if not kinds:
-        return ()
-    column = "json.KEY" if "json" in kinds else min(kinds)
-    return (
-        f"the .{several(sorted(kinds))} files of samples: --data.label-column {column} would make them the classes",
-    )
+def shard_classes(
+    where: str, request: Request, labels: Collection[Label], kinds: Collection[str]
+) -> tuple[dict[Label, int], tuple[str, ...], tuple[str, ...]]:
+    """The number of each label, the class names, and remarks on files that could be labels and are not.
+
+    Args:
+        where: Names the shards in errors.
+        request: Whether labels are read, and from which files.
+        labels: The labels of all pictures, each at least once.
+        kinds: The endings of all files of samples that are no pictures.
+
+    Raises:
+        DataError: If some pictures have no label, or that is a fraction.
+    """
+    label = request.label_column or LABEL
+    if not request.reads_labels or not (request.label_column or kinds):
+        return {}, (), ()
+    if not request.label_column and LABEL not in kinds:
+        column = "json.KEY" if "json" in kinds else min(kinds)
+        would = f"data.label_column {word(column)} would make them the classes"
+        return {}, (), (f"the .{several(sorted(kinds))} files of samples: {would}",)
+    if not request.label_column and (broken := fraction_in(labels)) is not None:
+        return {}, (), (f"the .{LABEL} files of samples: {broken} is no class",)
+    return *classes_of(where, labels, label, f"not every picture has a label {one_line(label)}"), ()
 
 
 def no_pictures(where: str, request: Request) -> DataError:
     """The error for shards without pictures."""
-    ending = request.image_column or "jpg, png, ..."
+    ending = one_line(request.image_column or "jpg, png, ...")
     return DataError(f"{where} holds no pictures: its shards have no files that end in {ending}")
-
-
-def lacks_label(where: str, label: str) -> DataError:
-    """The error for pictures without a label."""
-    return DataError(
-        f"{where}: not every picture has a label {label}: name another by data.label_column, or give data.labels false"
-    )
-
-
-def classes_of(texts: set[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The number of each label, by its text, and the class names: in order of value if all are numbers."""
-    whole = all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts)
-    values = {text: int(text) if whole else text for text in texts}
-    numbers, classes = number_classes(values.values())
-    return {text: numbers[value] for text, value in values.items()}, classes
 
 
 def look_up(where: str, do: Callable[[str], Result | str], files: list[str]) -> list[Result]:
@@ -180,7 +181,7 @@ def look_up(where: str, do: Callable[[str], Result | str], files: list[str]) -> 
 
 def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -> Shard | str:
     """A shard from the cache, or read now and stored there; or the reason why it cannot be used, as text."""
-    name = name_of("shard 3", os.path.realpath(file), stamp_of(file), image, label)
+    name = name_of("shard 4", os.path.realpath(file), stamp_of(file), image, label)
     path = cache / "shards" / f"{name}.npz"
     kept = read_arrays(path)
     if kept is not None:
@@ -189,7 +190,7 @@ def kept_or_read(file: str, cache: Path, image: str | None, label: str | None) -
         return Shard(kept["starts"], kept["sizes"], unpack(kept["names"]), labels, bool(kept["cut_off"]), others)
     shard = read_shard(file, image, label)
     if isinstance(shard, Shard):
-        texts = {"names": shard.names, "others": list(shard.others)}
+        texts: dict[str, Sequence[Any]] = {"names": shard.names, "others": shard.others}
         texts |= {} if shard.labels is None else {"labels": shard.labels}
         packed = {name: pack(some) for name, some in texts.items()}
         keep_arrays(path, starts=shard.starts, sizes=shard.sizes, cut_off=np.array(shard.cut_off), **packed)
@@ -208,8 +209,9 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
     image = image.lower() if image else None
     starts, sizes, names = [], [], []
     samples: list[int] = []  # the number of each picture's sample
-    texts: dict[int, str] = {}  # labels, by the number of their sample
+    labels: dict[int, Label] = {}  # by the number of their sample
     others: set[str] = set()
+    where = one_line(file)
     sample, number, cut_off = None, 0, False
     try:
         with tarfile.open(file, "r:", encoding="utf-8") as tar, open(file, "rb") as raw:
@@ -226,15 +228,16 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                     if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
                         if samples[-1:] == [number]:
                             name = one_line(member.name)
-                            return f"{name} in {file} is a second picture of its sample: name one by data.image_column"
+                            return f"{name} in {where} is a second picture of its sample: name one by data.image_column"
                         samples.append(number)
                         starts.append(member.offset_data)
                         sizes.append(member.size)
                         names.append(member.name)
                     elif label is not None and kind == ending:
                         raw.seek(member.offset_data)
-                        texts[number] = _label(raw.read(min(member.size, MOST_LABEL)), field)
-                    elif len(others) < MOST_OTHERS:
+                        labels[number] = _label(raw.read(min(member.size, MOST_LABEL)), field)
+                        others.add(kind)
+                    elif kind and len(others) < MOST_OTHERS:
                         others.add(kind)
             except tarfile.TarError:
                 cut_off = True
@@ -244,17 +247,14 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
             cut_off |= bool(raw.read(2 * tarfile.BLOCKSIZE).strip(b"\0")) or 0 < (end - tar.offset) < tarfile.BLOCKSIZE
             cut_off |= bool(starts) and starts[-1] + sizes[-1] > end
     except Exception as error:  # damaged headers raise almost anything
-        return f"{file} is no tar file that can be read ({first_line(error)})"
-    labels = None if label is None else [texts.get(number, "") for number in samples]
-    return Shard(np.array(starts, np.int64), np.array(sizes, np.int64), names, labels, cut_off, tuple(sorted(others)))
+        return f"{where} is no tar file that can be read ({first_line(error)})"
+    own = None if label is None else [labels.get(number) for number in samples]
+    return Shard(np.array(starts, np.int64), np.array(sizes, np.int64), names, own, cut_off, tuple(sorted(others)))
 
 
-def _label(content: bytes, field: str) -> str:
+def _label(content: bytes, field: str) -> Label:
+    text = content.decode(errors="backslashreplace").strip()  # as the name of a folder is read
     try:
-        text = content.decode(errors="backslashreplace").strip()  # as the name of a folder is read
-        value: Any = json.loads(text).get(field) if field else text
-    except (ValueError, AttributeError):
-        return ""
-    value = label_of(value)
-    # JSON may hold half a letter
-    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
+        return label_of(json.loads(text).get(field) if field else text)
+    except (ValueError, AttributeError, RecursionError):
+        return None

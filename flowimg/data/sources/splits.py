@@ -19,14 +19,13 @@ def is_split(name: str) -> bool:
 
 
 def named(where: str, split: str, names: Sequence[str]) -> list[str]:
-    """Those of these names that mean the requested split: the very name if there is one, or any word for it.
+    """Those of these names that mean the requested split: the very name, and any word for it.
 
     Raises:
         DataError: If none does.
     """
-    exact = [name for name in names if name == split]
     meant = SPLITS.get(split.lower())
-    found = exact or [name for name in names if meant and SPLITS.get(name.lower()) == meant]
+    found = [name for name in names if name == split or (meant and SPLITS.get(name.lower()) == meant)]
     if not found:
         check_split(where, split, sorted(set(names)))
     return found

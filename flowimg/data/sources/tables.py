@@ -1,6 +1,7 @@
 """Tables that Hugging Face `datasets` reads: from the hub, from parquet or arrow files, or saved by it."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, check_split
 from flowimg.data.pictures import Encoded, first_line
-from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels
+from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels, unlike_classes
 from flowimg.errors import CacheError, DataError
 from flowimg.names import on_disk, one_line
 
@@ -28,7 +30,7 @@ def open_table(source: str, subset: str | None, files: dict[str, list[str]]) -> 
         datasets.disable_progress_bars()
     try:
         if files:
-            return datasets.load_dataset(Path(next(iter(files.values()))[0]).suffix[1:], data_files=files)
+            return datasets.load_dataset(Path(next(iter(files.values()))[0]).suffix[1:].lower(), data_files=files)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             saved = datasets.load_from_disk(str(path))
             return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -95,9 +97,9 @@ def table_listing(
     check_split(where, split, splits)
     rows = splits[split].with_format(None)
     image = find_image_column(where, rows.features, request.image_column)
-    labels = table_labels(
-        where, rows.features, request, lambda column: rows.with_format("arrow")[:][column].to_pylist()
-    )
+    schemas = (_schema(file) for file in files.get(split, ()))
+    cells = partial(_cells, rows)
+    labels = table_labels(where, rows.features, request, cells, lambda: unlike_classes(schemas))
     pictures = rows.select_columns([image])
     if not isinstance(rows.features[image], dict) or "path" in rows.features[image]:  # plain bytes are read as they are
         pictures = pictures.cast_column(image, datasets.Image(decode=False))
@@ -113,8 +115,23 @@ def table_listing(
     signature = str(rows._fingerprint) if stamps is None else name_of(str(rows._fingerprint), stamps)
     origin = (f"column {image}", f"column {labels.column}" if labels.column else "")
     more: dict[str, Any] = {"stamps": stamps, "origin": origin, "signature": signature}
-    more["unused"] = (*unused, *labels.unused)
+    more["unused"] = (*labels.unused, *unused)
     return Listing(len(rows), read, name, labels.numbers, labels.classes, **more)
+
+
+def _cells(rows: datasets.Dataset, column: str) -> list[Any]:
+    return rows.with_format("arrow")[:][column].to_pylist()
+
+
+def _schema(file: str) -> pa.Schema:
+    """The columns of a parquet or arrow file."""
+    if file.lower().endswith(".parquet"):
+        return pq.read_schema(file)
+    with pa.memory_map(file) as opened:
+        try:
+            return pa.ipc.open_stream(opened).schema
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(opened).schema
 
 
 def _stamps(pictures: datasets.Dataset, image: str) -> Ints | None:

@@ -8,8 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from pictures_made import complaint, decode, find, numbers, picture, save, told
 
-from flowimg.data.sources.metadata import as_numbers
-
 
 def write(folder, rows, kind="csv"):
     """A metadata table of these rows, as dictionaries."""
@@ -81,12 +79,12 @@ def test_pictures_that_no_row_lists_are_named_and_rows_without_a_picture_are_bad
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "a cat"}, "the column text: --data.label-column text would make it the classes"),
+        ({"text": "a cat"}, "the column text: data.label_column text would make it the classes"),
         (
             {"split": "test", "label": "a"},
             "the column split: all rows are train; folders called train and test are splits",
         ),
-        ({"Label": "a"}, "the column Label: --data.label-column Label would make it the classes"),
+        ({"Label": "a"}, "the column Label: data.label_column Label would make it the classes"),
     ],
 )
 def test_columns_that_are_not_used_are_named(tmp_path, row, said):
@@ -100,18 +98,6 @@ def test_folders_that_are_no_classes_beside_metadata_are_named(tmp_path):
         save(tmp_path / name, picture(number))
     write(tmp_path, [{"file_name": "cat/a.png"}, {"file_name": "dog/b.png"}])
     assert find(tmp_path).unused == ("the folders cat, dog: beside metadata, a column label makes the classes",)
-
-
-@pytest.mark.parametrize(
-    ("texts", "read"),
-    [
-        (["2", "10", "2"], [2, 10, 2]), (["2.0", "10.0"], [2, 10]), (["", "3"], [None, 3]), (["01", "1"], ["01", "1"]),
-        (["none", "null"], ["none", "null"]), (["NA", "nan"], ["NA", "nan"]), (["true", "no"], ["true", "no"]),
-        (["1:30", "010"], ["1:30", "010"]), (["-1", "4"], [-1, 4]), (["1e3", "2"], ["1e3", "2"]),
-    ],
-)  # fmt: skip
-def test_cells_of_csv_are_texts_or_whole_numbers(texts, read):
-    assert as_numbers(texts) == read
 
 
 @pytest.mark.parametrize(
@@ -188,3 +174,47 @@ def test_a_table_that_changed_is_read_again(photos):
     assert find(folder).classes == ("cat", "dog")
     write(folder, [row | {"label": "bird"} for row in rows])
     assert find(folder).classes == ("bird",)
+
+
+def test_columns_are_those_of_all_rows(photos):
+    folder, rows = photos
+    first = {"file_name": rows[0]["file_name"]}
+    write(folder, [first, *rows[1:]], "jsonl")
+    assert "shot-1.png has no label in column 'label'" in complaint(folder)
+    write(folder, [first | {"label": "owl"}, *rows[1:3], {"label": "owl", "file_name": "val.png", "more": 1}], "jsonl")
+    assert told(find(folder)) == [(0, "owl"), (1, "cat"), (2, "dog"), (3, "owl")]
+
+
+def test_a_picture_that_is_listed_again_has_one_label_in_the_column_that_is_used(photos):
+    folder, rows = photos
+    rows = [row | {"species": "felis"} for row in rows]
+    write(folder, [*rows, rows[0] | {"species": "canis"}])
+    assert "shot-1.png twice, with different labels" in complaint(folder, label_column="species")
+    assert len(find(folder).rows) == 4  # labels are those of another column
+    write(folder, [*rows, rows[0] | {"label": "owl"}])
+    assert find(folder, label_column="species").classes == ("felis",)
+    assert len(find(folder, labels=False).rows) == 4
+
+
+def test_a_column_of_a_type_that_is_not_read_is_no_label(photos):
+    folder, rows = photos
+    kind = pa.map_(pa.string(), pa.string())
+    for column, classes, said in (
+        ("more", ("cat", "dog"), []),
+        ("label", (), ["the column label: map<string, string"]),
+    ):
+        cells = {"file_name": [row["file_name"] for row in rows], "label": [row["label"] for row in rows]}
+        cells[column] = pa.array([[("a", "b")]] * 4, kind)
+        pq.write_table(pa.table(cells), folder / "metadata.parquet")
+        found = find(folder)
+        assert found.classes == classes and [line.split(" (")[0] for line in found.unused] == said
+
+
+def test_a_name_of_two_lines_is_said_in_one(tmp_path):
+    save(tmp_path / "two\nlines.png", picture(0))
+    save(tmp_path / "b.png", picture(1))
+    write(tmp_path, [{"file_name": "two\nlines.png"}, {"file_name": "b.png", "label": "x"}], "jsonl")
+    assert r"two\nlines.png has no label" in complaint(tmp_path)
+    rows = [{"file_name": "two\nlines.png", "label": label} for label in "ab"]
+    write(tmp_path, rows, "jsonl")
+    assert r"two\nlines.png twice" in complaint(tmp_path)

@@ -70,8 +70,8 @@ def test_a_gap_is_no_class_of_its_own(tmp_path, values):
         ("label", [[0, 1], [1, 0]], "the column label: List(Value('int64')) is no type of labels"),
         ("label", [0.5, 1.0], "the column label: 0.5 is no class"),
         ("class", [b"a", b"b"], "the column class: Value('binary') is no type of labels"),
-        ("species", ["a", "b"], "the column species: --data.label-column species would make it the classes"),
-        ("Label", [0, 1], "the column Label: --data.label-column Label would make it the classes"),
+        ("species", ["a", "b"], "the column species: data.label_column species would make it the classes"),
+        ("Label", [0, 1], "the column Label: data.label_column Label would make it the classes"),
     ],
 )
 def test_columns_that_look_like_labels_and_are_not_read_are_named(tmp_path, column, values, said):
@@ -82,12 +82,24 @@ def test_columns_that_look_like_labels_and_are_not_read_are_named(tmp_path, colu
     assert "\n".join(open_stream(str(tmp_path), cache_folder()).unused) == said
 
 
+def test_each_column_is_named_by_what_is_wrong_with_it(tmp_path):
+    table(tmp_path / "train.parquet", image=plain(1), label=[0.5], Label=["a"], other=["b"])
+    would = "the column Label and 1 more: data.label_column Label would make it the classes"
+    assert remarks(tmp_path).splitlines() == ["the column label: 0.5 is no class", would]
+
+
+def test_a_name_in_a_hint_is_quoted(tmp_path):
+    table(tmp_path / "train.parquet", **{"image": plain(1), "two words": ["a"]})
+    assert remarks(tmp_path).endswith("data.label_column 'two words' would make it the classes")
+
+
 @pytest.mark.parametrize("label", ["-1", "", " -1\n"])
 def test_no_label_is_no_class_in_shards_either(tmp_path, label):
     tar(tmp_path / "x.tar", samples(0, 3, ["4", label, "5"]))
     assert "not every picture has a label cls" in complaint(tmp_path / "x.tar")
     tar(tmp_path / "y.tar", samples(0, 3, [label] * 3))
-    assert find(tmp_path / "y.tar").classes == ()
+    assert "not every picture has a label cls" in complaint(tmp_path / "y.tar")
+    assert find(tmp_path / "y.tar", labels=False).classes == ()
 
 
 @pytest.mark.parametrize(("value", "name"), [(3.0, "3"), (True, "True"), ("a b", "a b")])
@@ -110,7 +122,7 @@ def test_other_files_of_samples_are_named(tmp_path, kinds, would):
     files = [file for n in range(2) for file in (*samples(n, n + 1), *((f"{n:06d}.{kind}", b"{}") for kind in kinds))]
     tar(tmp_path / "x.tar", files)
     said = remarks(tmp_path / "x.tar")
-    assert said.endswith(f"--data.label-column {would} would make them the classes") and f".{min(kinds)}" in said
+    assert said.endswith(f"data.label_column {would} would make them the classes") and f".{min(kinds)}" in said
     assert open_stream(str(tmp_path / "x.tar"), cache_folder()).unused == (said,)
     assert remarks(tmp_path / "x.tar", labels=False) == ""
 
@@ -143,6 +155,13 @@ def test_classes_that_lie_a_folder_deeper_are_named(tmp_path, outer):
         ("more.zip", "more.zip: unpack it"),
         ("scan.npy", "scan.npy: arrays and scans are not read"),
         ("sub/film.MP4", "sub/film.MP4: videos are not read"),
+        ("labels.txt", "labels.txt: a table of labels is read if it is called metadata.csv"),
+        ("sub/a.txt", "sub/a.txt: a table of labels"),
+        ("voc.xml", "voc.xml: a table of labels"),
+        ("set.tfrecord", "set.tfrecord: sets of this form are not read: save them as parquet or tar shards"),
+        ("b.jpe", "b.jpe: pictures of this form are not read: save them as PNG"),
+        ("c.odd", "c.odd: files called .odd are not read"),
+        ("classes", "classes: files without an ending are not read"),
     ],
 )
 def test_files_that_are_meant_and_not_read_are_named(tmp_path, name, said):
@@ -151,7 +170,7 @@ def test_files_that_are_meant_and_not_read_are_named(tmp_path, name, said):
     assert remarks(tmp_path).startswith(said)
 
 
-@pytest.mark.parametrize("name", ["README.md", "LICENSE", "notes.txt", "Thumbs.db", ".DS_Store"])
+@pytest.mark.parametrize("name", ["README.md", "readme.txt", "LICENSE", "Thumbs.db", ".DS_Store", "MD5SUMS", "get.py"])
 def test_what_lies_in_any_folder_is_not_named(tmp_path, name):
     save(tmp_path / "a.png", picture(1))
     (tmp_path / name).write_bytes(b"x")
@@ -162,6 +181,61 @@ def test_what_lies_in_any_folder_is_not_named(tmp_path, name):
 def test_a_folder_that_holds_only_an_archive_gets_a_hint(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     assert complaint(tmp_path).endswith(f"no tar shards; {name}: unpack it")
+
+
+def test_empty_folders_are_named(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        save(tmp_path / name, picture(1))
+    (tmp_path / "owl").mkdir()
+    assert remarks(tmp_path) == "owl: empty"
+    (tmp_path / "ant").mkdir()
+    assert remarks(tmp_path) == "ant and 1 more: empty"
+
+
+TABLES = "tables and tar shards beside other data are read if data.source names them, or a folder of their own"
+PICTURES = "pictures beside tables or tar shards are read if they have a folder of their own"
+NO_ENDING = "files without an ending are not read"
+METADATA = "metadata are read beside pictures only, not beside tables or tar shards"
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "said"),
+    [
+        (["data/0.parquet", "0.tar", "see/a.png", "see/metadata.csv"], 1, [f"0.tar and 1 more: {TABLES}"]),
+        (["0.parquet", "metadata.csv", "2.tar"], 2, [f"metadata.csv: {METADATA}", f"2.tar: {TABLES}"]),
+        (["0.parquet", "a.png", "b.png", "c"], 2, [f"a.png and 1 more: {PICTURES}", f"c: {NO_ENDING}"]),
+        (["0.PARQUET", "1.tar", "README.md"], 2, [f"1.tar: {TABLES}"]),
+        (["0.TAR", "metadata.jsonl", "a.png.zip"], 2, [f"metadata.jsonl: {METADATA}", "a.png.zip: unpack it"]),
+        (["0.tar", "a.png"], 2, [f"a.png: {PICTURES}"]),
+    ],
+)  # fmt: skip
+def test_whatever_lies_beside_the_kind_of_source_that_is_read_is_named(tmp_path, names, count, said):
+    for name in names:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        if name.lower().endswith(".parquet"):
+            dataset("ab", [0, 1]).to_parquet(file)
+        elif name.lower().endswith(".tar"):
+            tar(file, samples(0, 2))
+        elif name.endswith(".png"):
+            save(file, picture(1))
+        else:
+            file.write_text("file_name,label\na.png,x\n")
+    assert len(find(tmp_path).rows) == count and remarks(tmp_path).splitlines() == said
+    if "see/a.png" not in names:
+        assert list(open_stream(str(tmp_path), cache_folder()).unused) == said
+
+
+def test_whatever_lies_beside_what_datasets_saved_or_a_card_names_is_named(tmp_path):
+    dataset("ab", [0, 1]).save_to_disk(tmp_path / "saved")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n---\n"
+    dataset("ab", [0, 1]).to_parquet(tmp_path / "card/a.parquet")
+    (tmp_path / "card/README.md").write_text(card)
+    for name in ("saved", "card"):
+        assert remarks(tmp_path / name) == ""
+        (tmp_path / name / "more.zip").touch()
+        assert remarks(tmp_path / name) == "more.zip: unpack it"
+    assert open_stream(str(tmp_path / "card"), cache_folder()).unused == ("more.zip: unpack it",)
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -178,11 +252,29 @@ def test_folders_called_as_splits_are_are_splits_however_they_are_written(tmp_pa
     assert f"data.split may be {', '.join(sorted((train, test)))}" in complaint(tmp_path, split="extra")
 
 
+def test_all_folders_and_files_that_mean_the_split_are_taken(tmp_path):
+    for number, name in enumerate(("train/a.png", "Training/b.png", "test/c.png")):
+        save(tmp_path / "folders" / name, picture(number))
+    assert sorted(numbers(decode(find(tmp_path / "folders")))) == [0, 1]
+    (tmp_path / "files").mkdir()
+    for number, name in enumerate(("train-0", "training-extra", "test-0")):
+        dataset("ab", [0, 1], start=2 * number).to_parquet(tmp_path / f"files/{name}.parquet")
+    assert sorted(numbers(decode(find(tmp_path / "files")))) == [0, 1, 2, 3]
+    assert open_stream(str(tmp_path / "files"), cache_folder()).counts.sum() == 4
+
+
+def test_a_folder_called_as_a_split_beside_others_is_named(tmp_path):
+    for name in ("Training/a.png", "extra/c.png"):
+        save(tmp_path / name, picture(1))
+    assert find(tmp_path).classes == ("Training", "extra")
+    assert remarks(tmp_path) == "Training: read as a class, not as a split, because the folder extra is none"
+
+
 def test_splits_that_another_folder_makes_classes_are_named(tmp_path):
     for name in ("train/a.png", "test/b.png", "extra/c.png"):
         save(tmp_path / name, picture(1))
     assert find(tmp_path).classes == ("extra", "test", "train")
-    assert remarks(tmp_path) == "the splits test, train: they are read as classes, because extra is beside them"
+    assert remarks(tmp_path) == "test, train: read as classes, not as splits, because the folder extra is none"
 
 
 @pytest.mark.parametrize("names", [("part-0", "part-1", "extra-train"), ("a", "validation-of-b"), ("x/0", "x/test")])
@@ -227,6 +319,16 @@ def test_a_card_decides_what_it_declares(tmp_path):
     (tmp_path / "README.md").write_text("# my tables\n\nconfigs: none\n")
     assert numbers(decode(find(tmp_path))) == [0, 1, 2, 3]
     assert "has no subset 'x'" in complaint(tmp_path, subset="x")
+
+
+def test_a_card_that_names_no_files_decides_nothing(tmp_path):
+    for number, name in enumerate(("data", "my-test")):  # the second of which datasets takes for another split
+        dataset("xy", [0, 1], start=2 * number).to_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features: []\nconfigs:\n- config_name: x\n---\n\n- data_files: x\n"
+    )
+    assert numbers(decode(find(tmp_path))) == [0, 1, 2, 3]
+    assert open_stream(str(tmp_path), cache_folder()).counts.sum() == 4
 
 
 # --- columns of pictures ----------------------------------------------------------------------------------------------
