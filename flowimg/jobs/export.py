@@ -153,7 +153,7 @@ def _without_paths(config: Config) -> Config:
     """The settings for a card, which may be published: no path of this machine is in them."""
     found = flatten(config)
     named = {key: _public(found[key]) for key in PATHS if found.get(key)}
-    return changed(config, {**named, **{key: None for key in ("data.cache",) if key in found}}, "the model card")
+    return changed(config, {**named, "data.cache": None}, "the model card")
 
 
 def _public(source: str) -> str:
