@@ -71,17 +71,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def filled(target: Path, replace: bool = True, lenient: bool = False) -> Iterator[Path]:
+def filled(target: Path, replace: bool = True, lenient: bool = False, aside: Path | None = None) -> Iterator[Path]:
     """A folder to fill, which is synced and renamed to `target` at the end.
 
-    What was there by then is replaced or, without `replace`, kept.
+    What was there by then is replaced or, without `replace`, kept. `aside` is a folder that is there already, which
+    others may fill too.
 
     Raises:
         OSError: If the disk is full or cannot be written or, unless `lenient`, synced; what was there is whole, under
             its name or next to it.
     """
-    aside = aside_of(target)
-    aside.mkdir(parents=True)
+    if aside is None:
+        aside = aside_of(target)
+        aside.mkdir(parents=True)
     try:
         yield aside
         for path in aside.rglob("*"):

@@ -3,12 +3,16 @@
 import atexit
 import gc
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import urlparse
 
 import torch
 from accelerate import PartialState
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from flowimg.errors import MachineError
 from flowimg.machine.device import keep_memory, pick_device
@@ -17,6 +21,13 @@ Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for another that downloads data or draws; NCCL's default of ten minutes is too short."""
+LIBRARY = re.compile(r"\bgloo/|\bGloo\b|\bNCCL\b|\bnccl[A-Z]")
+"""The libraries that connect processes, as their errors name them: gloo by its files or functions."""
+LOST = re.compile(
+    "connectFullMesh|closed by peer|reset by peer|[Cc]onnection refused|Broken pipe|No route to host|[Tt]imed out"
+    "|ncclRemoteError|ncclSystemError|communicator was aborted|remote process exited"
+)
+"""What they say when a connection is lost or was never made."""
 
 
 def one_process(verb: str) -> None:
@@ -32,7 +43,7 @@ def processes(verb: str) -> PartialState:
         MachineError: If they do not see each other.
     """
     get_ready()
-    state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE, init_method=meeting_place())
     check_launch(state.num_processes, verb)
     return state
 
@@ -43,6 +54,29 @@ def get_ready() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # this module keeps the process group that exists when it is first imported, by torch's compiler for example
         import torch.distributed.nn.functional  # noqa: F401
+
+
+def meeting_place() -> str | None:
+    """How the processes of a launch find each other, as an `init_method` of torch; None for torch's own.
+
+    torchrun and accelerate keep the store of a launch when they restart its processes, who would read in it the
+    addresses of those before them, which are gone: an attempt therefore has its own part of the store.
+    """
+    attempt, kept = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
+    if attempt == "0" or kept != "True":
+        return None
+    _know_attempts()
+    return f"attempt://{attempt}"
+
+
+@cache
+def _know_attempts() -> None:
+    def find(url: str, **how: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+        parts = urlparse(url)
+        for store, rank, size in rendezvous(f"env://?{parts.query}", **how):
+            yield torch.distributed.PrefixStore(f"attempt {parts.netloc}", store), rank, size
+
+    register_rendezvous_handler("attempt", find)
 
 
 def leave_together() -> None:
@@ -66,9 +100,16 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def lost_others(error: Exception) -> bool:
-    """Whether this process fails because another one has ended, which reported why."""
-    return isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
+def lost_others(error: BaseException) -> bool:
+    """Whether this process fails because another one has ended, which reported why, or cannot be reached.
+
+    Such an error comes from torch.distributed: it has a type of its own, or it is a plain RuntimeError from C++ that
+    names its library. A connection that is lost elsewhere, as in a download, is an OSError or names no such library.
+    """
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    said = str(error)
+    return type(error) is RuntimeError and bool(LIBRARY.search(said) and LOST.search(said))
 
 
 def check_launch(processes: int, verb: str) -> None:

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import build_field
 from flowimg.errors import CheckpointError, SettingsError
-from flowimg.files import read_json
 from flowimg.machine.processes import is_first
 from flowimg.runs.folder import RunFolder, find_run
 from flowimg.runs.places import read_config
 from flowimg.settings.run import Config
 from flowimg.spaces.space import Space
-from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder, whole
+from flowimg.training.checkpoint import newest_whole, read_checkpoint, read_state, step_folder, weights_sha256, whole
 from flowimg.training.snapshots import find_kept, make_average, percent
 
 
@@ -73,7 +72,7 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         held, about = read_checkpoint(path, (name,))
         tensors, at, facts = held[name], about["step"], facts_of(about, path)
         check_network(config, facts, tensors, path)
-        sha256 = read_json(path / "manifest.json")[f"{name}.safetensors"]["sha256"]
+        sha256 = weights_sha256(path, name)
     else:
         kept = find_kept(folder.snapshots, step)
         path = find_checkpoint(folder, None)  # any of them says what the data looked like

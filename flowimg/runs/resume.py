@@ -12,11 +12,11 @@ from flowimg.names import one_line
 from flowimg.runs.folder import RunFolder, check_links
 from flowimg.settings.reading import flatten, load, nearest
 from flowimg.settings.run import Config, Start
-from flowimg.training.checkpoint import Checkpoint, leave_behind, newest_whole, problem, read_checkpoint, step_folder
+from flowimg.training.checkpoint import Check, Checkpoint, leave_behind, newest_whole, read_checkpoint, step_folder
 
 FREE = (
     *("run", "grid.", "figures", "track", "train.steps", "train.stop_at"),
-    *("train.accumulation", "train.micro_batch", "train.keep", "train.max_skips"),
+    *("train.accumulation", "train.micro_batch", "train.shard", "train.offload", "train.keep", "train.max_skips"),
     *("data.cache", "data.gpu_share", "data.workers", "data.max_bad", "data.root"),
 )
 FREE_ENDINGS = ("_every",)
@@ -85,30 +85,38 @@ def table(changes: list[Change]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def checkpoint_to_resume(folder: RunFolder, start: Start, say: Callable[[str], None], first: bool) -> Checkpoint | None:
+def checkpoint_to_resume(
+    folder: RunFolder, start: Start, say: Callable[[str], None], first: bool, check: Check
+) -> Checkpoint | None:
     """The checkpoint to continue from; None for a new run.
 
     The newest whole one, past each broken one by name; or, by `--resume STEP`, that one or none.
 
+    Args:
+        folder: The run.
+        start: How it is started.
+        say: Takes the lines for the terminal.
+        first: Whether this process is the first.
+        check: Says why a checkpoint is not whole, on all processes alike.
     Raises:
         CheckpointError: If checkpoints were made and none is whole: starting over would write over the run.
     """
     if not isinstance(start.resume, bool):
         path = step_folder(folder.checkpoints, start.resume)
-        if why := problem(path):
+        if why := check(path):
             said = why if path.exists() else "there is no such checkpoint"
             raise CheckpointError(f"--resume {start.resume}: {path} cannot be resumed from: {said}")
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, check=lambda _: None)
         if first:
             for kept in (folder.checkpoints, folder.snapshots):
                 for left in leave_behind(kept, start.resume):
                     say(f"left      {left.name} is past the step that is resumed from and was moved to {left.parent}")
         return checkpoint
-    newest, passed = newest_whole(folder.checkpoints)
+    newest, passed = newest_whole(folder.checkpoints, check)
     for line in passed:
         say(line)
     if newest is not None:
-        return read_checkpoint(newest)
+        return read_checkpoint(newest, check=lambda _: None)
     if passed or last_step(folder) > 0:
         raise CheckpointError(
             f"{folder.path} was trained to step {last_step(folder)} but has no whole checkpoint to resume from: "

@@ -8,8 +8,9 @@
     seen        when this was written; while a run lives, a few seconds ago
 
 A process that is killed writes nothing more: if the state is `running` and `seen` is old or `pid` is gone, it was
-killed. Each of several processes writes its state to RUN/processes/ and checks that the others are alive: if one has
-died, the others end within DEAD seconds on its machine and SILENT seconds on another, and report which one died.
+killed. Each of several processes writes its state to RUN/processes/, and a few others watch it (see others.py): if one
+has died, the others end within DEAD seconds on its machine and SILENT + DEAD seconds on another, and report which one
+died. If all live but no step comes, they end as well (see watchdog.py).
 """
 
 import os
@@ -19,24 +20,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import psutil
 
 from flowimg.errors import MachineError
 from flowimg.files import lock, read_json, write_json
 from flowimg.runs.folder import RunFolder
+from flowimg.runs.others import AGAIN, TRAINING, WRITE, Others, ended
 from flowimg.runs.signals import PREEMPTED, StopRequests
+from flowimg.runs.watchdog import Watchdog
 
 BEAT = 1.0
 """Seconds between two checks."""
-WRITE = 5.0
-"""Seconds between two writes of a file in which only `seen` has changed."""
 DEAD = 20.0
-"""Seconds that processes have to end by themselves after one on their machine has died, before they are ended."""
-SILENT = 180.0
-"""Seconds without a sign of life after which a process on another machine counts as dead."""
+"""Seconds that processes have to end by themselves after one of them has died, before they are ended."""
 WAIT = 30.0
 """Seconds to wait for another process that still holds the run's folder, such as one that is stopping."""
 
@@ -46,26 +42,48 @@ class Status:
 
     def __init__(self, folder: RunFolder, steps: int, requests: StopRequests) -> None:
         self.folder, self.steps, self.requests = folder, steps, requests
-        self.process = int(os.environ.get("RANK", "0"))
-        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.others, self.watchdog = Others(folder.path / "processes"), Watchdog()
+        self.process, self.processes = self.others.process, self.others.processes
         self.step, self.stage = 0, "starting"
         self.saved: int | None = None
+        self.lost: str | None = None  # the sentence about the process that died
         self.began = time.time()
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
         self._launcher = os.getppid() if launched else None  # `accelerate launch` or torchrun
         self._over = threading.Event()
-        self._beats: dict[int, tuple[str, float]] = {}
         self._written = -WRITE
         self._pen = threading.RLock()  # a signal may meet its own thread writing
 
     def at(self, stage: str) -> None:
         """Write what the process does now."""
         self.stage = stage
+        self.watchdog.begin()
         self._tell()
+
+    def stepped(self, step: int) -> None:
+        """Note the step at which the run is now."""
+        if step > self.step:
+            self.watchdog.step()
+        else:
+            self.watchdog.begin()
+        self.step = step
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """While inside, the process does this; it is written with the next sign of life only, so it may be short."""
+        before, self.stage = self.stage, stage
+        self.watchdog.moved()
+        try:
+            yield
+        finally:
+            self.stage = before
+            self.watchdog.moved()
 
     @contextmanager
     def alive(self) -> Iterator[None]:
         """While inside: a thread writes signs of life, and checks the launcher and the other processes."""
+        if self.process == 0:
+            self.others.forget()
         self._tell()
         thread = threading.Thread(target=self._look, name="status", daemon=True)
         thread.start()
@@ -89,48 +107,49 @@ class Status:
         if self.processes == 1:
             return None
         until = time.monotonic() + patience
-        others = [other for other in range(self.processes) if other != self.process]
         while True:
-            said = next((said for other in others if (said := self._gone(other))), None)
-            if said or time.monotonic() >= until:
-                return said
+            self.lost = self.others.dead()
+            if self.lost or time.monotonic() >= until:
+                return self.lost
             time.sleep(0.2)
 
-    def _gone(self, other: int) -> str | None:
-        told = read_json(self._file(other))
-        if not told or told.get("since", "") < self.began - SILENT:  # of an earlier start
+    def _stuck(self) -> str | None:
+        """A sentence if no step comes, and no process does anything else that others must wait for."""
+        dog = self.watchdog
+        if self.processes == 1 or self.stage != TRAINING or not dog.due():
             return None
-        where = f"process {other} of {self.processes} (pid {told.get('pid')} on {told.get('host')})"
-        doing = f"at step {told.get('step')}, stage: {told.get('stage')}"
-        if told.get("state") == "failed":
-            return f"{where} ended {doing}: {told.get('why')}"
-        if told.get("state") != "running":
+        self._tell()
+        if rest := self.others.rest(dog.limit):
+            dog.rest(rest)
             return None
-        if told.get("host") == socket.gethostname():
-            return None if _lives(int(told["pid"])) else f"{where} died; it was last seen {doing}"
-        beat, since = self._beats.get(other, ("", 0.0))
-        if beat != str(told.get("seen")):
-            self._beats[other] = (str(told.get("seen")), time.monotonic())
-            return None
-        return f"{where} is silent for {SILENT:.0f} s; last {doing}" if time.monotonic() - since > SILENT else None
+        who = self.others.quiet() or "another process or the network between them does not answer"
+        took = f"where a step takes {dog.usual:.2g} s"
+        return f"no new step for {dog.still:.0f} s after step {self.step}, {took}: {who}"
 
     def _look(self) -> None:
-        found = 0.0
+        found, before = 0.0, time.monotonic()
         while not self._over.wait(BEAT):
-            if time.monotonic() - self._written >= WRITE:
+            now = time.monotonic()
+            self.watchdog.beat(min(now - before, WRITE))  # a process that was stopped meanwhile waited for nobody
+            before = now
+            if now - self._written >= WRITE:
                 self._tell()
             if self._launcher is not None and os.getppid() != self._launcher:
                 self._launcher = None
                 self.requests.ask(PREEMPTED, "the death of its launcher")
                 if not self.requests.training:  # the main thread prepares or draws: only a signal reaches it
                     os.kill(os.getpid(), 15)
-            if dead := self.dead():
-                found = found or time.monotonic()
-                if time.monotonic() - found > DEAD:  # the main thread would wait hours for the dead one
-                    self.end("failed", dead, 4)
-                    with suppress(OSError):
-                        os.write(2, f"flowimg: {dead}\n".encode())
-                    os._exit(4)
+            dead, stuck = self.dead(), self._stuck()
+            found = (found or now) if dead else 0.0  # one that was only silent for a while may write again
+            if stuck or (dead and now - found > DEAD):  # the main thread would wait hours for the dead one
+                self._quit(str(dead or stuck))
+
+    def _quit(self, why: str) -> None:
+        """End the process here and now: its main thread waits for another."""
+        self.end("failed", f"{why}; {AGAIN}", 4)
+        with suppress(OSError):
+            os.write(2, f"flowimg: {why}; {AGAIN}\n".encode())
+        os._exit(4)
 
     def _tell(self, state: str = "running", why: str | None = None, exit_status: int | None = None) -> None:
         with self._pen:
@@ -144,21 +163,18 @@ class Status:
             "step": self.step, "steps": self.steps, "saved": self.saved, "seen": time.time(), "since": self.began,
             "pid": os.getpid(), "host": socket.gethostname(), "processes": self.processes,
         }  # fmt: skip
+        others = self.others
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
-                self._file(self.process).parent.mkdir(exist_ok=True)
-                write_json(self._file(self.process), story, indent=None)
-            if self.process == 0 or (state == "failed" and not self._first_lives()):
+                others.folder.mkdir(exist_ok=True)
+                own = {**story, "still": round(self.watchdog.still, 1), "lost": self.lost}
+                write_json(others.file(self.process), own, indent=None)
+                if state == "failed":
+                    others.spread(self.process, story, self.lost or ended(self.process, story))
+            if self.process == 0 or (state == "failed" and others.first_is_lost()):
                 for name in ("seen", "since"):
                     story[name] = datetime.fromtimestamp(story[name], UTC).isoformat(timespec="seconds")
                 write_json(self.folder.status, story)
-
-    def _first_lives(self) -> bool:
-        told = read_json(self._file(0))
-        return bool(told) and (told["host"] != socket.gethostname() or _lives(told["pid"]))
-
-    def _file(self, process: int) -> Path:
-        return self.folder.path / "processes" / f"{process}.json"
 
 
 @contextmanager
@@ -183,10 +199,3 @@ def hold(folder: RunFolder) -> Iterator[None]:
                 f"{folder.path} is being trained by {holder()}: wait for it, stop it, or name another folder"
             ) from None
         yield
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.Error:
-        return False

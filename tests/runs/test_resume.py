@@ -12,7 +12,7 @@ from survival import status, words
 
 from flowimg.cli import main
 from flowimg.runs.folder import RunFolder
-from flowimg.training import checkpoint
+from flowimg.training import parts
 from flowimg.training.checkpoint import problem
 
 pytestmark = pytest.mark.usefixtures("sketches")
@@ -187,7 +187,7 @@ def forge(run, **state):
     told = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**told, **state}))
     files = [file for file in path.iterdir() if file.name != "manifest.json"]
-    (path / "manifest.json").write_text(json.dumps({file.name: checkpoint._account(file) for file in files}))
+    (path / "manifest.json").write_text(json.dumps({file.name: parts.account_of(file) for file in files}))
 
 
 @pytest.mark.parametrize("shape", [[2**60], [3, 2**20, 2**20], "x", [1.5], [], [-1]])
