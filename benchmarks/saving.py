@@ -16,6 +16,7 @@ from pathlib import Path
 from flowimg.build.data import build_source, build_space
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
+from flowimg.build.strategy import strategy_of
 from flowimg.jobs.train.launch import cut, open_accelerator, recipe_of
 from flowimg.jobs.train.saving import keep_checkpoints
 from flowimg.jobs.train.session import Session, Span
@@ -25,7 +26,6 @@ from flowimg.runs.status import Status
 from flowimg.settings.reading import load, validate
 from flowimg.training.loop import train_step, warm_up
 from flowimg.training.state import start
-from flowimg.training.strategies import strategy_of
 
 BLOCK = 4
 """Steps of a block: a save is over within them."""

@@ -118,14 +118,17 @@ def run(how: str, args: list[str]) -> None:
 
 
 class Trainer:
-    """A process that waits for its turns: `command` is a script and its arguments, and calls `Turns` before steps."""
+    """A process that waits for its turns: `command` is a script and its arguments, and calls `Turns` before steps.
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], log: Path) -> None:
+    `before` are the words before the interpreter, if any.
+    """
+
+    def __init__(self, command: Sequence[str], env: dict[str, str], log: Path, before: Sequence[str] = ()) -> None:
         asked, heard = os.pipe(), os.pipe()
         self.log = log
         self.asked = os.fdopen(asked[1], "w", buffering=1)
         self.process = subprocess.Popen(
-            [sys.executable, *command], env={**env, "TURNS": f"{asked[0]} {heard[1]}"},
+            [*before, sys.executable, *command], env={**env, "TURNS": f"{asked[0]} {heard[1]}"},
             pass_fds=(asked[0], heard[1]), stdout=log.open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         os.close(asked[0])

@@ -1,6 +1,7 @@
 """`python crash.py POINT STEP flowimg-arguments`: flowimg, killed (SIGKILL) at a named point of the save of a step.
 
-With PROCESS:POINT only that process of a launch is killed. Patches nothing but where the process ends, and pictures.
+With PROCESS:POINT only that process of a launch is killed; what a launcher restarts is not killed again. Patches
+nothing but where the process ends, and pictures.
 """
 
 import os
@@ -13,7 +14,7 @@ from sketch import sketched
 
 from flowimg import files
 from flowimg.jobs.train import saving
-from flowimg.training import checkpoint
+from flowimg.training import checkpoint, parts
 
 POINTS = [
     "before", "folder", "half of weights", "weights", "ema", "optimizer", "state", "half of manifest", "manifest",
@@ -29,12 +30,12 @@ def arm(point, step):
     """Die at this point of the save of this step."""
     write, save, write_json, rename = (
         checkpoint.write_checkpoint,
-        checkpoint.save_file,
+        parts.save_file,
         checkpoint._write_json,
         Path.rename,
     )
     sync, write_text, rmtree = files.sync, checkpoint.write_text, shutil.rmtree
-    now = {"step": None}
+    share, now = saving.write_share, {"step": None}
 
     def at(name):
         if now["step"] == step and name == point:
@@ -50,6 +51,12 @@ def arm(point, step):
         at("rotation")
         now["step"] = None
         return done
+
+    def write_share(folder, which, *args):
+        now["step"] = which
+        share(folder, which, *args)
+        at("shared")
+        now["step"] = None
 
     def save_file(tensors, path):
         if path.stem == "weights":
@@ -89,8 +96,8 @@ def arm(point, step):
             die()
         return rmtree(path, *args, **more)
 
-    saving.write_checkpoint = write_checkpoint
-    checkpoint.save_file, checkpoint._write_json, files.sync, checkpoint.write_text = (
+    saving.write_checkpoint, saving.write_share = write_checkpoint, write_share
+    parts.save_file, checkpoint._write_json, files.sync, checkpoint.write_text = (
         save_file,
         _write_json,
         _sync,
@@ -104,7 +111,8 @@ if __name__ == "__main__":
     sketched()
     process, _, name = sys.argv[1].rpartition(":")
     last = int(sys.argv[2])
-    if not process or process == os.environ.get("RANK", "0"):
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not restarted and process in ("", os.environ.get("RANK", "0")):
         if name == "step":  # not in a save: when this step begins
             from flowimg.training import loop
 

@@ -1,9 +1,13 @@
 """`make soak`: a run killed with SIGKILL at 30 random times ends bit for bit as the run that was never killed.
 
-python tests/soak.py [KILLS] [SEED]
+python tests/soak.py [KILLS] [SEED] [PROCESSES]
+
+Several processes share one copy of the weights, save at every step, and one of them is killed.
 """
 
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -11,29 +15,41 @@ from pathlib import Path
 
 from survival import CRASH, SLOWLY, begin, finish, go, last_checkpoint, launch, status, words
 
+from flowimg.files import read_json
 from flowimg.runs.folder import RunFolder
 
 STEPS = 2000
-MORE = ["--train.steps", STEPS, "--train.checkpoint-every", 5, "--train.log-every", 5, "--train.sample-every", 50]
+MORE = ["--train.steps", STEPS, "--train.log-every", 5, "--train.sample-every", 50, "--train.checkpoint-every"]
 
 
-def soak(kills, seed):
-    chance = random.Random(seed)
+def kill(process, run, processes, chance, began):
+    """Kill the run's process or, of several, one; the launcher where they have not begun."""
+    chosen = read_json(run / "processes" / f"{chance.randrange(processes)}.json") if processes > 1 else {}
+    if chosen.get("since", 0) > began:  # not of an earlier start
+        os.kill(chosen["pid"], signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def soak(kills, seed, processes):
+    chance, start = random.Random(seed), launch(processes if processes > 1 else 0)
+    more = [*MORE, 1, "--train.shard", "all"] if processes > 1 else [*MORE, 5]
     with tempfile.TemporaryDirectory() as folder:
         straight, run = Path(folder, "straight"), Path(folder, "run")
-        go(*launch(0), CRASH, "never", 0, *words(straight, *MORE))
+        go(*start, CRASH, "never", 0, *words(straight, *more))
         done, at = 0, []
         while done < kills:
-            process = begin(*launch(0), SLOWLY, "training", *words(run, *MORE))  # 50 ms a step
-            time.sleep(chance.uniform(0.5, 8.0))
+            began = time.time()
+            process = begin(*start, SLOWLY, "training", *words(run, *more))  # 50 ms a step
+            time.sleep(chance.uniform(0.5, 8.0) * processes)
             if process.poll() is not None:
                 sys.exit(f"ended by itself after {done} kills:\n{finish(process)[1]}")
-            process.kill()
+            kill(process, run, processes, chance, began)
             finish(process)
             done += 1
             at.append((status(run).get("stage", "before any"), status(run).get("step", 0)))
             print(f"kill {done}: {at[-1][0]}, about step {at[-1][1]}, saved {status(run).get('saved')}", flush=True)
-        said = go(*launch(0), CRASH, "never", 0, *words(run, *MORE))
+        said = go(*start, CRASH, "never", 0, *words(run, *more))
         print(next(line for line in said.splitlines() if line.startswith("run ")))
         same = last_checkpoint(straight, STEPS) == last_checkpoint(run, STEPS)
         events = RunFolder(run).events()
@@ -45,4 +61,4 @@ def soak(kills, seed):
 
 if __name__ == "__main__":
     given = [int(word) for word in sys.argv[1:]]
-    soak(*given, *[30, 0][len(given) :])
+    soak(*given, *[30, 0, 1][len(given) :])

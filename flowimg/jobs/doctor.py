@@ -26,7 +26,7 @@ from flowimg.machine.throughput import product_flops
 from flowimg.settings.verbs import Doctor
 
 PACKAGES = ("torch", "torchvision", "accelerate", "diffusers", "datasets", "safetensors", "numpy", "pydantic")
-ALL_REDUCE = """
+TOGETHER = """
 import torch, torch.distributed as dist
 dist.init_process_group("{backend}")
 rank = dist.get_rank()
@@ -34,10 +34,22 @@ device = torch.device("cuda", rank) if "{backend}" == "nccl" else torch.device("
 x = torch.full((1024,), rank + 1.0, device=device)
 dist.all_reduce(x)
 assert bool((x == 3).all()), x
+
+from torch.distributed.fsdp import fully_shard
+torch.manual_seed(0)
+layer = torch.nn.Linear(8, 3, device=device)
+x = torch.ones(4, 8, device=device)
+whole = layer(x)
+fully_shard(layer, mesh=dist.init_device_mesh(device.type, (2,)))
+layer.set_force_sum_reduction_for_comms("{backend}" == "gloo")
+y = layer(x)
+y.sum().backward()
+assert bool((y == whole).all()), y
+assert bool((layer.weight.grad.full_tensor() == 4).all()), layer.weight.grad
 dist.destroy_process_group()
 """
 PATIENCE = 90
-"""Longest time in seconds for two processes to start and to complete an all-reduce."""
+"""Longest time in seconds for two processes to start and to do that."""
 
 Finding = tuple[str, str]
 """A verdict (ok, note or bad), and a sentence."""
@@ -117,12 +129,12 @@ def _shared_memory() -> Finding:
 
 
 def _processes() -> Finding:
-    """Start two processes that add numbers."""
+    """Start two processes that add numbers, and share a layer."""
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
-    what = f"two-process {backend} all-reduce"
+    what = f"two-process {backend} all-reduce and sharded layer"
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "all_reduce.py")
-        script.write_text(ALL_REDUCE.format(backend=backend), encoding="utf-8")
+        script.write_text(TOGETHER.format(backend=backend), encoding="utf-8")
         began = time.perf_counter()
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
         try:
@@ -134,7 +146,7 @@ def _processes() -> Finding:
     if done.returncode:
         why = next((line for line in done.stderr.splitlines() if "Error:" in line), "no reason given")
         return "bad", f"{what} failed: {why.strip()}"
-    return "ok", f"{what} works ({time.perf_counter() - began:.0f} s including start-up)"
+    return "ok", f"{what} work ({time.perf_counter() - began:.0f} s including start-up)"
 
 
 def _cores(neighbours: Neighbours) -> Finding:

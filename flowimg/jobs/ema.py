@@ -12,7 +12,7 @@ from flowimg.runs.folder import find_run
 from flowimg.runs.opening import open_run, weights_name
 from flowimg.settings.verbs import Ema
 from flowimg.training.averages import LENGTHS
-from flowimg.training.checkpoint import save_tensors
+from flowimg.training.parts import save_tensors
 from flowimg.training.snapshots import MOST_OFF, find_kept, percent, plan
 
 LISTED = (0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)

@@ -18,6 +18,7 @@ from flowimg.build.data import build_condition, build_source, build_space
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.build.sampler import build_sampler
+from flowimg.build.strategy import strategy_of
 from flowimg.errors import MachineError
 from flowimg.files import existing
 from flowimg.jobs.evaluate.run import evaluate
@@ -34,8 +35,7 @@ from flowimg.settings.run import Config, Start
 from flowimg.settings.verbs import Sample
 from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
 from flowimg.training.loop import train_step, warm_up
-from flowimg.training.state import start, state_tensors
-from flowimg.training.strategies import strategy_of
+from flowimg.training.state import Training, saved, start
 
 PART = 31
 """A grid is timed on this part of a usual batch at most: 8 pictures, or some hundred points."""
@@ -51,31 +51,31 @@ def estimate(config: Config) -> dict[str, Any]:
         MachineError: If the disk has not enough room.
     """
     config = located(settled(config), RunFolder(Path(str(config.run))))
-    strategy = strategy_of(open_accelerator(config))
+    strategy = strategy_of(open_accelerator(config), config.train.shard)
     source = build_source(config)
     field, objective = build_field(config, source.facts).to(strategy.device), build_objective(config)
     data = source.load(strategy.device)
     print(f"data      {source.story}")
     size, accumulation = cut(config, strategy, field, objective, data)
-    memory: dict[str, Any] = fixed_bytes(field, 1 + len(lengths_of(config)))
-    weights = memory["weights"]
+    memory: dict[str, Any] = fixed_bytes(field, 1 + len(lengths_of(config)), strategy.shard)
+    weights = fixed_bytes(field)["weights"]
     memory["activations"] = kept_bytes(field, partial(forward(strategy, field, objective, data), size))
     free = free_bytes(strategy.device)
 
     options = options_of(config, strategy.processes)
-    state = start(strategy, field, objective, data, recipe_of(config, accumulation), options)
-    warm_up(state)
-    step = min(_seconds(strategy.device, partial(train_step, state)) for _ in range(3))  # the first ones are slow
+    state = start(strategy, field, objective, data, recipe_of(config, accumulation), options, config.train.offload)
+    step = measured_step(state)
     space = build_space(config, source.facts)
     few = range(min(space.at_once // PART, config.grid.count))
-    sampler = build_sampler(state.ema, config, space, config.grid, strategy.autocast)
-    drawing = _seconds(strategy.device, lambda: sampler.draw(few, build_condition(config, source.facts, few)))
+    with strategy.whole(state.ema) as ema:
+        sampler = build_sampler(ema, config, space, config.grid, strategy.autocast)
+        drawing = _seconds(strategy.device, lambda: sampler.draw(few, build_condition(config, source.facts, few)))
     grid = 2 * drawing * config.grid.count / len(few)  # averaged and raw
 
     there = existing(Path(str(config.run)))
     with tempfile.TemporaryDirectory(prefix=".flowimg-estimate-", dir=there) as folder:
         began = time.perf_counter()
-        written = write_checkpoint(Path(folder), 2, Checkpoint(state_tensors(state), {}), Keep(2))
+        written = write_checkpoint(Path(folder), 2, Checkpoint(saved(state)[0], {}), Keep(2))
         saving = time.perf_counter() - began
         checkpoint = sum(file.stat().st_size for file in written.iterdir())
     peak = torch.cuda.max_memory_allocated(strategy.device) if strategy.device.type == "cuda" else None
@@ -96,6 +96,12 @@ def estimate(config: Config) -> dict[str, Any]:
     }
     _tell(config, result, memory, strategy.processes, there)
     return result
+
+
+def measured_step(state: Training) -> float:
+    """Seconds of a training step: the best of three, after the first ones, which are slow."""
+    warm_up(state)
+    return min(_seconds(state.strategy.device, partial(train_step, state)) for _ in range(3))
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:

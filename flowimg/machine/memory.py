@@ -6,7 +6,8 @@
 The global batch stays the same: gradients are accumulated over micro-batches.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,24 +26,27 @@ PROBE_SIZE = 4
 """Samples in the smaller of the two measured passes."""
 
 
-def fixed_bytes(field: nn.Module, averages: int = 1) -> dict[str, int]:
+def fixed_bytes(field: nn.Module, averages: int = 1, shard: int = 1) -> dict[str, int]:
     """Bytes of everything that does not grow with the batch, with this number of averages of the weights.
 
-    AdamW stores two averages per weight; Muon stores one, and needs as much again during an update.
+    AdamW stores two averages per weight; Muon stores one, and needs as much again during an update. Where `shard`
+    processes share one copy, the weights in use and their gradients are whole for the time of a pass.
     """
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
-    return {"weights": weights, "gradients": weights, "optimiser": 2 * weights, "average": averages * weights}
+    part = math.ceil(weights / shard)
+    fixed = {"weights": part, "gradients": part, "optimiser": 2 * part, "average": averages * part}
+    return fixed if shard == 1 else {**fixed, "gathered": 2 * weights}
 
 
 def kept_bytes(field: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes that a forward pass of this network stores for its backward pass; shared memory counts once."""
-    own = {p.untyped_storage().data_ptr() for p in field.parameters()}
+    own = {p.untyped_storage()._cdata for p in field.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:  # the meta device has no addresses
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -77,14 +81,14 @@ def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
     )
 
 
-def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: int, averages: int = 1) -> int:
+def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: int, fixed: Mapping[str, int]) -> int:
     """The largest micro-batch that fits on this process's device.
 
     Args:
         field: The network, on its device, not wrapped yet.
         forward: Number of samples to their mean loss, in the precision of the run.
         share: Samples of the global batch per process.
-        averages: Number of averages of the weights.
+        fixed: Bytes of everything that does not grow with the batch, see `fixed_bytes`.
 
     Raises:
         MachineError: If not even one sample fits.
@@ -97,9 +101,9 @@ def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: 
     per_sample = first / small
     if more > small:
         per_sample = max(kept_bytes(field, partial(forward, more)) - first, 0) / (more - small)
-    fixed = sum(fixed_bytes(field, averages).values()) - fixed_bytes(field)["weights"]  # allocated already
+    more_bytes = sum(fixed.values()) - fixed_bytes(field)["weights"]  # allocated already
     device = next(field.parameters()).device
-    size = largest(share, per_sample, fixed, free_bytes(device))
+    size = largest(share, per_sample, more_bytes, free_bytes(device))
     while device.type == "cuda" and size > 1:  # the final answer, with everything else in memory
         try:
             forward(size).backward()

@@ -28,7 +28,7 @@ def pass_flops(field: nn.Module, shape: tuple[int, ...]) -> int:
     """Floating-point operations per sample in a forward and a backward pass; the backward pass counts twice.
 
     Args:
-        field: The network, on its device, in evaluation mode.
+        field: The network, in evaluation mode; its weights may be on the meta device.
         shape: Shape of a sample, *D.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports triton

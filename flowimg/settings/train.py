@@ -48,6 +48,10 @@ class Train(Settings):
     """Number of micro-batches per step on each process."""
     micro_batch: Annotated[Positive | Literal["auto"] | None, one_of("auto, null and a whole number above 0")] = None
     """Instead of accumulation: examples per micro-batch; auto takes as many as fit the memory. batch_size stays."""
+    shard: Annotated[Positive | Literal["all"], one_of("all and a whole number above 0")] = 1
+    """Number of processes that share one copy of weights, gradients, optimiser and averages; 8 on nodes of 8 GPUs."""
+    offload: bool = False
+    """Keep what the backward pass needs in the host's memory meanwhile: slower, and less of a GPU's memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the network; the rest stays fp32. auto: bf16 for U-Nets where bf16 is fast. fp16 needs a GPU."""
     compile: Annotated[bool | Literal["auto", "graphs"], one_of("true, false, auto and graphs")] = "auto"
@@ -83,6 +87,16 @@ class Train(Settings):
     def _fits(self) -> "Train":
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+        if self.shard != 1 and self.precision == "fp16":
+            raise ValueError(
+                f"shard {self.shard} and precision fp16: each process would scale its gradients; give bf16"
+            )
+        if self.shard != 1 and self.compile == "graphs":
+            raise ValueError(
+                f"shard {self.shard} and compile graphs: no graph can hold the gathered weights; give false"
+            )
+        if self.offload and self.compile not in ("auto", False):
+            raise ValueError(f"offload and compile {str(self.compile).lower()}: give one of them")
         if self.micro_batch is not None and self.accumulation != 1:
             raise ValueError(f"micro_batch {self.micro_batch} and accumulation {self.accumulation}: give one of them")
         if self.keep_best and self.checkpoint_every % self.log_every:

@@ -19,7 +19,7 @@ Source: Karras et al. 2024, arXiv:2312.02696, section 3; worked out from the def
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +53,25 @@ class Combination(NamedTuple):
 def make_ema(field: nn.Module) -> nn.Module:
     """A copy of the field for the average: no gradients, evaluation mode (no dropout)."""
     return copy.deepcopy(field).eval().requires_grad_(False)
+
+
+def template(field: nn.Module) -> nn.Module:
+    """The field without its weights (they are on the meta device), in evaluation mode; it takes no memory."""
+    empty: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in field.parameters()}
+    return copy.deepcopy(field, empty).eval()
+
+
+def with_weights(empty: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a template whose parameters are these tensors, which it does not copy.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    field = copy.deepcopy(empty)
+    for name, _ in empty.named_parameters():
+        where, _, last = name.rpartition(".")
+        setattr(field.get_submodule(where), last, nn.Parameter(tensors[name], requires_grad=False))
+    return field
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
     latest                      the name of the newest one, for people and scripts
     step_00000020/
-        weights.safetensors     the field
+        weights.safetensors     the field; what is larger than PART continues in weights-2.safetensors, and so on
         ema.safetensors         its moving average
         averages.safetensors    0.05/NAME and 0.1/NAME, its power averages, where the run keeps them
         optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (AdamW), step.NAME and, in fp16, scaler.*
@@ -20,17 +20,26 @@ before they are followed or read.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from flowimg.errors import CheckpointError
 from flowimg.files import filled, write_text
+from flowimg.training.parts import (
+    Tensors,
+    account_of,
+    accounts_of,
+    check_finite,
+    kind_of,
+    prepare,
+    save_tensors,
+    sha256_of,
+    unfinished,
+)
 
 FORMAT = 2
 """Version of the layout above. 1: no account of data, batch and processes in the state; it is read."""
@@ -39,7 +48,9 @@ FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", "sta
 MOST_JSON = 64 * 2**20
 """Bytes of state.json or manifest.json at most: a longer one is not written by flowimg."""
 
-Tensors = dict[str, Tensor]
+
+Check = Callable[[Path], str | None]
+"""Why a folder is not a whole checkpoint; None if it is."""
 
 
 class Checkpoint(NamedTuple):
@@ -62,7 +73,7 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
-def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep) -> Path:
+def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep, others: Collection[str] = ()) -> Path:
     """Write a checkpoint whole, then drop the old ones.
 
     Args:
@@ -70,28 +81,28 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
         step: Steps done; names the checkpoint.
         checkpoint: What to save; "format" and "step" are added to its state.
         keep: Which checkpoints may stay; the last 2 at least.
+        others: Names without ending of files that other processes write by `write_share`, after `prepare`; they are
+            waited for.
     Returns:
         The checkpoint's folder.
     Raises:
         CheckpointError: If a tensor holds a NaN or an infinity: nothing on disk ever does.
-        OSError: If the disk is full or cannot be written; what was there is whole.
+        OSError: If the disk is full or cannot be written, here or by the others; what was there is whole.
     """
-    for name, tensors in checkpoint.tensors.items():
-        for key, value in tensors.items():
-            if not torch.isfinite(value).all():
-                raise CheckpointError(f"{name}.safetensors would hold a value that is not finite in {key}")
+    check_finite(checkpoint.tensors)
+    if not others or not unfinished(folder, step).is_dir():
+        prepare(folder, step)
     final = step_folder(folder, step)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step_*"):  # of a process that died while it wrote
-        shutil.rmtree(leftover)
-    for leftover in folder.glob(".latest*"):
-        leftover.unlink()
-    with filled(final) as aside:  # replaces a broken one that a continued run reaches again
+    with filled(
+        final, aside=unfinished(folder, step)
+    ) as aside:  # replaces a broken one that a continued run reaches again
         for name, tensors in checkpoint.tensors.items():
             save_tensors(aside / f"{name}.safetensors", tensors)
         _write_json(aside / "state.json", {"format": FORMAT, "step": step, **checkpoint.state})
-        files = [aside / file for file in (*(f"{name}.safetensors" for name in checkpoint.tensors), "state.json")]
-        _write_json(aside / "manifest.json", {file.name: _account(file) for file in files})
+        files = [*(f"{name}.safetensors" for name in checkpoint.tensors), "state.json"]
+        accounts = {file: account_of(aside / file) for file in files}
+        accounts |= accounts_of(folder, step, {f"{name}.safetensors" for name in others})
+        _write_json(aside / "manifest.json", accounts)
     write_text(folder / "latest", final.name + "\n", synced=True)
     for path in [*folder.glob(".step_*"), *_too_many(folder, final, keep)]:
         shutil.rmtree(path)
@@ -119,8 +130,14 @@ def leave_behind(folder: Path, step: int) -> list[Path]:
     return moved
 
 
-def problem(path: Path, thorough: bool = True) -> str | None:
-    """Why the folder is not a whole checkpoint; None if it is. Not thorough: only names and sizes are checked."""
+def problem(path: Path, thorough: bool = True, share: tuple[int, int] = (0, 1)) -> str | None:
+    """Why the folder is not a whole checkpoint; None if it is.
+
+    Args:
+        path: The folder.
+        thorough: Whether contents are checked, too, and not only names and sizes.
+        share: k, n: of the contents, only every n-th file from the k-th on, as others check the rest.
+    """
     try:
         manifest = _read_json(path / "manifest.json")
         for name in manifest:
@@ -128,13 +145,13 @@ def problem(path: Path, thorough: bool = True) -> str | None:
                 return f"manifest.json names {name!r}, which is no file of this folder"
         if missing := FILES - set(manifest):
             return f"manifest.json does not name {', '.join(sorted(missing))}"
-        for name, entry in manifest.items():
+        for number, (name, entry) in enumerate(manifest.items()):
             file = path / name
             if file.is_symlink() or (file.exists() and not file.is_file()):
                 return f"{name} is a link or no file"
             if file.stat().st_size != entry["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}"
-            if thorough and _sha256(file) != entry["sha256"]:
+            if thorough and number % share[1] == share[0] and sha256_of(file) != entry["sha256"]:
                 return f"{name} was altered: its SHA-256 is not the manifest's"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -145,34 +162,50 @@ def problem(path: Path, thorough: bool = True) -> str | None:
     return None
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(folder: Path, check: Check = problem) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each broken one that was skipped."""
     passed: list[str] = []
     for path in reversed(step_folders(folder)):
-        if (why := problem(path)) is None:
+        if (why := check(path)) is None:
             return path, passed
         passed.append(f"{path} is broken and was skipped: {why}")
     return None, passed
 
 
-def read_checkpoint(path: Path, names: tuple[str, ...] | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, names: tuple[str, ...] | None = None, check: Check = problem) -> Checkpoint:
     """Read a whole checkpoint.
 
     Args:
         path: Its folder.
-        names: Which tensor files to read, without ending; None for all.
+        names: Which kinds of tensors to read; None for all.
+        check: Says why it is not whole, if so.
     Raises:
         CheckpointError: If the folder is not a whole checkpoint or has a format this version does not know.
     """
-    if why := problem(path):
+    if why := check(path):
         raise CheckpointError(f"{path} is not a whole checkpoint: {why}")
     state = read_state(path)
     files = [path / name for name in _read_json(path / "manifest.json") if name.endswith(".safetensors")]
+    kinds = dict.fromkeys(kind_of(file.name) for file in files)
     try:
-        tensors = {file.stem: load_file(file) for file in files if names is None or file.stem in names}
+        tensors = {kind: read_tensors(path, kind) for kind in kinds if names is None or kind in names}
     except SafetensorError as error:  # another kind of file, or a header that lies about its tensors
         raise CheckpointError(f"{path} is not valid safetensors, and no other format is loaded: {error}") from None
     return Checkpoint(tensors, state)
+
+
+def read_tensors(path: Path, kind: str) -> Tensors:
+    """The tensors of a kind in a checkpoint that is known to be whole; the files are mapped, not read."""
+    files = [path / name for name in _read_json(path / "manifest.json") if kind_of(name) == kind]
+    return {name: value for file in files for name, value in load_file(file).items()}
+
+
+def weights_sha256(path: Path, kind: str) -> str:
+    """The SHA-256 of the tensors of a kind: of their file or, if there are several, of those of the files in order."""
+    manifest = _read_json(path / "manifest.json")
+    files = sorted((name for name in manifest if kind_of(name) == kind), key=lambda name: (len(name), name))
+    found = [manifest[name]["sha256"] for name in files]
+    return str(found[0]) if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def whole(value: object) -> bool:
@@ -215,11 +248,6 @@ def _too_many(folder: Path, newest: Path, keep: Keep) -> list[Path]:
     return [path for path in others if path not in stay]
 
 
-def _account(file: Path) -> dict[str, Any]:
-    """The size of a file and its SHA-256."""
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -231,20 +259,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no object")
     return value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors.
-
-    Raises:
-        OSError: If the disk is full or cannot be written; safetensors has an error of its own for that.
-    """
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None

@@ -84,6 +84,7 @@ def train_step(state: Training, wanted: int = 0) -> None:
         window.losses.append(losses.detach().clone() if state.graphs else losses.detach())
         totals.append(loss.detach())
 
+    strategy.hand_over(state.field, state.parameters)
     rate = learning_rate(state.step, recipe.lr, recipe.steps, recipe.warmup, recipe.schedule)
     for group in state.optimizer.param_groups:
         group["lr"] = rate

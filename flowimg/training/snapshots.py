@@ -19,7 +19,7 @@ from flowimg.errors import CheckpointError, SettingsError
 from flowimg.files import written
 from flowimg.names import word
 from flowimg.training.averages import LENGTHS, Combination, Profile, combine, gamma_of
-from flowimg.training.checkpoint import save_tensors
+from flowimg.training.parts import save_tensors
 
 MOST_OFF = 0.1
 """An average whose profile would be off by more than this is not made."""

@@ -11,6 +11,7 @@ from survival import HANGING, words
 
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
+from flowimg.build.strategy import strategy_of
 from flowimg.cli import main
 from flowimg.errors import MachineError
 from flowimg.fields.mlp import MLPField
@@ -18,7 +19,6 @@ from flowimg.jobs import doctor as doctor_module
 from flowimg.jobs.train.launch import forward
 from flowimg.machine import memory
 from flowimg.settings.reading import load
-from flowimg.training.strategies import strategy_of
 
 pytestmark = pytest.mark.usefixtures("sketches")
 
@@ -130,13 +130,13 @@ def test_the_doctor_finds_a_good_machine_good(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
     main(["doctor", "--run", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "two-process gloo all-reduce works" in said and "locks hold" in said and "bad" not in said
+    assert "two-process gloo all-reduce and sharded layer work" in said and "locks hold" in said and "bad" not in said
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_doctor_names_what_is_bad(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor_module, "PATIENCE", HANGING)
-    monkeypatch.setattr(doctor_module, "ALL_REDUCE", "raise ValueError('no network for {backend}')")
+    monkeypatch.setattr(doctor_module, "TOGETHER", "raise ValueError('no network for {backend}')")
     monkeypatch.setattr(doctor_module.os, "fsync", lambda number: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(SystemExit) as stop:
         main(["doctor", "--run", str(Path(tmp_path))])

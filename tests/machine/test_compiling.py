@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from flowimg.build.data import build_source, cache_of
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
+from flowimg.build.strategy import strategy_of
 from flowimg.cli import main
 from flowimg.errors import MachineError
 from flowimg.fields.mlp import MLPField
@@ -29,7 +30,6 @@ from flowimg.settings.run import Config
 from flowimg.settings.verbs import Sample
 from flowimg.training.loop import train_step
 from flowimg.training.state import Recipe, start
-from flowimg.training.strategies import strategy_of
 
 pytestmark = pytest.mark.usefixtures("sketches")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from flowimg.errors import CheckpointError
-from flowimg.training import checkpoint
+from flowimg.training import checkpoint, parts
 from flowimg.training.checkpoint import (
     Checkpoint,
     Keep,
@@ -112,7 +112,7 @@ def rewrite(path, name, content):
     """Another file, with a manifest that agrees to it: what a stranger sends is whole by its own account."""
     (path / name).write_bytes(content)
     files = [f for f in path.iterdir() if f.name != "manifest.json"]
-    (path / "manifest.json").write_text(json.dumps({f.name: checkpoint._account(f) for f in files}))
+    (path / "manifest.json").write_text(json.dumps({f.name: parts.account_of(f) for f in files}))
 
 
 def test_a_header_that_claims_2_to_the_60_bytes_is_refused(tmp_path):
@@ -233,7 +233,7 @@ def test_a_full_disk_is_an_os_error_whoever_meets_it(tmp_path, monkeypatch):
     def full(tensors, path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(parts, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(tmp_path, 2, some(), keep=Keep(3))
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowimg.errors import CheckpointError
-from flowimg.training import checkpoint
+from flowimg.training import parts
 from flowimg.training.snapshots import drop_later, kept_steps, snapshot_file, weigh, write_snapshot
 
 SHAPES = {"a.weight": torch.Size([3, 2]), "a.bias": torch.Size([3])}
@@ -58,7 +58,7 @@ def test_what_cannot_be_written_leaves_all_as_it_was(folder, monkeypatch, error)
         raise error
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(parts, "save_file", full)
     with pytest.raises(OSError, match=r"(?i)no space"):
         write_snapshot(folder, 20, averages(3))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from flowimg.training.strategies import DataParallel, Strategy, strategy_of
+from flowimg.build.strategy import strategy_of
+from flowimg.training.strategies import DataParallel, Strategy
 
 
 @pytest.fixture
@@ -48,7 +49,12 @@ def test_one_process_has_the_whole_of_everything(single):
         assert whole is field
     assert single.wrap(field) is field  # in fp32 there is nothing to wrap
     value, flags = torch.randn(3), torch.tensor([0.0, 2.0])
-    assert single.collect(value) is value and single.gather_rows(value) is value and single.sum(value) is value
+    assert (
+        torch.equal(single.collect(value, None, 0), value)
+        and single.rows(value) is value
+        and single.gather_rows(value) is value
+        and single.sum(value) is value
+    )
     single.largest(flags)
     assert flags.tolist() == [0, 2]
     assert isinstance(single.no_sync(field), nullcontext) and single.wait() is None
@@ -80,7 +86,8 @@ TWO = """
 import torch
 from accelerate import Accelerator
 from torch import nn
-from flowimg.training.strategies import DataParallel, strategy_of
+from flowimg.build.strategy import strategy_of
+from flowimg.training.strategies import DataParallel
 
 ours = strategy_of(Accelerator(cpu=True))
 me = ours.process

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
+from flowimg.build.strategy import strategy_of
 from flowimg.data.prefetch import Prefetch, keep_last
 from flowimg.errors import NotFiniteError
 from flowimg.fields.mlp import MLPField
@@ -27,7 +28,6 @@ from flowimg.settings.run import Config
 from flowimg.training.loop import train, train_step
 from flowimg.training.schedules import cosine
 from flowimg.training.state import Recipe, Training, start
-from flowimg.training.strategies import strategy_of
 
 WAITING = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal", "bincount")
 """What a host cannot go on from before the device is done: `.item()`, `if x:`, and sizes that depend on values."""

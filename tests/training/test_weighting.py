@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from flowimg.build.data import DataFacts, build_source
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
+from flowimg.build.strategy import strategy_of
 from flowimg.settings.reading import validate
 from flowimg.settings.run import Config
 from flowimg.training.loop import train_step
 from flowimg.training.state import Recipe, start
-from flowimg.training.strategies import strategy_of
 
 WEIGHTINGS = [{"kind": "none"}, {"kind": "cosmap"}, {"kind": "power", "a": 0.5, "b": 2.0}]
 

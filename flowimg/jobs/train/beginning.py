@@ -1,8 +1,10 @@
 """Where a start of a run begins: its data, the checkpoint to continue from, and its state there."""
 
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import check_guidance, check_network
 from flowimg.runs.resume import Change, check_averages, check_data, checkpoint_to_resume
 from flowimg.settings.run import Config, Start
-from flowimg.training.checkpoint import Checkpoint
+from flowimg.training.checkpoint import Check, Checkpoint, problem, step_folders
 from flowimg.training.state import Training, restore, start
 from flowimg.training.strategies import Strategy
 
@@ -67,7 +69,7 @@ class Beginning:
         passed: list[str] = []
         with strategy.accelerator.local_main_process_first():  # one process fills the caches, the others read them
             source = build_source(config)
-        checkpoint = checkpoint_to_resume(folder, self.how, passed.append, strategy.is_first)
+        checkpoint = checkpoint_to_resume(folder, self.how, passed.append, strategy.is_first, self._check())
         for line in passed:
             self.say(line)
         facts = source.facts
@@ -78,6 +80,21 @@ class Beginning:
         if self.how.profile:
             check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
         return Resolved(source, checkpoint, facts, passed)
+
+    def _check(self) -> Check:
+        """How a checkpoint is checked: each process reads its share of the files, where all see the same folders."""
+        strategy = self.strategy
+        names = "".join(path.name for path in step_folders(self.folder.checkpoints))
+        seen = torch.tensor([zlib.crc32(names.encode())], device=strategy.device)
+        if strategy.processes == 1 or len(strategy.gather_rows(seen).unique()) > 1:
+            return problem
+
+        def check(path: Path) -> str | None:
+            why = problem(path, share=(strategy.process, strategy.processes))
+            bad = strategy.gather_rows(torch.tensor([why is not None], device=strategy.device))
+            return (problem(path) or why or "another process cannot read it") if bool(bad.any()) else None
+
+        return check
 
     def begin(self, found: Resolved) -> tuple[Training, Batches]:
         """The run at the step where this start begins, and its data."""
@@ -95,7 +112,8 @@ class Beginning:
         batches = batches.seen_from(offset)
         objective = build_objective(config)
         _, accumulation = cut(config, strategy, field.to(strategy.device), objective, batches)
-        state = start(strategy, field, objective, batches, recipe_of(config, accumulation), self.options)
+        recipe, offload = recipe_of(config, accumulation), config.train.offload
+        state = start(strategy, field, objective, batches, recipe, self.options, offload)
         state.offset = offset
         _feed(state, batches, self.stack)
         if checkpoint:

@@ -39,7 +39,7 @@ def callbacks(session: Session) -> list[Callback]:
     config = session.config
 
     def tell(state: Training) -> None:
-        session.status.step = state.step
+        session.status.stepped(state.step)
 
     return [
         tell,
@@ -72,8 +72,6 @@ def _grids(session: Session) -> Callback:
             return
         session.status.at("drawing samples")
         began = time.perf_counter()
-        training = state.field.training
-        state.field.eval()
         for weights, module in (("ema", state.ema), ("raw", state.field)):
             with strategy.whole(module) as field:
                 x_1 = _draw_together(session, session.sampler(field, grid), field, seeds, cond)
@@ -84,7 +82,6 @@ def _grids(session: Session) -> Callback:
                     track_picture(strategy.accelerator, f"samples/{weights}", path, state.step)
                 except OSError as error:
                     print(f"warning   no grid at step {state.step} ({error})")
-        state.field.train(training)
         strategy.wait()
         pace.add(time.perf_counter() - began, grid.num_steps)
         session.status.at("training")
@@ -167,9 +164,10 @@ def _report(session: Session) -> Callback:
         if span.is_last(state) or not due or now - last < REPORT_SECONDS:
             return
         try:
-            if not first:  # at its start a run has no curves
-                draw_curves(folder, session.config, session.batches)
-            write_report(folder, running=True)
+            with session.status.during("writing the report"):
+                if not first:  # at its start a run has no curves
+                    draw_curves(folder, session.config, session.batches)
+                write_report(folder, running=True)
         except Exception as error:  # a page is no reason to stop training
             print(f"warning   no report at step {state.step} ({type(error).__name__}: {error})")
         last = time.monotonic()

@@ -19,9 +19,9 @@ from flowimg.flow.objectives import Objective
 from flowimg.jobs.train.trackers import check_tracker
 from flowimg.machine.compiling import compiler_options
 from flowimg.machine.device import pick_device
-from flowimg.machine.memory import find_micro_batch
+from flowimg.machine.memory import find_micro_batch, fixed_bytes
 from flowimg.machine.precision import fast_in_bf16, settle_precision, settle_tf32
-from flowimg.machine.processes import PATIENCE, check_launch, get_ready
+from flowimg.machine.processes import PATIENCE, check_launch, get_ready, meeting_place
 from flowimg.runs.folder import RunFolder
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
@@ -50,8 +50,8 @@ def open_accelerator(config: Config) -> Accelerator:
     asked = [OTHERS[key] for key in OTHERS if os.environ.get(f"ACCELERATE_USE_{key}", "").lower() in ("1", "true")]
     if asked:
         raise MachineError(
-            f"the launcher asks for {asked[0]}, and flowimg trains with data parallelism only: "
-            "launch with --multi_gpu, or answer no to it in `accelerate config`"
+            f"the launcher asks for {asked[0]}, which flowimg does not use: launch with --multi_gpu, or answer no "
+            "to it in `accelerate config`, and give train.shard, which shards a model by a setting of the run"
         )
     check_tracker(config)
     get_ready()
@@ -61,7 +61,9 @@ def open_accelerator(config: Config) -> Accelerator:
     # accelerate holds on to the first precision asked for in a process; a notebook may train twice
     AcceleratorState._reset_state()
     # the buffers of our fields are constants; sending them every step would be waste
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
+    # gradients lie in the buckets that are summed, and not twice
+    how_ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    handlers = [how_ddp, InitProcessGroupKwargs(timeout=PATIENCE, init_method=meeting_place())]
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(config.train.precision, config.train.precision),
         dynamo_backend="no",
@@ -108,7 +110,10 @@ def slow_precision(config: Config) -> list[str]:
 def options_of(config: Config, processes: int) -> dict[str, bool] | None:
     """How a training step is compiled, by the settings; None where it is not."""
     convolutions = config.field.has_cpu_blocks and config.train.precision != "fp32"
-    return compiler_options(config.train.compile, config.train.steps, processes, cache_of(config), convolutions)
+    train = config.train
+    # blocks whose weights come and go were never compiled on several GPUs: only who asks for it has it
+    asked = False if train.compile == "auto" and (train.shard != 1 or train.offload) else train.compile
+    return compiler_options(asked, config.train.steps, processes, cache_of(config), convolutions)
 
 
 def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> tuple[int, int]:
@@ -117,7 +122,8 @@ def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objecti
     if size is None:
         return share // config.train.accumulation, config.train.accumulation
     if size == "auto":
-        own = find_micro_batch(field, forward(strategy, field, objective, data), share, 1 + len(lengths_of(config)))
+        fixed = fixed_bytes(field, 1 + len(lengths_of(config)), strategy.shard)
+        own = find_micro_batch(field, forward(strategy, field, objective, data), share, fixed)
         size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
     return size, share // size
 

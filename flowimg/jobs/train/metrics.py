@@ -17,6 +17,7 @@ from flowimg.jobs.train.session import Session
 from flowimg.jobs.train.trackers import track_numbers
 from flowimg.machine.throughput import peak_memory, samples_at_peak
 from flowimg.runs.metrics import append
+from flowimg.runs.status import Status
 from flowimg.sampling.fitting import in_parts
 from flowimg.settings.run import Config
 from flowimg.training.loop import Callback
@@ -57,12 +58,14 @@ def write_metrics(session: Session) -> Callback:
             looks = apart > 0 and (step // often > (step - every) // often or span.is_last(state))
             if looks:
                 held_out = held_out or state.objective.fixed_draw(x_1, cond)
-            record = _record(state, held_out if looks else None)
+            record = _record(state, held_out if looks else None, session.status)
             state.window = Window()
             if strategy.is_first:
                 # points are too small for it to say anything; known after the first steps, which wait for nothing
                 if config.field.has_utilisation and strategy.device.type not in NO_PEAK:
-                    full_speed = full_speed or samples_at_peak(strategy.accelerator, state.ema, session.space.shape)
+                    full_speed = full_speed or samples_at_peak(
+                        strategy.accelerator, strategy.template, session.space.shape
+                    )
                     record["utilisation"] = record["samples_per_second"] / full_speed
                 session.last = record
                 waiting.append(json.dumps(record, allow_nan=False) + "\n")
@@ -89,11 +92,9 @@ def looks_every(config: Config, count: int) -> int:
 
 
 @torch.no_grad()
-def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
+def _held_out_loss(state: Training, field: nn.Module, draw: Draw, status: Status) -> float:
     """The mean over the held-out data, of which each process has its share."""
-    strategy, training = state.strategy, field.training
-    if training:  # walking the modules of a small field costs as much as its operations
-        field.eval()
+    strategy = state.strategy
     mine = torch.arange(len(draw.t))[strategy.process :: strategy.processes]
     micro = len(state.micro_batches()[0])
     least = 1 if state.graphs else micro  # what fits with gradients fits without, unless graphs hold the memory
@@ -102,15 +103,14 @@ def _held_out_loss(state: Training, field: nn.Module, draw: Draw) -> float:
         return state.objective.loss(field, draw.rows(mine[part])).float().sum()
 
     total = torch.zeros((), device=strategy.device)
-    with strategy.autocast():
+    with status.during("evaluating on held-out data"), strategy.autocast():
         for part in in_parts(look, len(mine), max(AT_ONCE, micro), least):
             total += part
-    if training:
-        field.train()
+        total = total.cpu().to(strategy.device)  # here, where no other process is waited for
     return float(strategy.sum(total)) / len(draw.t)
 
 
-def _record(state: Training, held_out: Draw | None) -> dict[str, Any]:
+def _record(state: Training, held_out: Draw | None, status: Status) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, strategy = state.window, state.strategy
     record: dict[str, Any] = {"step": state.step, "samples": state.samples}
@@ -134,8 +134,9 @@ def _record(state: Training, held_out: Draw | None) -> dict[str, Any]:
             "data_wait": window.data_seconds / window.seconds,
         }
     if held_out is not None:
-        record["held_out_loss"] = _finite(_held_out_loss(state, state.field, held_out))
-        record["held_out_loss_ema"] = _finite(_held_out_loss(state, state.ema, held_out))
+        for name, module in (("held_out_loss", state.field), ("held_out_loss_ema", state.ema)):
+            with strategy.whole(module) as field:
+                record[name] = _finite(_held_out_loss(state, field, held_out, status))
     return record
 
 

@@ -5,11 +5,15 @@ import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+
+from torch import nn
 
 from flowimg.build.data import DataFacts, build_space
 from flowimg.build.field import blocks_of
 from flowimg.build.sampler import build_sampler
+from flowimg.build.strategy import strategy_of
 from flowimg.data.batches import Batches
 from flowimg.data.find import FEW
 from flowimg.data.prefetch import beside
@@ -31,11 +35,12 @@ from flowimg.jobs.train.trackers import start_tracker
 from flowimg.jobs.train.words import banner, farewell, not_finite, result_of, start_event, warn_of_not_finite
 from flowimg.machine.compiling import how_compiled
 from flowimg.machine.environment import environment
-from flowimg.machine.processes import leave_together
+from flowimg.machine.processes import leave_together, lost_others
 from flowimg.names import word
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import OpenRun
+from flowimg.runs.others import AGAIN
 from flowimg.runs.places import begun, begun_here, located
 from flowimg.runs.resume import check_folder, table
 from flowimg.runs.signals import EXIT_STATUS, GIVEN_UP, INTERRUPTED, StopRequests
@@ -47,7 +52,6 @@ from flowimg.training.loop import Callback, warm_up
 from flowimg.training.loop import train as run_loop
 from flowimg.training.snapshots import drop_later
 from flowimg.training.state import Training
-from flowimg.training.strategies import strategy_of
 
 PREVIEWED = 64
 """Pictures in the grid of the data, which a run draws first."""
@@ -71,7 +75,7 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
     with _held(folder, status.process == 0), requests.listen(), status.alive(), ExitStack() as stack:
         requests.leave = status.leave
         try:
-            strategy = strategy_of(open_accelerator(config))
+            strategy = strategy_of(open_accelerator(config), config.train.shard)
             found = located(config, folder)
             options = options_of(found, strategy.processes)
             result = _Start(found, how, folder, changes, strategy, options, stack, requests, status, config).run()
@@ -99,7 +103,10 @@ def _ended(error: BaseException, folder: RunFolder, status: Status) -> BaseExcep
             "--train.micro-batch auto, or a smaller one than now; the batch and the run stay the same"
         )
     if dead := status.dead(patience=0.0 if isinstance(error, SettingsError) else 2.0):
-        error = MachineError(f"{dead}; the same command continues from the last checkpoint")
+        error = MachineError(f"{dead}; {AGAIN}")
+    elif lost_others(error):
+        said = shorten(str(error), 200, placeholder=" ...")
+        error = MachineError(f"another process ended, which says why, or the network failed ({said}); {AGAIN}")
     if isinstance(error, KeyboardInterrupt):
         error = Stopped(EXIT_STATUS[INTERRUPTED], "stopped by Ctrl-C")
     if isinstance(error, Stopped) and error.exit_status != 4:
@@ -131,7 +138,9 @@ class _Start(Beginning):
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
         span = Span(began if found.checkpoint else None, self.until)
-        more = [look, *([profile_steps(folder, span, self.stack)] if self.how.profile else [])]
+        more = [look]
+        if self.how.profile:
+            more.append(status.during("profiling")(profile_steps(folder, span, self.stack)))
         self._record(found, state, batches, span)
         look(state)
         if began >= self.until:
@@ -144,8 +153,10 @@ class _Start(Beginning):
         if state.seen.stop and state.step < self.until:
             self._leave(state)
         status.at("drawing figures")
-        if config.figures and strategy.is_first and (state.step > began or not folder.report.exists()):
-            self._show(found.facts, batches, state, began)
+        if config.figures:
+            with strategy.whole(state.ema) as ema:  # which all gather, and the first draws
+                if strategy.is_first and (state.step > began or not folder.report.exists()):
+                    self._show(found.facts, batches, state, ema, began)
         farewell(self.say, folder, config, state)
         leave_together()
         return result_of(folder, config, state) if strategy.is_first else None
@@ -164,7 +175,7 @@ class _Start(Beginning):
             write_text(folder.config, dump(self.given), synced=True)
             machine = environment(strategy.device, strategy.processes)
             machine |= {"blocks": blocks, "compiled": compiled, "data": found.source.story, **place}
-            machine["parameters"] = sum(p.numel() for p in state.field.parameters())
+            machine["parameters"] = sum(p.numel() for p in strategy.template.parameters())
             write_json(folder.environment, machine)
             folder.cut_metrics(-1 if span.began is None else span.began)
             drop_later(folder.snapshots, state.step)
@@ -187,18 +198,21 @@ class _Start(Beginning):
     def _nothing_to_do(self, state: Training, facts: DataFacts) -> None:
         longer = "--train.stop-at" if self.until < self.config.train.steps else "--train.steps"
         self.say(f"already trained to step {state.step}: nothing to do (for more, give a larger {longer})")
-        if self.strategy.is_first:  # the last start may have ended between the checkpoint and this
-            keep_model(self.config, self.folder, facts, state.ema, state.step)
+        with self.strategy.whole(state.ema) as ema:
+            if self.strategy.is_first:  # the last start may have ended between the checkpoint and this
+                keep_model(self.config, self.folder, facts, ema, state.step)
 
     def _train(self, state: Training, batches: Batches, facts: DataFacts, span: Span, more: list[Callback]) -> None:
         """All steps of this start."""
         config, requests = self.config, self.requests
         start_tracker(self.strategy.accelerator, config, state.step)
-        self.status.at("training")
+        if not batches.ready:
+            state.draw = self.status.during("waiting for data")(state.draw)
         shared = config, self.folder, facts, build_space(config, facts), batches, self.strategy
         try:
             # left after what is being written is written
             with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
+                self.status.at("training")  # from now on a signal waits for the end of a step
                 session = Session(*shared, span, requests, self.status, thread)
                 run_loop(state, self.until, [*callbacks(session), *more], requests.wanted)
         except NotFiniteError as error:
@@ -221,10 +235,10 @@ class _Start(Beginning):
         why = f"{by} after step {state.step}, which is saved; the same command continues from there"
         raise Stopped(EXIT_STATUS[state.seen.stop], why)
 
-    def _show(self, facts: DataFacts, batches: Batches, state: Training, began: int) -> None:
+    def _show(self, facts: DataFacts, batches: Batches, state: Training, ema: nn.Module, began: int) -> None:
         """The run's figures, by the averaged weights, and its report; the other processes wait at the end."""
         folder, config = self.folder, self.config
-        run = OpenRun(folder, config, facts, build_space(config, facts), state.ema.eval(), state.step, "")
+        run = OpenRun(folder, config, facts, build_space(config, facts), ema, state.step, "")
         takes = config.grid.num_steps * sampling_seconds(state, began, FIGURE_SAMPLES, config.grid)
         try:
             if takes > allowed(state):  # a trial on a slow machine

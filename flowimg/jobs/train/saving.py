@@ -3,8 +3,8 @@
 All of it is written by one thread beside the loop, in order, of copies of the state.
 """
 
-import copy
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import OpenRun
 from flowimg.runs.signals import GIVEN_UP
 from flowimg.settings.run import Config
-from flowimg.training.averages import snapshot_steps
-from flowimg.training.checkpoint import Checkpoint, Keep, write_checkpoint
+from flowimg.training.averages import snapshot_steps, with_weights
+from flowimg.training.checkpoint import Checkpoint, Keep, read_tensors, write_checkpoint
 from flowimg.training.loop import Callback
+from flowimg.training.parts import prepare, write_share
 from flowimg.training.snapshots import write_snapshot
-from flowimg.training.state import Training, average_tensors, state_tensors
+from flowimg.training.state import Training, saved
 
 MISSES = 3
 """Checkpoints in a row that could not be saved, which end the run."""
@@ -34,7 +35,7 @@ def keep_averages(session: Session) -> Callback:
     The thread writes them before the checkpoint of the same step, so a run that continues from there lacks none. A
     failed write is only warned of.
     """
-    folder, plan = session.folder, session.config.train
+    folder, plan, status = session.folder, session.config.train, session.status
     due = snapshot_steps(plan.steps, plan.snapshots)
     writing: Future[None] | None = None
 
@@ -46,12 +47,16 @@ def keep_averages(session: Session) -> Callback:
 
     def callback(state: Training) -> None:
         nonlocal writing
-        if state.step in due and session.strategy.is_first:
+        if state.step in due:
             if writing is not None:
-                writing.result()  # on a slow disk copies would heap up
-            writing = session.thread.submit(write, state.step, _copy(average_tensors(state)))
+                with status.during("saving"):
+                    writing.result()  # on a slow disk copies would heap up
+            files, _ = saved(state, averages_only=True)
+            if files:
+                writing = session.thread.submit(write, state.step, files["averages"])
         if writing is not None and session.span.is_last(state):
-            writing.result()
+            with status.during("saving"):
+                writing.result()
 
     return callback
 
@@ -72,34 +77,46 @@ def keep_checkpoints(session: Session) -> Callback:
         if not (first or span.due(state, config.train.checkpoint_every)):
             return
         end = span.is_last(state)
-        if session.strategy.is_first:
-            status.at("saving")
-            saver.settle(must=none)
-            saver.save(state)
-            if end:
-                saver.settle(must=True)
-            status.at("training")
+        status.at("saving")
+        saver.settle(must=none)
+        saver.save(state)
         if end:
-            session.strategy.wait()
+            saver.settle(must=True)
+        status.at("training")
+        if end:
+            with status.during("saving"):  # the others wait for the last checkpoint
+                session.strategy.wait()
 
     return callback
 
 
 class Saver:
-    """Writes checkpoints in the session's thread, one at a time, and counts those that could not be written."""
+    """Writes checkpoints in the session's thread, one at a time, and counts those that could not be written.
+
+    Where several processes write a share each, the first finishes the checkpoint, and says what failed.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session, plan = session, session.config.train
         self.keep = Keep(plan.keep, plan.keep_every, plan.keep_best)
         self.writing: Future[int] | None = None
-        self.average: nn.Module | None = None
         self.misses = 0
 
     def save(self, state: Training) -> None:
-        """Begin to write the state as it is now."""
-        if self.average is None and exports(state.ema):
-            self.average = copy.deepcopy(state.ema).cpu()
-        self.writing = self.session.thread.submit(self._write, state.step, _snapshot(state, self.session))
+        """Begin to write the state as it is now; all processes call it together."""
+        session, strategy = self.session, self.session.strategy
+        if strategy.shard > 1:
+            with suppress(OSError):  # the first one says so when it writes
+                if strategy.is_first:
+                    prepare(session.folder.checkpoints, state.step)
+            strategy.wait()
+        files, names = saved(state)
+        if strategy.is_first:
+            about = _about(state, session)
+            others = [name for name in names if name not in files]
+            self.writing = session.thread.submit(self._write, state.step, Checkpoint(files, about), others)
+        elif files:
+            self.writing = session.thread.submit(self._write_share, state.step, files)
 
     def settle(self, must: bool, wait: bool = True) -> None:
         """Wait for what is being written, or look whether it is done; what fails is a miss or, if it must not, raised.
@@ -109,6 +126,10 @@ class Saver:
         """
         status = self.session.status
         if self.writing is None or not (wait or self.writing.done()):
+            return
+        if not self.session.strategy.is_first:
+            self.writing.exception()  # the first process has heard of it
+            self.writing = None
             return
         try:
             status.saved = self.writing.result()
@@ -126,15 +147,21 @@ class Saver:
         finally:
             self.writing = None
 
-    def _write(self, step: int, checkpoint: Checkpoint) -> int:
-        session = self.session
-        write_checkpoint(session.folder.checkpoints, step, checkpoint, self.keep)
-        if self.average is not None:
-            self.average.load_state_dict(checkpoint.tensors["ema"])
+    def _write(self, step: int, checkpoint: Checkpoint, others: list[str]) -> int:
+        session, empty = self.session, self.session.strategy.template
+        folder = session.folder.checkpoints
+        path = write_checkpoint(folder, step, checkpoint, self.keep, others)
+        if exports(empty):
             try:
-                keep_model(session.config, session.folder, session.facts, self.average, step)
+                ema = read_tensors(path, "ema") if others else checkpoint.tensors["ema"]
+                average = with_weights(empty, ema).cpu()
+                keep_model(session.config, session.folder, session.facts, average, step)
             except OSError as error:
                 print(f"warning   {session.folder.model} is not of step {step} ({error})", flush=True)
+        return step
+
+    def _write_share(self, step: int, files: dict[str, dict[str, Tensor]]) -> int:
+        write_share(self.session.folder.checkpoints, step, files)
         return step
 
 
@@ -143,9 +170,9 @@ def exports(field: nn.Module) -> bool:
     return getattr(field, "exports", None) is not None
 
 
-def _snapshot(state: Training, session: Session) -> Checkpoint:
-    """A copy of the state as it is now, in memory."""
-    about: dict[str, Any] = {
+def _about(state: Training, session: Session) -> dict[str, Any]:
+    """What a checkpoint says of a run beside its tensors."""
+    return {
         "shape": session.facts.shape,
         "classes": session.facts.classes,
         **({"absent": session.facts.absent} if session.facts.absent else {}),
@@ -159,11 +186,6 @@ def _snapshot(state: Training, session: Session) -> Checkpoint:
         **state.flags.counted(),
         "metrics": session.last.copy() if session.last.get("step") == state.step else {},
     }
-    return Checkpoint({file: _copy(held) for file, held in state_tensors(state).items()}, about)
-
-
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:

@@ -74,13 +74,14 @@ def banner(
     """Print what was found and what is to be done; `how` says how the network is computed."""
     strategy, train = state.strategy, config.train
     shape = " x ".join(str(n) for n in source.facts.shape)
-    parameters = sum(p.numel() for p in state.field.parameters())
+    parameters = sum(p.numel() for p in state.strategy.template.parameters())
     seen, count = train.steps * train.batch_size, batches.size
     processes, micro = strategy.processes, len(state.micro_batches()[0])
     seen_as = f"{seen:,} images, {seen / count:.1f} epochs" if count else f"{seen:,} points"
     say(f"run       {config.run} ({f'continued from step {state.step}' if state.step else 'new'}), seed {config.seed}")
+    shared = f", {strategy.shard} share one copy of the weights" if strategy.shard > 1 else ""
     say(
-        f"machine   {strategy.device}, {processes} process{'es' if processes > 1 else ''}, "
+        f"machine   {strategy.device}, {processes} process{'es' if processes > 1 else ''}{shared}, "
         f"{torch.get_num_threads()} threads each, {', '.join(how)}"
     )
     say(f"data      {source.story}; trained on as {shape}")

@@ -14,7 +14,8 @@ Sources: Jordan et al. 2024, kellerjordan.github.io/posts/muon (momentum, iterat
 arXiv:2502.16982 (factor, decay).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,15 @@ STEPS = 5
 RMS = 0.2
 
 
-def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
-    """The weights of a field that map hidden units to hidden units; `field.edges` names the modules that do not."""
+def hidden_matrices(field: nn.Module) -> set[str]:
+    """The names of a field's weights that map hidden units to hidden units; `field.edges` names the other modules."""
     edges = tuple(f"{name}." for name in getattr(field, "edges", ()))
-    return [p for name, p in field.named_parameters() if p.ndim >= 2 and not name.startswith(edges)]
+    return {name for name, p in field.named_parameters() if p.ndim >= 2 and not name.startswith(edges)}
+
+
+def on_one_process(rows: Tensor, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """Work on matrices that are whole."""
+    return work(rows)
 
 
 @torch.no_grad()
@@ -62,26 +68,29 @@ class Muon(AdamW):
 
     Args:
         params: All parameters.
-        matrices: Those of them that are moved as matrices.
+        matrices: Those of them that are moved as matrices, each with the number of rows of the whole matrix, of which
+            it may be a part.
         momentum: mu.
         dtype: Of the Newton-Schulz iteration.
+        matrices_of: How whole matrices are worked on; see `Strategy.matrices`.
         more: lr, betas and weight_decay, as those of AdamW.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor],
-        matrices: Sequence[Tensor],
+        matrices: Mapping[Tensor, int],
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
+        matrices_of: Callable[..., Tensor] = on_one_process,
         **more: Any,
     ) -> None:
         super().__init__(params, **more)
-        self.momentum, self.dtype = momentum, dtype
+        self.momentum, self.dtype, self.matrices_of = momentum, dtype, matrices_of
         # those of one shape go through the iteration together
         self.stacks: dict[tuple[int, int], list[Tensor]] = {}
-        for p in matrices:
-            self.stacks.setdefault((p.shape[0], p[0].numel()), []).append(p)
+        for p, rows in matrices.items():
+            self.stacks.setdefault((rows, p.shape[1:].numel()), []).append(p)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -93,24 +102,26 @@ class Muon(AdamW):
             p.grad = None  # which AdamW passes over
         super().step(closure)
         group = self.param_groups[0]
-        for shape, stack in self.stacks.items():
+        for (rows, columns), stack in self.stacks.items():
             if moving := [p for p in stack if p in grads]:
-                self._move(moving, _stacked([grads[p] for p in moving], shape), group["lr"], group["weight_decay"])
+                these = _stacked([grads[p] for p in moving], columns)
+                self._move(moving, these, rows, group["lr"], group["weight_decay"])
         for p, grad in grads.items():
             p.grad = grad
 
     step.hooked = True  # type: ignore[attr-defined]  # as AdamW's
 
-    def _move(self, matrices: list[Tensor], grads: Tensor, lr: float, decay: float) -> None:
-        """Move matrices of one shape."""
+    def _move(self, matrices: list[Tensor], grads: Tensor, rows: int, lr: float, decay: float) -> None:
+        """Move matrices of one shape, or as many rows of each as are here."""
         hold, goes = self.found_inf, 1 - self.found_inf
         if isinstance(hold, Tensor):
             grads = torch.where(hold > 0, 0, grads)  # they may be anything: 0 times infinity is not 0
         averages = [self._average(p) for p in matrices]
-        momentum = _stacked(averages, grads.shape[1:])
+        momentum = _stacked(averages, grads.shape[2])
         momentum = momentum + (1 - self.momentum) * goes * (grads - momentum)
-        update = orthogonal(grads.lerp(momentum, self.momentum), self.dtype)
-        size = RMS * lr * max(update.shape[1:]) ** 0.5
+        nearest = partial(orthogonal, dtype=self.dtype)
+        update = self.matrices_of(grads.lerp(momentum, self.momentum), rows, nearest)
+        size = RMS * lr * max(rows, update.shape[2]) ** 0.5
         torch._foreach_copy_(averages, [m.view_as(p) for m, p in zip(momentum, matrices, strict=True)])
         if decay:
             torch._foreach_mul_(matrices, 1 - lr * decay * goes)
@@ -125,5 +136,5 @@ class Muon(AdamW):
         return average
 
 
-def _stacked(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    return torch.stack([tensor.reshape(tuple(shape)) for tensor in tensors])
+def _stacked(tensors: Sequence[Tensor], columns: int) -> Tensor:
+    return torch.stack([tensor.reshape(len(tensor), columns) for tensor in tensors])

@@ -1,0 +1,11 @@
+"""`python in_blocks.py flowimg-arguments`: flowimg, with small fields cut into blocks and checkpoints into parts."""
+
+import sys
+
+from flowimg.training import parts, sharding
+
+if __name__ == "__main__":
+    sharding.SMALL, parts.PART = 0, 100_000
+    from flowimg.cli import main
+
+    main(sys.argv[1:])

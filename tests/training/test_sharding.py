@@ -1,0 +1,110 @@
+"""What lies on each of two processes that share one copy of a field."""
+
+import pytest
+import survival
+
+TWO = """
+import copy, sys
+import torch
+from accelerate import Accelerator
+from torch import nn
+from flowimg.build.strategy import strategy_of
+from flowimg.training.optimisers.muon import orthogonal
+from flowimg.training.sharding import Sharded
+from flowimg.training.strategies import Strategy
+
+ours = strategy_of(Accelerator(cpu=True), 2)
+me = ours.process
+assert type(ours) is Sharded and (ours.shard, ours.copies, ours.part) == (2, 1, me)
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+torch.manual_seed(0)
+field = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1), nn.Linear(1, 3))
+plain = copy.deepcopy(field)
+weights = {name: p.detach().clone() for name, p in field.named_parameters()}
+wrapped, (average,) = ours.spread(field, 1)
+here = ours.here(field.parameters())
+
+# rows: the first process has the larger half, and of a single row all
+assert [len(p) for p in here] == ([4, 4, 1, 1, 2, 2] if me == 0 else [3, 3, 0, 0, 1, 1]), here
+for name, part, kept in zip(weights, here, average.parameters(), strict=True):
+    own = weights[name][:len(part)] if me == 0 else weights[name][-len(part):] if len(part) else part
+    assert torch.equal(part, own) and torch.equal(kept, own)
+    assert len(part) == 0 or kept.data_ptr() != part.data_ptr()
+assert sum(p.numel() for p in average.parameters()) == sum(p.numel() for p in here)
+
+# the gradient is the mean over processes, and lies in the parts
+x = draw(6, 5, seed=me)
+wrapped(x).square().mean().backward()
+ours.hand_over(field, here)
+means = []
+for seed in (0, 1):
+    plain.zero_grad()
+    plain(draw(6, 5, seed=seed)).square().mean().backward()
+    means.append([p.grad.clone() for p in plain.parameters()])
+means = [(a + b) / 2 for a, b in zip(*means, strict=True)]
+for p, part, mean in zip(field.parameters(), here, means, strict=True):
+    assert p.grad is None
+    torch.testing.assert_close(part.grad, ours.rows(mean), rtol=1e-5, atol=1e-7)
+torch.testing.assert_close(ours.norm([part.grad for part in here]), torch.cat([g.flatten() for g in means]).norm())
+
+# what moves here moves the field, on both; an average does not follow
+with torch.no_grad():
+    for part in here:
+        part.add_(1)
+with ours.whole(field) as whole:
+    assert not whole.training and all(torch.equal(p, weights[n] + 1) for n, p in whole.named_parameters())
+    y = draw(2 + me, 5, seed=9)  # unequal shares: nobody waits for another
+    for _ in range(1 + 2 * me):
+        assert whole(y).shape == (2 + me, 3)
+with ours.whole(average) as whole:
+    assert all(torch.equal(p, weights[name]) for name, p in whole.named_parameters())
+out = wrapped(y[:2])
+torch.testing.assert_close(out, nn.functional.linear(
+    nn.functional.linear(nn.functional.linear(y[:2], weights["0.weight"] + 1, weights["0.bias"] + 1).relu(),
+    weights["2.weight"] + 1, weights["2.bias"] + 1), weights["3.weight"] + 1, weights["3.bias"] + 1))
+out.sum().backward()
+field.zero_grad()
+
+# whole matrices are worked on once each, three of them on two processes
+matrices = draw(3, 5, 4, seed=3)
+rows = matrices[:, :3] if me == 0 else matrices[:, 3:]
+seen = []
+def work(whole):
+    seen.append(len(whole))
+    return orthogonal(whole)
+whole = orthogonal(matrices)
+torch.testing.assert_close(ours.matrices(rows, 5, work), whole[:, :3] if me == 0 else whole[:, 3:])
+assert seen == [2]
+
+# saved by its owner only, whole; loaded as rows
+for number in (0, 1, 2):
+    for name, part in zip(weights, here, strict=True):
+        found = ours.collect(part, weights[name].shape, number)
+        assert (found is not None) == ours.owns(number) == (number % 2 == me)
+        assert found is None or torch.equal(found, weights[name] + 1)
+ours.load(field, weights)
+ours.load(average, {name: 2 * p for name, p in weights.items()})
+with ours.whole(average) as whole:
+    assert all(torch.equal(p, 2 * weights[name]) for name, p in whole.named_parameters())
+assert all(torch.equal(part, ours.rows(weights[name])) for name, part in zip(weights, here, strict=True))
+for wrong in ({}, {**weights, "x": x}, {**weights, "0.bias": torch.zeros(8)}):
+    try:
+        ours.load(field, wrong)
+    except ValueError:
+        continue
+    raise AssertionError(f"loaded {list(wrong)}")
+open(f"well on {me}", "w").close()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_hold_a_part_each_and_together_the_field(tmp_path, monkeypatch):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    monkeypatch.setattr(survival, "ROOT", tmp_path)  # where processes start
+    survival.go(*survival.launch(2), script)
+    assert (tmp_path / "well on 0").exists() and (tmp_path / "well on 1").exists()
