@@ -19,7 +19,14 @@ from flowimg.machine.streams import Words, open_streams, silence
 from flowimg.names import no_name_here, printed, unprintable
 from flowimg.settings import verbs
 from flowimg.settings.base import Settings
-from flowimg.settings.command import parse, run_settings, source_settings, start_settings, verb_settings
+from flowimg.settings.command import (
+    parse,
+    prediction_settings,
+    run_settings,
+    source_settings,
+    start_settings,
+    verb_settings,
+)
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import dump, nearest
 from flowimg.version import __version__
@@ -68,6 +75,15 @@ def train(args: Sequence[str]) -> Result:
     return call("jobs.estimate:dry_run", config) if how.dry_run else call("jobs.train.run:train", config, how)
 
 
+def estimate(args: Sequence[str]) -> Result:
+    """Measure what a run needs here, or predict what it needs on many GPUs."""
+    asked, args = prediction_settings(args)
+    config = run_settings("estimate", args)
+    if asked.processes:
+        return call("jobs.prediction:predict", config, asked)
+    return call("jobs.estimate:estimate", config)
+
+
 def experiment(args: Sequence[str]) -> Result:
     """Say where the experiments are now."""
     raise SettingsError("flowimg experiment has moved: run python examples/frequency/run.py (--help lists its options)")
@@ -109,8 +125,10 @@ DATA = {
 
 VERBS = {
     "train": Verb("CONFIG", "train a run; the same command, or the run's folder, continues it", train, lasting=True),
-    "estimate": on_config(
-        "jobs.estimate:estimate", "predict the memory, disk space and hours of a run from a few measurements"
+    "estimate": Verb(
+        "CONFIG",
+        "predict memory, disk space and hours of a run; on many GPUs with --processes N ...",
+        estimate,
     ),
     "sample": on_run("jobs.sample:sample", verbs.Sample),
     "interpolate": on_run("jobs.interpolate:interpolate", verbs.Interpolate),
@@ -166,7 +184,7 @@ def main(args: Sequence[str] | None = None) -> None:
             from flowimg.machine.processes import lost_others
 
             if lost_others(error):
-                end("another process of this launch ended: its message says why", 4)
+                end("another process of this launch ended, which says why, or cannot be reached", 4)
         if status is None and isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
             end(no_name_here(error.object), 4)
         if status is None:

@@ -401,13 +401,14 @@ def test_every_job_takes_the_settings_of_its_verb(monkeypatch):
         *([verb, BOARD] for verb in ("train", "estimate")),
         *([verb, "r"] for verb in on_runs.split()),
         ["train", BOARD, "--dry-run"],
+        ["estimate", BOARD, "--processes", "8"],
         ["data", "check", "s"],
         ["data", "preview", "s"],
         ["data", "prepare", DIGITS],
         ["doctor"],
     ]:
         main(words)
-    assert len(seen) == 17
+    assert len(seen) == 18
     for job, settings in seen.items():
         hints = get_type_hints(resolve_name(f"flowimg.{job}"))
         for value, wanted in zip(settings, hints.values(), strict=False):

@@ -15,7 +15,18 @@ from flowimg.names import no_text, one_line
 from flowimg.settings.base import Model, Settings
 from flowimg.settings.reading import changed, flatten, load, nearest, parse_yaml, validate
 from flowimg.settings.run import Config, Start
+from flowimg.settings.verbs import Estimate
 from flowimg.settings.words import Word, allowed_by
+
+OPTIONS: dict[str, tuple[str, type[Settings], dict[str, str]]] = {
+    "train": ("how a run is started:", Start, {"resume": "[STEP]", "allow": "KEY ...", "dry_run": "", "profile": ""}),
+    "estimate": (
+        "a prediction for many GPUs:",
+        Estimate,
+        {"processes": "N ...", "gpu": "NAME", "samples": "N", "share": "SHARE"},
+    ),
+}
+"""Options of verbs beside the settings of a run: a title, their settings, and the words that follow each."""
 
 
 def run_settings(verb: str, args: Sequence[str]) -> Config:
@@ -49,6 +60,27 @@ def start_settings(args: Sequence[str]) -> tuple[Start, list[str]]:
             values[name] = parse_yaml(words[0], f"--{name}") if words else True
             rest += words[1:]
     return validate(Start, values, "command line"), rest
+
+
+def prediction_settings(args: Sequence[str]) -> tuple[Estimate, list[str]]:
+    """`--processes N ...`, `--gpu`, `--samples` and `--share` of a prediction for many GPUs; and the other words.
+
+    Raises:
+        SettingsError: If one is wrong, or the numbers of processes are missing beside the others.
+    """
+    rest, *parts = _parts(args)
+    values: dict[str, Any] = {}
+    for option, *words in parts:
+        name, equals, value = option.partition("=")
+        key = _key(name)
+        if key in Estimate.model_fields:
+            values[key] = _read(Estimate(), key, [value, *words] if equals else words)
+        else:
+            rest += [option, *words]
+    asked = validate(Estimate, values, "command line")
+    if values and not asked.processes:
+        raise SettingsError("a prediction needs the numbers of GPUs: for example --processes 8 64 512")
+    return asked, rest
 
 
 def verb_settings(usage: str, model: type[Model], args: Sequence[str], second: str | None = None) -> Model:
@@ -112,11 +144,13 @@ def parse(usage: str, defaults: Model, args: Sequence[str]) -> Model:
 
 
 def _print_introduction(usage: str) -> None:
-    """What the help says before the settings: the options of `train`, and that settings depend on the file."""
-    if usage.startswith("train "):
-        print("how a run is started:")
-        for name, words in {"resume": "[STEP]", "allow": "KEY ...", "dry_run": "", "profile": ""}.items():
-            print(f"  {f'--{name} {words}'.replace('_', '-'):<16} {Start.model_fields[name].description}")
+    """What the help says before the settings: the options of the verb, and that settings depend on the file."""
+    verb = usage.partition(" ")[0]
+    if verb in OPTIONS:
+        title, model, options = OPTIONS[verb]
+        print(title)
+        for name, words in options.items():
+            print(f"  {f'--{name} {words}'.replace('_', '-'):<17} {model.model_fields[name].description}")
         print()
     if usage.endswith(" CONFIG"):
         print(f"These are the default settings; flowimg {usage} --help shows those of a settings file or a run.\n")

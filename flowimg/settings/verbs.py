@@ -10,6 +10,8 @@ from flowimg.settings.data import ImageData
 from flowimg.settings.sampling import Solver, Solving
 
 Precision = Literal["auto", "fp32", "bf16"]
+NODE = 8
+"""GPUs in a node, for predictions."""
 
 
 class OfRun(Settings):
@@ -102,6 +104,27 @@ class Doctor(Settings):
 
     run: Annotated[str, Field(min_length=1)] = "runs"
     """The folder that runs will be written to."""
+
+
+class Estimate(Settings):
+    """Predict memory, step time and efficiency of a run on many GPUs, for each way to share its state."""
+
+    processes: tuple[Positive, ...] = ()
+    """Numbers of GPUs, each with one process: 1 to 8, or a multiple of 8, as nodes have eight."""
+    gpu: Annotated[Literal["h100", "h200", "a100"], one_of("h100, h200 and a100")] = "h100"
+    """The kind of GPU."""
+    samples: Positive | None = None
+    """Samples per GPU and step; by default train.batch_size, so that the batch grows with the number of GPUs."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the GPU's peak that the network reaches; by default as measured with a U-Net of similar size."""
+
+    @model_validator(mode="after")
+    def _whole_nodes(self) -> "Estimate":
+        if cut := [count for count in self.processes if count > NODE and count % NODE]:
+            raise ValueError(
+                f"processes {cut[0]} leaves a node of {NODE} GPUs in part empty: give a multiple of {NODE}"
+            )
+        return self
 
 
 class Interpolate(Drawing):
