@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowimg.fields.unet import UNetField, new_unet
 from flowimg.flow.condition import Condition
-from flowimg.machine.counting import Counts, blocks, count
+from flowimg.machine.counting import Counts, count
 from flowimg.machine.memory import OVERHEAD, USABLE
 from flowimg.machine.scaling import (
     GIB,
@@ -26,13 +26,13 @@ from flowimg.machine.scaling import (
     GPUS,
     Work,
     efficiency,
-    keeps,
     memory_of,
     step_seconds,
     straggling,
 )
 from flowimg.settings.field import UNet
 from flowimg.settings.reading import load
+from flowimg.training.sharding import keeps, units
 
 AVERAGES = 3
 """The EMA and two power averages."""
@@ -75,16 +75,18 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A field on latents of 4 channels, in patches of 2 x 2."""
 
+    gathered = ("layers",)
+
     def __init__(self, width: int, depth: int, recomputes: bool) -> None:
         super().__init__()
         self.recomputes = recomputes
         self.enter, self.leave = nn.Conv2d(4, width, 2, stride=2), nn.Linear(width, 16)
         self.time = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList([Block(width) for _ in range(depth)])
+        self.layers = nn.ModuleList([Block(width) for _ in range(depth)])
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         h, c = self.enter(x).flatten(2).transpose(1, 2), self.time(t[:, None])
-        for block in self.blocks:
+        for block in self.layers:
             h = checkpoint(block, h, c, use_reentrant=False) if self.recomputes else block(h, c)
         out = self.leave(F.layer_norm(h, h.shape[-1:]))
         side = x.shape[-1] // 2
@@ -152,7 +154,7 @@ def counted(case: Case) -> Found:
     with torch.device("meta"):
         plain, again = case.make(False), case.make(True)
     numbers = sum(p.numel() for p in plain.parameters())
-    return Found(case, numbers, blocks(plain), count(plain, case.shape, True), count(again, case.shape, True))
+    return Found(case, numbers, len(units(plain)), count(plain, case.shape, True), count(again, case.shape, True))
 
 
 def work_of(found: Found, gpu: GPU, gather: int, recomputes: bool = False) -> Work:
@@ -193,16 +195,13 @@ def memory_table(rows: Sequence[Found], gpu: GPU, gather: int) -> None:
     for found in {found.numbers: found for found in reversed(rows)}.values():
         work = work_of(found, gpu, gather)
         again = work._replace(recomputes=True)
-        ways = [
-            (work, 64, 1, True), (work._replace(buckets=0), 64, 1, True), (work, 64, 8, True), (again, 64, 8, False),
-            (again, 64, 64, False),
-        ]  # fmt: skip
+        ways = [(work, 1, True), (work, 8, True), (again, 8, False), (again, 64, False)]
         memories = [memory_of(*way) for way in ways]
-        rule = "kept" if keeps(work, gpu.memory * GIB) else "dropped"
+        rule = "kept" if keeps(found.numbers, gpu.memory * GIB) else "dropped"
         gib = (f"{(memory.state + memory.copies) / GIB:.1f}" for memory in memories)
         name = found.case.name.split(",")[0]
         lines.append([name, f"{found.numbers / 1e6:,.0f}", *gib, f"{memories[-1].whole / GIB:.1f}", rule])
-    head = ["field", "parameters, M", "DDP", "DDP, buckets as views", "shard 8, kept", "shard 8, dropped"]
+    head = ["field", "parameters, M", "DDP", "shard 8, kept", "shard 8, dropped"]
     table([*head, "shard 64, dropped", "a whole average", "the rule"], lines[::-1])
 
 
@@ -215,7 +214,7 @@ def speed_table(rows: Sequence[Found], gpu: GPU, gather: int) -> None:
         def percent(processes: int, shard: int, kept: bool, work: Work = work) -> str:
             return f"{100 * efficiency(work, step_seconds(work, gpu.links, processes, shard, kept)):.0f}"
 
-        ddp = memory_of(work, 64, 1, True)
+        ddp = memory_of(work, 1, True)
         fits = ddp.state + ddp.copies <= USABLE * gpu.memory * GIB
         dropped = percent(512, 512, False)
         lines.append([
@@ -233,11 +232,11 @@ def choice_table(rows: Sequence[Found], gpu: GPU, gather: int) -> None:
     lines = []
     for found in rows:
         plain, again = (work_of(found, gpu, gather, recomputes) for recomputes in (False, True))
-        kept = keeps(plain, gpu.memory * GIB)
+        kept = keeps(found.numbers, gpu.memory * GIB)
         ways = [("DDP", plain, 1), ("shard 8", plain, 8), ("shard 8, checkpointing", again, 8)]
         for way, work, shard in ways:  # noqa: B007  the last one is shown where none fits
             counts = found.again if work.recomputes else found.plain
-            memory, activations = memory_of(work, 64, shard, kept), found.case.samples * counts.activations * OVERHEAD
+            memory, activations = memory_of(work, shard, kept), found.case.samples * counts.activations * OVERHEAD
             if memory.peak(activations) <= USABLE * gpu.memory * GIB:
                 break
         gathered = "" if shard == 1 else "kept" if kept else "dropped"

@@ -34,11 +34,11 @@ from turns import CHECKOUT, Trainer, Turns, environment_of, flowimg_command
 
 from flowimg.build.data import build_source
 from flowimg.jobs.prediction import empty_field
-from flowimg.machine.counting import blocks
 from flowimg.machine.device import memory_bytes, pick_device
 from flowimg.machine.memory import free_bytes
-from flowimg.machine.scaling import Links, Work, keeps, memory_of, step_seconds
+from flowimg.machine.scaling import Links, Work, memory_of, step_seconds
 from flowimg.settings.command import run_settings
+from flowimg.training.sharding import keeps, units
 
 NOTHING_ELSE = ["--figures", "false", *(f"--train.{name}=1000000" for name in ("steps", "sample-every", "log-every"))]
 NOTHING_ELSE += [f"--train.{name}=1000000" for name in ("checkpoint-every", "held-out-every")]
@@ -168,7 +168,7 @@ def work_of(args: Sequence[str]) -> Work:
     field = empty_field(config, build_source(config).facts)
     return Work(
         sum(p.numel() for p in field.parameters()),
-        blocks(field),
+        len(units(field)),
         micro_batches=config.train.accumulation,
         averages=1,
         casts=0 if config.train.precision == "fp32" else 2,
@@ -179,7 +179,7 @@ def work_of(args: Sequence[str]) -> Work:
 def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None:
     """Medians over the rounds, a line for each way to share."""
     n, device = given.processes, pick_device()
-    kept = keeps(work, memory_bytes(device) if CUDA else free_bytes(device))
+    kept = keeps(round(work.numbers), memory_bytes(device) if CUDA else free_bytes(device))
     alone, small, large = (seen.seconds[rate, what] for what in (ALONE, "small", "large"))
     links = [links_of(*pair, round(work.numbers), n) for pair in zip(small, large, strict=True)]
     speed, hop = (statistics.median(values) for values in zip(*((a.inside, a.hop_inside) for a in links), strict=True))
@@ -187,7 +187,7 @@ def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None
     print(f"\n{limit}; measured: {8 * speed / 1e6:,.0f} Mbit/s, {1e6 * hop:.0f} us a hop, alone {ms:.0f} ms\n")
     print("| shard | step, ms | predicted | error | by round | memory, MiB | more than alone | predicted |")
     print("|---|---|---|---|---|---|---|---|")
-    one = memory_of(work, 1, 1, True)
+    one = memory_of(work, 1, True)
     for shard in given.shards:
         measured, predicted = seen.seconds[rate, f"shard {shard}"], []
         for compute, link in zip(alone, links, strict=True):
@@ -195,7 +195,7 @@ def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None
             now = work._replace(forward=f, backward=2 * f)
             predicted.append(step_seconds(now, link, n, shard, kept, overlap=CUDA))
         errors = [100 * (p / m - 1) for p, m in zip(predicted, measured, strict=True)]
-        memory = memory_of(work, n, shard, kept)
+        memory = memory_of(work, shard, kept)
         more = (memory.state + memory.copies - one.state - one.copies) / 2**20
         cells = [f"{1000 * statistics.median(values):.0f}" for values in (measured, predicted)]
         cells += [f"{statistics.median(errors):+.0f} %", f"{min(errors):+.0f} to {max(errors):+.0f} %"]

@@ -55,6 +55,13 @@ def go(*command):
     return said
 
 
+def on_two(code, folder):
+    """Run code on two processes."""
+    script = folder / "two.py"
+    script.write_text(f"{code}\ntorch.distributed.destroy_process_group()\n")
+    go(*launch(2), script)
+
+
 def status(run):
     try:
         return json.loads((run / "status.json").read_text())

@@ -18,8 +18,8 @@ def strategy_of(accelerator: Accelerator, shard: int | str = 1) -> Strategy:
     if processes % count:
         launched = "1 process was" if processes == 1 else f"{processes} processes were"
         raise SettingsError(
-            f"train.shard {count} needs a multiple of {count} processes, and {launched} launched: launch so many, or "
-            "give a divisor of them, or all"
+            f"{launched} launched, which train.shard {count} does not divide: launch a multiple of {count}, or give "
+            f"a divisor of {processes}, or all"
         )
     if count > 1:
         return Sharded(accelerator, count)

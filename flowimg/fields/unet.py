@@ -68,7 +68,7 @@ class UNetField(nn.Module):
 
     edges = ("unet.conv_in", "unet.conv_out", "unet.class_embedding", "augment")
     """Modules whose weights do not map hidden units to hidden units."""
-    blocks = ("unet.down_blocks", "unet.mid_block", "unet.up_blocks")
+    gathered = ("unet.down_blocks", "unet.mid_block", "unet.up_blocks")
     """Modules, or lists of them, whose weights are gathered together where the field is sharded."""
     exports = "unet"
     """The attribute that holds the network of a stock diffusers pipeline."""

@@ -16,7 +16,7 @@ from flowimg.build.flow import build_objective
 from flowimg.build.strategy import strategy_of
 from flowimg.jobs.estimate import measured_step
 from flowimg.jobs.train.launch import lengths_of, open_accelerator, options_of, recipe_of, settled
-from flowimg.machine.counting import Counts, blocks, count
+from flowimg.machine.counting import Counts, count
 from flowimg.machine.memory import OVERHEAD, USABLE
 from flowimg.machine.scaling import (
     GIB,
@@ -24,7 +24,6 @@ from flowimg.machine.scaling import (
     GPUS,
     Work,
     efficiency,
-    keeps,
     memory_of,
     share_of_peak,
     step_seconds,
@@ -34,6 +33,7 @@ from flowimg.runs.folder import RunFolder
 from flowimg.runs.places import located
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Estimate
+from flowimg.training.sharding import keeps, units
 from flowimg.training.state import start
 
 CLOSE = 0.01
@@ -72,7 +72,7 @@ def predict(config: Config, asked: Estimate) -> dict[str, Any]:
     reached = peak * (asked.share or share)
     work = Work(
         numbers,
-        blocks(field),
+        len(units(field)),
         counts.forward / reached,
         counts.backward / reached,
         averages=1 + len(lengths_of(config)),
@@ -118,11 +118,11 @@ def _sizes(config: Config, samples: int) -> list[int]:
 def _row(case: Case, processes: int, shard: int) -> dict[str, Any]:
     """What each GPU needs where `shard` of `processes` share a copy, in the largest micro-batch that fits."""
     total = case.gpu.memory * GIB
-    kept = keeps(case.work, total)
+    kept = keeps(round(case.work.numbers), total)
     for size in case.sizes:
         work, one = case.work, case.samples // size
         work = work._replace(forward=size * work.forward, backward=size * work.backward, micro_batches=one)
-        memory, activations = memory_of(work, processes, shard, kept), case.activations * size
+        memory, activations = memory_of(work, shard, kept), case.activations * size
         if fits := memory.peak(activations) <= USABLE * total:
             break
     seconds = step_seconds(work, case.gpu.links, processes, shard, kept)
@@ -198,4 +198,4 @@ def _show(story: str, case: Case, counts: Counts, how: str, gpu: str, rows: list
     print()
     for processes in sorted({row["processes"] for row in rows} - {row["processes"] for row in rows if row["chosen"]}):
         print(f"nothing fits on {processes} GPUs: use field.gradient_checkpointing or a smaller network")
-    print("This is arithmetic, not a measurement: docs/scale.md has the formula, its assumptions and its error.")
+    print("This was computed, not measured: docs/scale.md has the formula, its assumptions and its error.")

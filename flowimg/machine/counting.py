@@ -83,16 +83,3 @@ def count(field: nn.Module, shape: tuple[int, ...], bf16: bool) -> Counts:
     with FlopCounterMode(display=False) as backward:
         found.backward()
     return Counts(forward.get_total_flops(), backward.get_total_flops(), two - one)
-
-
-def blocks(field: nn.Module) -> int:
-    """Parts of a network whose weights are gathered one after the other: members of its lists of blocks, and the rest.
-
-    The lists are those nearest to the network itself; a network without lists is one part.
-    """
-    level = [field]
-    while level:
-        level = [child for module in level for child in module.children()]
-        if lists := [child for child in level if isinstance(child, nn.ModuleList)]:
-            return 1 + sum(len(members) for members in lists)
-    return 1

@@ -103,13 +103,13 @@ def is_first() -> bool:
 def lost_others(error: BaseException) -> bool:
     """Whether this process fails because another one has ended, which reported why, or cannot be reached.
 
-    Such an error comes from torch.distributed: it has a type of its own, or it is a plain RuntimeError from C++ that
-    names its library. A connection that is lost elsewhere, as in a download, is an OSError or names no such library.
+    Such an error comes from torch.distributed: it has a type of its own, or it is a RuntimeError from C++ that names
+    its library. A connection that is lost elsewhere, as in a download, is an OSError or names no such library.
     """
     if isinstance(error, torch.distributed.DistError):
         return True
     said = str(error)
-    return type(error) is RuntimeError and bool(LIBRARY.search(said) and LOST.search(said))
+    return isinstance(error, RuntimeError) and bool(LIBRARY.search(said) and LOST.search(said))
 
 
 def check_launch(processes: int, verb: str) -> None:

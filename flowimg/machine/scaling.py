@@ -5,7 +5,7 @@ gradients, optimiser and averages, so there are N / k copies. A step has m micro
 forward and B seconds backward, f = F / L and b = B / L for a block.
 
     bytes   4 P / k weights, 4 P / k gradients, 8 P / k optimiser, 4 P / k for each average
-    k = 1   4 P for the buckets of DDP where N > 1, c P for the rounded weights that autograd keeps
+    k = 1   c P for the rounded weights that autograd keeps; gradients are views of DDP's buckets
     k > 1   (4 + c) P gathered weights if kept between the passes, else those of two blocks; 24 P / L in transit
 
     T = [m (g + L max(f, g)) + (m - 1) L max(b, g') + L max(b, g' + s, a) + s + a] (1 + j(N))
@@ -37,8 +37,6 @@ IN_FLIGHT = 2
 """Blocks whose weights or gradients are on the GPU while one of them computes."""
 TRANSIT = 3 * FP32
 """Bytes per number of a block in flight: the buffer of its gather, its whole gradient, the buffer of its scatter."""
-KEPT = 1 / 4
-"""Share of a GPU's memory up to which gathered weights are kept between the passes."""
 STRAGGLING = (0.0, 0.005, 0.02, 0.04)
 """j at 1, 8, 64 and 512 processes."""
 
@@ -82,8 +80,7 @@ class Work(NamedTuple):
     """What each GPU computes and holds: the symbols of the head of this file.
 
     `averages` counts the EMA and the power averages; `gather` is w; `casts` is c, 0 in fp32; `recomputes` says that
-    blocks are computed again in the backward pass, so that autograd keeps no rounded weights; `buckets` is 0 where
-    gradients are views of DDP's buckets.
+    blocks are computed again in the backward pass, so that autograd keeps no rounded weights.
     """
 
     numbers: float
@@ -95,7 +92,6 @@ class Work(NamedTuple):
     gather: int = FP32
     casts: int = 2
     recomputes: bool = False
-    buckets: int = FP32
 
 
 class Memory(NamedTuple):
@@ -106,7 +102,7 @@ class Memory(NamedTuple):
     optimiser: float
     averages: float
     copies: float
-    """DDP's buckets or gathered weights, rounded weights, and what is in transit."""
+    """Gathered weights, rounded weights, and what is in transit."""
     whole: float
     """A whole average, gathered to draw samples, evaluate or draw figures; not during a step."""
 
@@ -125,17 +121,12 @@ def ways(processes: int, node: int = 8) -> list[int]:
     return sorted({1, processes, *([node] if processes % node == 0 else [])})
 
 
-def keeps(work: Work, memory: float) -> bool:
-    """Whether gathered weights are kept between the passes on a GPU of this many bytes."""
-    return (FP32 + work.casts) * work.numbers <= KEPT * memory
-
-
-def memory_of(work: Work, processes: int, shard: int, kept: bool) -> Memory:
-    """Bytes on each GPU where `shard` of `processes` share a copy, and gathered weights are kept or dropped."""
+def memory_of(work: Work, shard: int, kept: bool) -> Memory:
+    """Bytes on each GPU where groups of `shard` share a copy, and gathered weights are kept or dropped."""
     whole, part = FP32 * work.numbers, FP32 * work.numbers / shard
     flying = min(IN_FLIGHT / work.blocks, 1) * work.numbers
     if shard == 1:
-        copies, gradients = (work.buckets * (processes > 1) + work.casts) * work.numbers, part
+        copies, gradients = work.casts * work.numbers, part
     else:
         casts = work.casts * (flying if work.recomputes and not kept else work.numbers)
         copies = FP32 * (work.numbers if kept else flying) + casts + TRANSIT * flying

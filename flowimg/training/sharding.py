@@ -6,12 +6,13 @@ block of the field where it is used; gradients are summed over the processes of 
 
 What moves is what lies here: the optimiser, clipping and the averages work on plain tensors that share memory with the
 parts, and do not know that there are others. Weights are gathered in fp32 and rounded where they are used, as without
-sharding, so the arithmetic is that of DDP up to the order of sums.
+sharding, so the numbers are those of DDP up to the order of sums.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import psutil
@@ -44,24 +45,22 @@ class Sharded(DataParallel):
         self.group = self.mesh.get_group("shard")
 
     def wrap(self, field: nn.Module) -> nn.Module:
-        """The field itself, its weights cut; its blocks are what `field.blocks` names, if it is not small."""
+        """The field itself, its weights cut; its blocks are what `field.gathered` names, if it is not small."""
         from torch.distributed.fsdp import fully_shard
 
-        count = sum(p.numel() for p in field.parameters())
-        keep = self._keeps(count)
+        keep, blocks = self._keeps(sum(p.numel() for p in field.parameters())), units(field)[:-1]
         # of accelerate only the rounding: its own sharding trains DDP on CPUs, and has one model a process
         wrapped: nn.Module = self.accelerator.prepare_model(field, evaluation_mode=True)
-        for unit in [*(_blocks(field) if count > SMALL else ()), wrapped]:
-            fully_shard(unit, mesh=self.mesh, reshard_after_forward=not keep)
-            unit.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no mean
+        for unit in [*blocks, wrapped]:
+            cut = fully_shard(unit, mesh=self.mesh, reshard_after_forward=not keep)
+            cut.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no mean
         return wrapped
 
     def _keeps(self, count: int) -> bool:
         """Whether gathered weights stay until the backward pass, which all processes decide alike."""
         cuda = self.device.type == "cuda"
         memory = torch.cuda.mem_get_info(self.device)[1] if cuda else psutil.virtual_memory().total
-        keeps = torch.tensor([HELD * count <= KEPT * memory], device=self.device)
-        return bool(self.gather_rows(keeps).all())
+        return bool(self.gather_rows(torch.tensor([keeps(count, memory)], device=self.device)).all())
 
     @contextmanager
     def no_sync(self, wrapped: Any) -> Iterator[None]:
@@ -160,8 +159,17 @@ class Sharded(DataParallel):
             part.detach().copy_(self.rows(tensors[name]))
 
 
-def _blocks(field: nn.Module) -> Iterator[nn.Module]:
-    """The modules that `field.blocks` names; of a list of modules, each."""
-    for name in getattr(field, "blocks", ()):
-        module = field.get_submodule(name)
-        yield from module if isinstance(module, nn.ModuleList) else [module]
+def keeps(count: int, memory: float) -> bool:
+    """Whether the gathered weights of a field of this many parameters are kept, with this many bytes of memory."""
+    return HELD * count <= KEPT * memory
+
+
+def units(field: nn.Module) -> list[nn.Module]:
+    """The modules whose weights are gathered together: its blocks, unless it is small, and the field for the rest.
+
+    Blocks are what `field.gathered` names; of a list of modules, each.
+    """
+    small = sum(p.numel() for p in field.parameters()) <= SMALL
+    named = [field.get_submodule(name) for name in (() if small else getattr(field, "gathered", ()))]
+    blocks = [[*module] if isinstance(module, nn.ModuleList) else [module] for module in named]
+    return [*chain.from_iterable(blocks), field]

@@ -32,7 +32,7 @@ def test_a_row_for_each_number_of_processes_and_each_way_to_share(predicted):
     ways = [(row["processes"], row["shard"]) for row in told["rows"]]
     assert ways == [(1, 1), (8, 1), (8, 8), (64, 1), (64, 8), (64, 64)]
     assert [sum(row["chosen"] for row in told["rows"] if row["processes"] == n) for n in (1, 8, 64)] == [1, 1, 1]
-    assert "arithmetic, not a measurement" in said and "docs/scale.md" in said
+    assert "computed, not measured" in said and "docs/scale.md" in said
     assert "which a U-Net of 36 M parameters reached" in said
     table = [line.split() for line in said.splitlines() if line.strip().startswith(("1 ", "8 ", "64 "))]
     assert [(line[0], line[1]) for line in table] == [(str(n), "all" if k == 64 else str(k)) for n, k in ways]
@@ -156,4 +156,4 @@ def test_the_settings_name_the_gpus_that_are_known_in_nodes_of_one_size():
 def test_points_are_predicted_too(capsys):
     main(["estimate", "configs/checkerboard.yaml", "--processes", "8", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert told["rows"][0]["chosen"] and told["rows"][0]["memory_bytes"]["copies"] == 4 * told["parameters"]
+    assert told["rows"][0]["chosen"] and told["rows"][0]["memory_bytes"]["weights"] == 4 * told["parameters"]

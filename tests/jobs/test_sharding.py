@@ -154,7 +154,7 @@ def test_killed_while_it_saves_it_continues_from_a_whole_checkpoint(point, never
 
 
 REFUSED = [
-    (("--train.shard", "2"), "train.shard 2 needs a multiple of 2 processes, and 1 process was launched"),
+    (("--train.shard", "2"), "1 process was launched, which train.shard 2 does not divide"),
     (("--train.shard", "0"), "train.shard: 0 is none of all and a whole number above 0"),
     (("--train.shard", "some"), "train.shard: 'some' is none of all and a whole number above 0"),
     (("--train.shard", "2", "--train.precision", "fp16"), "shard 2 and precision fp16"),

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowimg.fields.mlp import MLPField
 from flowimg.fields.unet import UNetField, new_unet
-from flowimg.machine.counting import blocks, count
+from flowimg.machine.counting import count
 from flowimg.machine.memory import kept_bytes
 from flowimg.machine.throughput import pass_flops
 
@@ -87,8 +86,3 @@ def test_gradient_checkpointing_computes_again_and_keeps_less():
     assert again.forward == plain.forward
     assert plain.backward + 0.5 * plain.forward < again.backward <= plain.backward + plain.forward
     assert again.activations < 0.6 * plain.activations
-
-
-def test_blocks_are_the_levels_of_a_network_and_the_rest():
-    assert blocks(empty(small_unet)) == 2 + 2 + 1
-    assert blocks(MLPField(2)) == 1

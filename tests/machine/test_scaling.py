@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowimg.machine import scaling
-from flowimg.machine.scaling import GPUS, Links, Memory, Work, efficiency, keeps, memory_of, step_seconds, ways
+from flowimg.machine.scaling import GPUS, Links, Memory, Work, efficiency, memory_of, step_seconds, ways
 
 ENDLESS = Links(math.inf, math.inf, hop_inside=0.0, hop_between=0.0)
 H100 = GPUS["h100"].links
@@ -17,7 +17,6 @@ works = st.builds(
     Work,
     gather=st.sampled_from([2, 4]),
     casts=st.sampled_from([0, 2]),
-    buckets=st.sampled_from([0, 4]),
     numbers=st.floats(1e5, 1e10),
     blocks=st.integers(1, 64),
     forward=st.floats(1e-4, 1.0),
@@ -147,35 +146,34 @@ def test_stragglers_lie_on_a_line_between_the_points():
 @pytest.mark.parametrize(
     ("numbers", "blocks", "wanted"),
     [
-        # a table made before this code, GiB with EMA and two power averages: DDP, buckets as views, one copy a node
+        # a table made before this code, GiB with EMA and two power averages: DDP, one copy a node
         # kept and dropped, shard 64 dropped, a whole average
-        (35.7e6, 9, (1.1, 1.0, 0.4, 0.2, 0.1, 0.1)),
-        (302e6, 16, (9.6, 8.4, 3.1, 1.6, 0.8, 1.1)),
-        (669e6, 28, (21.2, 18.7, 6.5, 3.0, 1.1, 2.5)),
-        (2491e6, 33, (78.9, 69.6, 23.7, 10.7, 3.5, 9.3)),
-        (7984e6, 47, (252.8, 223.1, 74.4, 31.7, 8.9, 29.7)),
+        (35.7e6, 9, (1.0, 0.4, 0.2, 0.1, 0.1)),
+        (302e6, 16, (8.4, 3.1, 1.6, 0.8, 1.1)),
+        (669e6, 28, (18.7, 6.5, 3.0, 1.1, 2.5)),
+        (2491e6, 33, (69.6, 23.7, 10.7, 3.5, 9.3)),
+        (7984e6, 47, (223.1, 74.4, 31.7, 8.9, 29.7)),
     ],
 )
 def test_memory_is_that_of_the_table(numbers, blocks, wanted):
     work = Work(numbers, blocks, averages=3)
     again = work._replace(recomputes=True)
-    ways = [(work, 64, 1, True), (work._replace(buckets=0), 64, 1, True), (work, 64, 8, True), (again, 64, 8, False)]
-    memories = [memory_of(*way) for way in [*ways, (again, 64, 64, False)]]
+    ways = [(work, 1, True), (work, 8, True), (again, 8, False), (again, 64, False)]
+    memories = [memory_of(*way) for way in ways]
     found = [*(memory.state + memory.copies for memory in memories), memories[-1].whole]
     assert [size / GIB for size in found] == pytest.approx(wanted, rel=0.015, abs=0.06)
 
 
 def test_bytes_of_a_million_numbers_by_hand():
     work = Work(1e6, 4, averages=3, casts=2)
-    assert memory_of(work, 1, 1, True) == Memory(4e6, 4e6, 8e6, 12e6, 2e6, 0)  # no buckets: nobody to send to
-    assert memory_of(work, 8, 1, True) == Memory(4e6, 4e6, 8e6, 12e6, 6e6, 0)
+    assert memory_of(work, 1, True) == Memory(4e6, 4e6, 8e6, 12e6, 2e6, 0)
     # an eighth each; kept: 4 + 2 of all; two blocks of four in flight, three buffers of 4 each
-    assert memory_of(work, 8, 8, True) == Memory(0.5e6, 0.5e6, 1e6, 1.5e6, 4e6 + 2e6 + 6e6, 4e6)
+    assert memory_of(work, 8, True) == Memory(0.5e6, 0.5e6, 1e6, 1.5e6, 4e6 + 2e6 + 6e6, 4e6)
     # dropped: 4 of two blocks; autograd keeps the rounded weights, unless the blocks are computed again
-    assert memory_of(work, 8, 8, False).copies == 2e6 + 2e6 + 6e6
-    assert memory_of(work._replace(recomputes=True), 8, 8, False).copies == 2e6 + 1e6 + 6e6
+    assert memory_of(work, 8, False).copies == 2e6 + 2e6 + 6e6
+    assert memory_of(work._replace(recomputes=True), 8, False).copies == 2e6 + 1e6 + 6e6
     # micro-batches add up whole gradients before they are scattered
-    assert memory_of(work._replace(micro_batches=2), 8, 8, True).gradients == 4e6
+    assert memory_of(work._replace(micro_batches=2), 8, True).gradients == 4e6
 
 
 def test_the_peak_is_a_step_or_a_whole_average():
@@ -185,14 +183,9 @@ def test_the_peak_is_a_step_or_a_whole_average():
 
 @given(work=works, processes=counts)
 def test_sharing_a_copy_with_more_never_takes_more_state(work, processes):
-    states = [memory_of(work._replace(micro_batches=1), processes, k, True).state for k in ways(processes)]
+    states = [memory_of(work._replace(micro_batches=1), k, True).state for k in ways(processes)]
     assert states == sorted(states, reverse=True)
     assert states[-1] == pytest.approx((16 + 4 * work.averages) * work.numbers / processes)
-
-
-def test_weights_are_kept_up_to_a_quarter_of_the_memory():
-    assert keeps(Work(1e9), 24e9) and not keeps(Work(1e9), 23.9e9)
-    assert keeps(Work(1e9, casts=0), 16e9)
 
 
 # --- what is known of machines and ways ------------------------------------------------------------------------------

@@ -1,7 +1,13 @@
 """What lies on each of two processes that share one copy of a field."""
 
 import pytest
-import survival
+import torch
+from survival import on_two
+from torch import nn
+
+from flowimg.fields.unet import UNetField, new_unet
+from flowimg.training import sharding
+from flowimg.training.sharding import keeps, units
 
 TWO = """
 import copy, sys
@@ -96,15 +102,28 @@ for wrong in ({}, {**weights, "x": x}, {**weights, "0.bias": torch.zeros(8)}):
     except ValueError:
         continue
     raise AssertionError(f"loaded {list(wrong)}")
-open(f"well on {me}", "w").close()
-torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_hold_a_part_each_and_together_the_field(tmp_path, monkeypatch):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    monkeypatch.setattr(survival, "ROOT", tmp_path)  # where processes start
-    survival.go(*survival.launch(2), script)
-    assert (tmp_path / "well on 0").exists() and (tmp_path / "well on 1").exists()
+def test_two_processes_hold_a_part_each_and_together_the_field(tmp_path):
+    on_two(TWO, tmp_path)
+
+
+def empty_unet():
+    with torch.device("meta"):
+        return UNetField(new_unet(8, 3, channels=(32, 64), layers=1))
+
+
+def test_units_are_the_blocks_of_a_network_and_the_rest(monkeypatch):
+    unet = empty_unet()
+    assert units(unet) == [unet]  # 0.9 million parameters: it is small
+    monkeypatch.setattr(sharding, "SMALL", 0)
+    inner = unet.unet
+    assert units(unet) == [*inner.down_blocks, inner.mid_block, *inner.up_blocks, unet] and len(units(unet)) == 6
+    plain = nn.Linear(2, 3)
+    assert units(plain) == [plain]
+
+
+def test_gathered_weights_are_kept_up_to_a_quarter_of_the_memory():
+    assert keeps(10**9, 24e9) and not keeps(10**9, 23.9e9)

@@ -3,10 +3,10 @@
 from contextlib import nullcontext
 
 import pytest
-import survival
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from survival import on_two
 from torch import nn
 
 from flowimg.build.strategy import strategy_of
@@ -111,16 +111,10 @@ with ours.whole(field) as whole:
     assert whole is field
 assert ours.norm([field.weight.grad]).item() == 4
 ours.wait()
-open(f"well on {me}", "w").close()
-torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_flags_rows_sums_and_gradients(tmp_path, monkeypatch):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    monkeypatch.setattr(survival, "ROOT", tmp_path)  # where processes start
-    survival.go(*survival.launch(2), script)
-    assert (tmp_path / "well on 0").exists() and (tmp_path / "well on 1").exists()
+def test_two_processes_agree_on_flags_rows_sums_and_gradients(tmp_path):
+    on_two(TWO, tmp_path)
     assert issubclass(DataParallel, Strategy)
