@@ -92,10 +92,8 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
     check_finite(checkpoint.tensors)
     if not others or not unfinished(folder, step).is_dir():
         prepare(folder, step)
-    final = step_folder(folder, step)
-    with filled(
-        final, aside=unfinished(folder, step)
-    ) as aside:  # replaces a broken one that a continued run reaches again
+    final, aside = step_folder(folder, step), unfinished(folder, step)
+    with filled(final, aside=aside):  # replaces a broken one that a continued run reaches again
         for name, tensors in checkpoint.tensors.items():
             save_tensors(aside / f"{name}.safetensors", tensors)
         _write_json(aside / "state.json", {"format": FORMAT, "step": step, **checkpoint.state})

@@ -94,6 +94,9 @@ def test_sending_hides_behind_computing_but_for_its_ends(no_stragglers):
     # a block of which less is sent than computed costs the ends only
     light = work._replace(numbers=10 * 0.25e6)
     assert step_seconds(light, links, 2, 2, True) == pytest.approx(0.0005 + 0.010 + 0.020 + 0.0005)
+    # two micro-batches of what takes 3 ms to gather, dropped: only the last of them scatters
+    heavy = work._replace(numbers=10 * 1.5e6, micro_batches=2)
+    assert step_seconds(heavy, links, 2, 2, False) == pytest.approx(2 * (0.003 + 0.030) + 0.030 + 0.060 + 0.003)
 
 
 def test_copies_are_added_up_over_the_network_cards(no_stragglers):

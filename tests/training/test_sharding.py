@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from flowimg.build.strategy import strategy_of
+from flowimg.fields.unet import UNetField, new_unet
 from flowimg.training.optimisers.muon import orthogonal
 from flowimg.training.sharding import Sharded
 from flowimg.training.strategies import Strategy
@@ -102,6 +103,15 @@ for wrong in ({}, {**weights, "x": x}, {**weights, "0.bias": torch.zeros(8)}):
     except ValueError:
         continue
     raise AssertionError(f"loaded {list(wrong)}")
+
+# nothing whole stays: half the numbers, but for rows that cannot be halved, and their memory
+unet = UNetField(new_unet(8, 3, channels=(32, 64), layers=1))
+total = sum(p.numel() for p in unet.parameters())
+_, (average,) = ours.spread(unet, 1)
+for held in (unet, average):
+    parts = ours.here(held.parameters())
+    assert sum(p.numel() for p in parts) < 1.01 * total / 2
+    assert sum(p.untyped_storage().nbytes() for p in parts) < 1.01 * 4 * total / 2
 """
 
 
