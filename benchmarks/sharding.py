@@ -34,11 +34,12 @@ from turns import CHECKOUT, Trainer, Turns, environment_of, flowimg_command
 
 from flowimg.build.data import build_source
 from flowimg.jobs.prediction import empty_field
-from flowimg.machine.device import memory_bytes, pick_device
-from flowimg.machine.memory import free_bytes
+from flowimg.jobs.train.launch import work_of as workload
+from flowimg.machine.device import pick_device
 from flowimg.machine.scaling import Links, Work, memory_of, step_seconds
 from flowimg.settings.command import run_settings
-from flowimg.training.sharding import keeps, units
+from flowimg.training.sharding import keeps
+from flowimg.training.sharding import memory_of as memory_of_device
 
 NOTHING_ELSE = ["--figures", "false", *(f"--train.{name}=1000000" for name in ("steps", "sample-every", "log-every"))]
 NOTHING_ELSE += [f"--train.{name}=1000000" for name in ("checkpoint-every", "held-out-every")]
@@ -166,22 +167,15 @@ def work_of(args: Sequence[str]) -> Work:
     """The network and the batch of these settings; its seconds are not known yet."""
     config = run_settings("train", args)
     field = empty_field(config, build_source(config).facts)
-    return Work(
-        sum(p.numel() for p in field.parameters()),
-        len(units(field)),
-        micro_batches=config.train.accumulation,
-        averages=1,
-        casts=0 if config.train.precision == "fp32" else 2,
-        recomputes=bool(getattr(config.field, "gradient_checkpointing", False)),
-    )
+    return workload(config, field, config.train.precision != "fp32")
 
 
 def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None:
     """Medians over the rounds, a line for each way to share."""
     n, device = given.processes, pick_device()
-    kept = keeps(round(work.numbers), memory_bytes(device) if CUDA else free_bytes(device))
+    kept = keeps(work.numbers, memory_of_device(device))
     alone, small, large = (seen.seconds[rate, what] for what in (ALONE, "small", "large"))
-    links = [links_of(*pair, round(work.numbers), n) for pair in zip(small, large, strict=True)]
+    links = [links_of(*pair, work.numbers, n) for pair in zip(small, large, strict=True)]
     speed, hop = (statistics.median(values) for values in zip(*((a.inside, a.hop_inside) for a in links), strict=True))
     limit, ms = f"{rate:g} Mbit/s" if rate else "no limit", 1000 * statistics.median(alone)
     print(f"\n{limit}; measured: {8 * speed / 1e6:,.0f} Mbit/s, {1e6 * hop:.0f} us a hop, alone {ms:.0f} ms\n")
@@ -222,7 +216,7 @@ def main() -> None:
     print(f"{work.numbers:,} parameters, {work.blocks} blocks, {given.processes} processes", flush=True)
     words = [os.path.abspath(args[0]), *args[1:], *NOTHING_ELSE]
     part = ["--train.batch-size", str(batch // given.processes)]
-    commands = {ALONE: flowimg_command("steps", [*words, *part]), SEND: [__file__, "--send", str(round(work.numbers))]}
+    commands = {ALONE: flowimg_command("steps", [*words, *part]), SEND: [__file__, "--send", str(work.numbers)]}
     for shard in given.shards:
         sharded = ["--train.shard", str(shard)] if shard > 1 else []
         commands[f"shard {shard}"] = flowimg_command("steps", [*words, *sharded])

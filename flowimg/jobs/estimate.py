@@ -23,11 +23,21 @@ from flowimg.errors import MachineError
 from flowimg.files import existing
 from flowimg.jobs.evaluate.run import evaluate
 from flowimg.jobs.sample import sample
-from flowimg.jobs.train.launch import cut, forward, lengths_of, open_accelerator, options_of, recipe_of, settled
+from flowimg.jobs.train.launch import (
+    cut,
+    forward,
+    held_bytes,
+    lengths_of,
+    open_accelerator,
+    options_of,
+    recipe_of,
+    settled,
+)
 from flowimg.jobs.train.metrics import duration
 from flowimg.jobs.train.run import train
 from flowimg.jobs.train.saving import exports
-from flowimg.machine.memory import fixed_bytes, free_bytes, kept_bytes
+from flowimg.machine.memory import free_bytes, kept_bytes
+from flowimg.machine.scaling import FP32
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.places import located
 from flowimg.settings.evaluate import Evaluate
@@ -41,11 +51,11 @@ PART = 31
 """A grid is timed on this part of a usual batch at most: 8 pictures, or some hundred points."""
 
 
-def estimate(config: Config) -> dict[str, Any]:
+def estimate(config: Config) -> dict[str, Any] | None:
     """Measure what the run of these settings needs, and print it.
 
     Returns:
-        Bytes, seconds and hours by name.
+        Bytes, seconds and hours by name, on the first process.
 
     Raises:
         MachineError: If the disk has not enough room.
@@ -55,10 +65,11 @@ def estimate(config: Config) -> dict[str, Any]:
     source = build_source(config)
     field, objective = build_field(config, source.facts).to(strategy.device), build_objective(config)
     data = source.load(strategy.device)
-    print(f"data      {source.story}")
+    if strategy.is_first:
+        print(f"data      {source.story}")
     size, accumulation = cut(config, strategy, field, objective, data)
-    memory: dict[str, Any] = fixed_bytes(field, 1 + len(lengths_of(config)), strategy.shard)
-    weights = fixed_bytes(field)["weights"]
+    parameters = sum(p.numel() for p in field.parameters())
+    memory = held_bytes(config, strategy, field)
     memory["activations"] = kept_bytes(field, partial(forward(strategy, field, objective, data), size))
     free = free_bytes(strategy.device)
 
@@ -77,11 +88,12 @@ def estimate(config: Config) -> dict[str, Any]:
         began = time.perf_counter()
         written = write_checkpoint(Path(folder), 2, Checkpoint(saved(state)[0], {}), Keep(2))
         saving = time.perf_counter() - began
-        checkpoint = sum(file.stat().st_size for file in written.iterdir())
+        own = torch.tensor([file.stat().st_size for file in written.iterdir()], device=strategy.device).sum()
+        checkpoint = int(strategy.sum(own))  # where processes share one copy, each has a part
     peak = torch.cuda.max_memory_allocated(strategy.device) if strategy.device.type == "cuda" else None
     plan = config.train
     result = {
-        "parameters": sum(p.numel() for p in field.parameters()),
+        "parameters": parameters,
         "memory_bytes": {**memory, "peak": peak, "free": free},
         "micro_batch": size,
         "accumulation": accumulation,
@@ -90,10 +102,12 @@ def estimate(config: Config) -> dict[str, Any]:
         "grid_seconds": grid,
         "checkpoint_bytes": checkpoint,
         "checkpoint_seconds": saving,
-        "disk_bytes": _disk(config, checkpoint, weights, exports(field)),
+        "disk_bytes": _disk(config, checkpoint, FP32 * parameters, exports(strategy.template)),
         "disk_free_bytes": shutil.disk_usage(there).free,
         "hours": (plan.steps * step + (plan.steps // plan.sample_every + 1) * grid) / 3600,
     }
+    if not strategy.is_first:
+        return None
     _tell(config, result, memory, strategy.processes, there)
     return result
 
@@ -151,7 +165,7 @@ def _tell(config: Config, found: dict[str, Any], memory: dict[str, int], process
         )
 
 
-def dry_run(config: Config) -> dict[str, Any]:
+def dry_run(config: Config) -> dict[str, Any] | None:
     """Rehearse a run in a temporary folder: two steps, saved, continued, sampled, evaluated; then its cost."""
     # by the run of that name, if there is one: the temporary one would not know it
     config = located(settled(config), RunFolder(Path(str(config.run))))

@@ -15,7 +15,7 @@ from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.build.strategy import strategy_of
 from flowimg.jobs.estimate import measured_step
-from flowimg.jobs.train.launch import lengths_of, open_accelerator, options_of, recipe_of, settled
+from flowimg.jobs.train.launch import open_accelerator, options_of, recipe_of, settled, work_of
 from flowimg.machine.counting import Counts, count
 from flowimg.machine.memory import OVERHEAD, USABLE
 from flowimg.machine.scaling import (
@@ -33,7 +33,7 @@ from flowimg.runs.folder import RunFolder
 from flowimg.runs.places import located
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Estimate
-from flowimg.training.sharding import keeps, units
+from flowimg.training.sharding import keeps
 from flowimg.training.state import start
 
 CLOSE = 0.01
@@ -70,14 +70,8 @@ def predict(config: Config, asked: Estimate) -> dict[str, Any]:
     peak = gpu.bf16 if bf16 else gpu.fp32
     share, whose = share_of_peak(numbers)
     reached = peak * (asked.share or share)
-    work = Work(
-        numbers,
-        len(units(field)),
-        counts.forward / reached,
-        counts.backward / reached,
-        averages=1 + len(lengths_of(config)),
-        casts=2 if bf16 else 0,
-        recomputes=bool(getattr(config.field, "gradient_checkpointing", False)),
+    work = work_of(config, field, bf16)._replace(
+        forward=counts.forward / reached, backward=counts.backward / reached, micro_batches=1
     )
     samples = asked.samples or config.train.batch_size
     case = Case(gpu, work, OVERHEAD * counts.activations, _sizes(config, samples), samples)
@@ -118,7 +112,7 @@ def _sizes(config: Config, samples: int) -> list[int]:
 def _row(case: Case, processes: int, shard: int) -> dict[str, Any]:
     """What each GPU needs where `shard` of `processes` share a copy, in the largest micro-batch that fits."""
     total = case.gpu.memory * GIB
-    kept = keeps(round(case.work.numbers), total)
+    kept = keeps(case.work.numbers, total)
     for size in case.sizes:
         work, one = case.work, case.samples // size
         work = work._replace(forward=size * work.forward, backward=size * work.backward, micro_batches=one)
@@ -159,7 +153,8 @@ def _is_here(name: str) -> bool:
 
 def _measured(config: Config, source: FoundData, size: int, processes: int) -> float:
     """Seconds for each sample of a step of this size on this GPU, compiled as for this number of processes."""
-    train = config.train.model_copy(update={"batch_size": size, "accumulation": 1, "micro_batch": None})
+    more = {"batch_size": size, "accumulation": 1, "micro_batch": None, "shard": 1}
+    train = config.train.model_copy(update=more)
     config = settled(config.model_copy(update={"train": train}))
     strategy = strategy_of(open_accelerator(config), config.train.shard)
     field, objective = build_field(config, source.facts), build_objective(config)

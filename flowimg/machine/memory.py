@@ -1,13 +1,13 @@
 """How much memory training takes, and the largest micro-batch that fits.
 
-    fixed       weights, gradients, the optimiser's state and the averages of the weights: known from the parameters
+    fixed       weights, gradients, the optimiser's state and the averages of the weights: known from the parameters,
+                see `scaling.memory_of`; and what a forward pass stores of the weights: measured
     per sample  what the forward pass stores for the backward pass: measured at two batch sizes
 
 The global batch stays the same: gradients are accumulated over micro-batches.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,18 +24,6 @@ USABLE = 0.85
 """Fraction of the free memory that training may use."""
 PROBE_SIZE = 4
 """Samples in the smaller of the two measured passes."""
-
-
-def fixed_bytes(field: nn.Module, averages: int = 1, shard: int = 1) -> dict[str, int]:
-    """Bytes of everything that does not grow with the batch, with this number of averages of the weights.
-
-    AdamW stores two averages per weight; Muon stores one, and needs as much again during an update. Where `shard`
-    processes share one copy, the weights in use and their gradients are whole for the time of a pass.
-    """
-    weights = sum(p.numel() * p.element_size() for p in field.parameters())
-    part = math.ceil(weights / shard)
-    fixed = {"weights": part, "gradients": part, "optimiser": 2 * part, "average": averages * part}
-    return fixed if shard == 1 else {**fixed, "gathered": 2 * weights}
 
 
 def kept_bytes(field: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -81,14 +69,17 @@ def largest(share: int, per_sample: float, fixed: float, free: float) -> int:
     )
 
 
-def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: int, fixed: Mapping[str, int]) -> int:
+def find_micro_batch(
+    field: nn.Module, forward: Callable[[int], Tensor], share: int, fixed: float, tried: bool = True
+) -> int:
     """The largest micro-batch that fits on this process's device.
 
     Args:
         field: The network, on its device, not wrapped yet.
         forward: Number of samples to their mean loss, in the precision of the run.
         share: Samples of the global batch per process.
-        fixed: Bytes of everything that does not grow with the batch, see `fixed_bytes`.
+        fixed: Bytes of the run that do not grow with the batch, beside the weights of the field, which are there.
+        tried: Whether a GPU passes through a micro-batch of that size, forward and back, to be sure.
 
     Raises:
         MachineError: If not even one sample fits.
@@ -101,10 +92,10 @@ def find_micro_batch(field: nn.Module, forward: Callable[[int], Tensor], share: 
     per_sample = first / small
     if more > small:
         per_sample = max(kept_bytes(field, partial(forward, more)) - first, 0) / (more - small)
-    more_bytes = sum(fixed.values()) - fixed_bytes(field)["weights"]  # allocated already
+    fixed += first - small * per_sample
     device = next(field.parameters()).device
-    size = largest(share, per_sample, more_bytes, free_bytes(device))
-    while device.type == "cuda" and size > 1:  # the final answer, with everything else in memory
+    size = largest(share, per_sample, fixed, free_bytes(device))
+    while tried and device.type == "cuda" and size > 1:  # the final answer, with everything else in memory
         try:
             forward(size).backward()
             break

@@ -4,11 +4,14 @@ import atexit
 import gc
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlparse
+from uuid import uuid4
 
 import torch
 from accelerate import PartialState
@@ -21,6 +24,8 @@ Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for another that downloads data or draws; NCCL's default of ten minutes is too short."""
+LOOK = timedelta(seconds=1)
+"""How long a process waits for the first one before it looks whether that one was replaced."""
 LIBRARY = re.compile(r"\bgloo/|\bGloo\b|\bNCCL\b|\bnccl[A-Z]")
 """The libraries that connect processes, as their errors name them: gloo by its files or functions."""
 LOST = re.compile(
@@ -60,23 +65,43 @@ def meeting_place() -> str | None:
     """How the processes of a launch find each other, as an `init_method` of torch; None for torch's own.
 
     torchrun and accelerate keep the store of a launch when they restart its processes, who would read in it the
-    addresses of those before them, which are gone: an attempt therefore has its own part of the store.
+    addresses of those before them, which are gone: those who live now therefore agree on a part of the store.
     """
-    attempt, kept = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
-    if attempt == "0" or kept != "True":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    _know_attempts()
-    return f"attempt://{attempt}"
+    _know_the_living()
+    return "living://"
 
 
 @cache
-def _know_attempts() -> None:
+def _know_the_living() -> None:
     def find(url: str, **how: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
-        parts = urlparse(url)
-        for store, rank, size in rendezvous(f"env://?{parts.query}", **how):
-            yield torch.distributed.PrefixStore(f"attempt {parts.netloc}", store), rank, size
+        for store, rank, size in rendezvous(f"env://?{urlparse(url).query}", **how):
+            yield torch.distributed.PrefixStore(agreed(store, rank, size), store), rank, size
 
-    register_rendezvous_handler("attempt", find)
+    register_rendezvous_handler("living", find)
+
+
+def agreed(store: torch.distributed.Store, rank: int, processes: int) -> str:
+    """A name that only those processes know which live now, however often each of them was restarted.
+
+    The first process makes a name; the others write theirs under it. It has all that it waited for when it tells them
+    whom it met; who is not among them was misled by a first process of before, and looks again.
+    """
+    own = uuid4().hex
+    if rank == 0:
+        store.set("first", own)
+        met = [store.get(f"{own} met {other}").decode() for other in range(1, processes)]
+        store.set(f"{own} met all", " ".join(met))
+        return own
+    while True:
+        first = store.get("first").decode()
+        store.set(f"{first} met {rank}", own)
+        with suppress(torch.distributed.DistStoreError):
+            store.wait([f"{first} met all"], LOOK)
+            if own in store.get(f"{first} met all").decode().split():
+                return first
+        time.sleep(0.1)
 
 
 def leave_together() -> None:

@@ -83,7 +83,7 @@ class Work(NamedTuple):
     blocks are computed again in the backward pass, so that autograd keeps no rounded weights.
     """
 
-    numbers: float
+    numbers: int
     blocks: int = 1
     forward: float = 0.0
     backward: float = 0.0
@@ -126,12 +126,11 @@ def memory_of(work: Work, shard: int, kept: bool) -> Memory:
     whole, part = FP32 * work.numbers, FP32 * work.numbers / shard
     flying = min(IN_FLIGHT / work.blocks, 1) * work.numbers
     if shard == 1:
-        copies, gradients = work.casts * work.numbers, part
-    else:
-        casts = work.casts * (flying if work.recomputes and not kept else work.numbers)
-        copies = FP32 * (work.numbers if kept else flying) + casts + TRANSIT * flying
-        gradients = part if work.micro_batches == 1 else whole  # micro-batches add them up before they are scattered
-    return Memory(part, gradients, 2 * part, work.averages * part, copies, whole if shard > 1 else 0.0)
+        return Memory(part, part, 2 * part, work.averages * part, work.casts * work.numbers, 0.0)
+    casts = work.casts * (flying if work.recomputes and not kept else work.numbers)
+    copies = FP32 * (work.numbers if kept else flying) + casts + TRANSIT * flying
+    gradients = part if work.micro_batches == 1 else whole  # micro-batches add them up before they are scattered
+    return Memory(part, gradients, 2 * part, work.averages * part, copies, whole)
 
 
 def straggling(processes: int) -> float:

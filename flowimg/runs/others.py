@@ -23,8 +23,6 @@ WRITE = 5.0
 """Seconds between two signs of life."""
 QUIET = 3 * WRITE
 """Seconds without a sign of life that are worth a mention."""
-CLOCKS = 30.0
-"""Seconds by which the clocks of two machines may differ where nothing else tells a start from the one before."""
 TRAINING = "training"
 """The stage in which processes wait for each other at every step."""
 AGAIN = "the same command continues from the last checkpoint"
@@ -95,7 +93,7 @@ class Others:
 
     def _known(self) -> str | None:
         news = read_json(self.news)
-        if not news or news["at"] < self.born - (0 if news["host"] == self.host else CLOCKS):  # of an earlier start
+        if not news or news["at"] < self.born:  # of an earlier start
             return None
         # one that writes again was only silent for a while, or is of this start and the news of an earlier one
         silent = read_json(self.file(news["process"])).get("seen") == news["seen"]
@@ -108,7 +106,7 @@ class Others:
         beat = self._beats.get(other)
         if beat is None or beat.seen != seen:
             beat = self._beats[other] = Beat(seen, time.monotonic(), beat is not None)
-        if not beat.moved and seen < self.born - (0 if here else CLOCKS):  # of an earlier start
+        if not beat.moved and seen < self.born:  # of an earlier start, or by a clock that is late
             return None
         if told["state"] == "failed":
             return told.get("lost") or ended(other, told)
@@ -142,7 +140,7 @@ class Others:
         if told.get("state") != "running":
             return 0.0
         age = self._age(other)
-        if told["stage"] != TRAINING:
+        if told["stage"] != TRAINING or told.get("leaving"):
             return limit if age < SILENT else 0.0
         still = float(told.get("still", 0.0)) + age
         # the others began to wait a little later, and write only now and then

@@ -45,6 +45,7 @@ class Status:
         self.others, self.watchdog = Others(folder.path / "processes"), Watchdog()
         self.process, self.processes = self.others.process, self.others.processes
         self.step, self.stage = 0, "starting"
+        self.leaving = False  # no step comes any more, and none is missed
         self.saved: int | None = None
         self.lost: str | None = None  # the sentence about the process that died
         self.began = time.time()
@@ -116,7 +117,7 @@ class Status:
     def _stuck(self) -> str | None:
         """A sentence if no step comes, and no process does anything else that others must wait for."""
         dog = self.watchdog
-        if self.processes == 1 or self.stage != TRAINING or not dog.due():
+        if self.processes == 1 or self.stage != TRAINING or self.leaving or not dog.due():
             return None
         self._tell()
         if rest := self.others.rest(dog.limit):
@@ -167,7 +168,7 @@ class Status:
         with suppress(OSError):  # a full disk is reported by what saves checkpoints
             if self.processes > 1:
                 others.folder.mkdir(exist_ok=True)
-                own = {**story, "still": round(self.watchdog.still, 1), "lost": self.lost}
+                own = {**story, "still": round(self.watchdog.still, 1), "leaving": self.leaving, "lost": self.lost}
                 write_json(others.file(self.process), own, indent=None)
                 if state == "failed":
                     others.spread(self.process, story, self.lost or ended(self.process, story))

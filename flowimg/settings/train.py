@@ -97,6 +97,8 @@ class Train(Settings):
             )
         if self.offload and self.compile not in ("auto", False):
             raise ValueError(f"offload and compile {str(self.compile).lower()}: give one of them")
+        if self.offload and self.micro_batch == "auto":
+            raise ValueError("offload and micro_batch auto, which measures what the GPU holds: give a number")
         if self.micro_batch is not None and self.accumulation != 1:
             raise ValueError(f"micro_batch {self.micro_batch} and accumulation {self.accumulation}: give one of them")
         if self.keep_best and self.checkpoint_every % self.log_every:

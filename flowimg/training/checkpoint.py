@@ -90,7 +90,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: Keep
         OSError: If the disk is full or cannot be written, here or by the others; what was there is whole.
     """
     check_finite(checkpoint.tensors)
-    if not others or not unfinished(folder, step).is_dir():
+    if not others:
         prepare(folder, step)
     final, aside = step_folder(folder, step), unfinished(folder, step)
     with filled(final, aside=aside):  # replaces a broken one that a continued run reaches again

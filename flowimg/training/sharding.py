@@ -12,6 +12,7 @@ sharding, so the numbers are those of DDP up to the order of sums.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flowimg.training.averages import with_weights
 from flowimg.training.strategies import DataParallel
@@ -36,19 +38,26 @@ class Sharded(DataParallel):
 
     warms_up = False
 
-    def __init__(self, accelerator: Accelerator, shard: int) -> None:
+    def __init__(self, accelerator: Accelerator, shard: int, patience: timedelta) -> None:
+        """Join processes that wait for each other at most for `patience`."""
         super().__init__(accelerator)
         self.shard, self.copies = shard, self.processes // shard
         self.part, self.copy = self.process % shard, self.process // shard
-        shape, names = ((self.copies, shard), ("copies", "shard")) if self.copies > 1 else ((shard,), ("shard",))
-        self.mesh = torch.distributed.init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-        self.group = self.mesh.get_group("shard")
+        ranks = torch.arange(self.processes).view(self.copies, shard)
+        # groups that a mesh makes itself have torch's own, shorter patience
+        across, inside = (
+            torch.distributed.new_subgroups_by_enumeration(of.tolist(), timeout=patience)[0] for of in (ranks.T, ranks)
+        )
+        groups, names = ([across, inside], ("copies", "shard")) if self.copies > 1 else ([inside], ("shard",))
+        mesh = ranks if self.copies > 1 else ranks[0]
+        self.mesh = DeviceMesh.from_group(groups, self.device.type, mesh, mesh_dim_names=names)
+        self.group = inside
 
     def wrap(self, field: nn.Module) -> nn.Module:
         """The field itself, its weights cut; its blocks are what `field.gathered` names, if it is not small."""
         from torch.distributed.fsdp import fully_shard
 
-        keep, blocks = self._keeps(sum(p.numel() for p in field.parameters())), units(field)[:-1]
+        keep, blocks = self.keeps(sum(p.numel() for p in field.parameters())), units(field)[:-1]
         # of accelerate only the rounding: its own sharding trains DDP on CPUs, and has one model a process
         wrapped: nn.Module = self.accelerator.prepare_model(field, evaluation_mode=True)
         for unit in [*blocks, wrapped]:
@@ -56,11 +65,8 @@ class Sharded(DataParallel):
             cut.set_force_sum_reduction_for_comms(self.device.type == "cpu")  # gloo has no mean
         return wrapped
 
-    def _keeps(self, count: int) -> bool:
-        """Whether gathered weights stay until the backward pass, which all processes decide alike."""
-        cuda = self.device.type == "cuda"
-        memory = torch.cuda.mem_get_info(self.device)[1] if cuda else psutil.virtual_memory().total
-        return bool(self.gather_rows(torch.tensor([keeps(count, memory)], device=self.device)).all())
+    def keeps(self, count: int) -> bool:
+        return bool(self.gather_rows(torch.tensor([keeps(count, memory_of(self.device))], device=self.device)).all())
 
     @contextmanager
     def no_sync(self, wrapped: Any) -> Iterator[None]:
@@ -86,8 +92,9 @@ class Sharded(DataParallel):
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         squares = super().norm(tensors).square()
-        torch.distributed.all_reduce(squares, group=self.group)
-        return squares.sqrt()
+        # over all: copies that each clipped by a sum of their own would drift apart, bit by bit
+        torch.distributed.all_reduce(squares)
+        return (squares / self.copies).sqrt()
 
     def matrices(self, rows: Tensor, count: int, work: Callable[[Tensor], Tensor]) -> Tensor:
         """Each process works on its share of the matrices, whole: two exchanges of all with all.
@@ -112,7 +119,7 @@ class Sharded(DataParallel):
 
     @contextmanager
     def whole(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The whole module on each process, gathered once: nobody waits for another process inside."""
+        """The whole module on each process, gathered once; it needs no other process then."""
         shapes = (p.shape for p in self.template.parameters())
         names = (name for name, _ in module.named_parameters())
         parts = self.here(p.detach() for p in module.parameters())
@@ -157,6 +164,11 @@ class Sharded(DataParallel):
             if tensors[name].shape != own.shape:
                 raise ValueError(f"{name} has shape {list(tensors[name].shape)}, not {list(own.shape)}")
             part.detach().copy_(self.rows(tensors[name]))
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a device in all."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def keeps(count: int, memory: float) -> bool:

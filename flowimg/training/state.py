@@ -113,6 +113,8 @@ def start(
     Given options of torch.compile, even an empty dict, the loss is compiled with them; with None it is not. With
     `offload`, what the backward pass needs of the forward pass waits in the host's memory.
     """
+    if strategy.processes > 1 and list(objective.parameters()):
+        raise ValueError("parameters of an objective are trained by one process only: nobody averages their gradients")
     field = field.to(strategy.device)
     wrapped, (ema, *averages) = strategy.spread(field, 1 + len(recipe.lengths))
     powers = dict(zip(recipe.lengths, averages, strict=True))

@@ -48,6 +48,10 @@ class Strategy:
         """An average of the weights, as far as it is on this process."""
         return make_ema(field)
 
+    def keeps(self, count: int) -> bool:
+        """Whether whole weights of this many parameters stay between the passes; all processes call it together."""
+        return True
+
     def wrap(self, field: nn.Module) -> nn.Module:
         """The field to train through: in the precision of the run, gradients averaged over processes."""
         # in fp32 there is nothing to wrap, and accelerate would import torch's sharded tensors to find that out
@@ -96,7 +100,7 @@ class Strategy:
 
     @contextmanager
     def whole(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The whole module on each process, in evaluation mode; nobody waits for another process inside.
+        """The whole module on each process, in evaluation mode; it needs no other process then.
 
         All processes enter together. Nothing moves meanwhile.
         """

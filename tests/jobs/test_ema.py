@@ -177,7 +177,7 @@ def test_the_estimate_counts_them(tmp_path, capsys):
         )
         found.append(json.loads(capsys.readouterr().out))
     weight = found[0]["memory_bytes"]["weights"]
-    assert found[0]["memory_bytes"]["average"] == weight and found[1]["memory_bytes"]["average"] == 3 * weight
+    assert found[0]["memory_bytes"]["averages"] == weight and found[1]["memory_bytes"]["averages"] == 3 * weight
     more = found[1]["checkpoint_bytes"] - found[0]["checkpoint_bytes"]
     assert 2 * weight < more
     assert found[1]["disk_bytes"] - found[0]["disk_bytes"] == 3 * more + 5 * 2 * weight

@@ -1,13 +1,16 @@
 """Runs whose weights, gradients, optimiser and averages are cut over processes: the same runs as those that are not."""
 
+import os
 import re
+import signal
 
 import pytest
 import yaml
 from safetensors.torch import load_file
-from survival import CRASH, ROOT, begin, finish, go, last_checkpoint, launch, status, words
+from survival import CRASH, ROOT, SLOWLY, begin, finish, go, last_checkpoint, launch, status, wait_for, words
 
 from flowimg.cli import main
+from flowimg.files import read_json
 from flowimg.runs.folder import RunFolder
 from flowimg.training.checkpoint import newest_whole
 
@@ -74,7 +77,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "shard"), [(2, "all"), (4, 2)])
+@pytest.mark.parametrize(("processes", "shard"), [(2, "all"), (4, "all"), (4, 2)])
 def test_in_blocks_it_is_the_unsharded_run_but_for_the_order_of_sums(processes, shard, whole, tmp_path):
     (run, config), cut = whole, tmp_path / "cut"
     start_on(processes, config, cut, "--train.shard", shard, by=IN_BLOCKS)
@@ -88,7 +91,8 @@ def test_in_blocks_it_is_the_unsharded_run_but_for_the_order_of_sums(processes, 
 
 @pytest.mark.slow
 def test_stopped_and_continued_it_is_the_run_bit_for_bit(tmp_path):
-    config = settings(tmp_path / "c.yaml", field={"dropout": 0.1}, train={"accumulation": 2, "precision": "bf16"})
+    more = {"dropout": 0.1, "gradient_checkpointing": True}
+    config = settings(tmp_path / "c.yaml", field=more, train={"accumulation": 2, "precision": "bf16", "offload": True})
     start_on(4, config, tmp_path / "straight", "--train.shard", 2, by=IN_BLOCKS)
     for stop in (5, 12):
         start_on(4, config, tmp_path / "cut", "--train.shard", 2, "--train.stop-at", stop, by=IN_BLOCKS)
@@ -153,6 +157,18 @@ def test_killed_while_it_saves_it_continues_from_a_whole_checkpoint(point, never
     assert not list((run / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_process_in_a_grid_ends_the_run_and_it_goes_on(never_killed, tmp_path):
+    run, grid = tmp_path / "run", ["--grid.num-steps", "1000000", "--train.sample-every", "2"]
+    launcher = begin(*launch(2), SLOWLY, "none", *words(run, *grid, "--train.shard", 2))
+    wait_for(lambda: status(run).get("stage") == "drawing samples")
+    os.kill(read_json(run / "processes" / "1.json")["pid"], signal.SIGTERM)
+    finish(launcher)
+    assert (status(run)["state"], status(run)["exit"], status(run)["saved"]) == ("preempted", 143, 2)
+    go(*launch(2), CRASH, "never", 0, *words(run, "--train.shard", 2))
+    assert status(run)["state"] == "done" and last_checkpoint(run) == never_killed
+
+
 REFUSED = [
     (("--train.shard", "2"), "1 process was launched, which train.shard 2 does not divide"),
     (("--train.shard", "0"), "train.shard: 0 is none of all and a whole number above 0"),
@@ -160,6 +176,7 @@ REFUSED = [
     (("--train.shard", "2", "--train.precision", "fp16"), "shard 2 and precision fp16"),
     (("--train.shard", "all", "--train.compile", "graphs"), "shard all and compile graphs"),
     (("--train.offload", "true", "--train.compile", "true"), "offload and compile true"),
+    (("--train.offload", "true", "--train.micro-batch", "auto"), "offload and micro_batch auto"),
 ]
 
 

@@ -10,7 +10,9 @@ import flowimg.training.loop as loop
 from flowimg.cli import main
 from flowimg.data.batches import ImageBatches
 from flowimg.data.prefetch import Prefetch
+from flowimg.errors import NotFiniteError
 from flowimg.runs.status import Status
+from flowimg.settings.reading import load
 from flowimg.training.strategies import Strategy
 
 
@@ -53,3 +55,26 @@ def test_what_one_process_does_while_others_wait_has_a_stage_of_its_own(tmp_path
         "clip": {"training"},
         "sum": {"training"},
     }
+
+
+@pytest.mark.usefixtures("sketches")
+@pytest.mark.parametrize("error", [NotFiniteError(2, 2), RuntimeError("a fault")])
+def test_a_process_that_failed_misses_no_step(error, tmp_path, monkeypatch):
+    """What it does then may take long: it reads the newest checkpoint, and waits for what is being written."""
+    own, seen, begin = [], [], Status.__init__
+
+    def fail(*args):
+        assert not own[0].leaving
+        raise error
+
+    def left(*args):
+        seen.append(own[0].leaving)
+        return error
+
+    monkeypatch.setattr(Status, "__init__", lambda status, *args: own.append(status) or begin(status, *args))
+    monkeypatch.setattr(run, "run_loop", fail)
+    monkeypatch.setattr(run, "not_finite", left)
+    monkeypatch.setattr(run, "_ended", left)
+    with pytest.raises(type(error)):
+        run.train(load(str(write_settings(tmp_path / "a.yaml", run=str(tmp_path / "run")))))
+    assert seen and all(seen)

@@ -1,12 +1,14 @@
 """The processes of a launch: whose fault it is when they lose each other."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import torch
 from torch.distributed.rendezvous import rendezvous
 
-from flowimg.machine.processes import lost_others, meeting_place
+from flowimg.machine.processes import agreed, lost_others, meeting_place
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
@@ -56,17 +58,14 @@ def test_other_errors_are_not_taken_for_it(error):
     assert not lost_others(error)
 
 
-@pytest.mark.parametrize(
-    ("attempt", "kept", "place"),
-    [(None, None, None), ("0", "True", None), ("2", "False", None), ("2", "True", "attempt://2")],
-)
-def test_what_a_launcher_restarts_meets_where_nothing_was_left(monkeypatch, attempt, kept, place):
-    for name, value in {"TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_USE_AGENT_STORE": kept}.items():
-        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(("kept", "place"), [(None, None), ("False", None), ("True", "living://")])
+def test_where_a_launcher_keeps_its_store_the_living_meet_in_it(monkeypatch, kept, place):
+    name = "TORCHELASTIC_USE_AGENT_STORE"
+    monkeypatch.delenv(name, raising=False) if kept is None else monkeypatch.setenv(name, kept)
     assert meeting_place() == place
 
 
-def test_an_attempt_does_not_see_what_the_one_before_left_in_the_store_of_the_launcher(monkeypatch):
+def test_a_start_does_not_see_what_the_one_before_left_in_the_store_of_the_launcher(monkeypatch):
     """The store of a launcher outlives its processes; torch reads in it whatever the last ones wrote."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
@@ -75,9 +74,27 @@ def test_an_attempt_does_not_see_what_the_one_before_left_in_the_store_of_the_la
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    for attempt in ("1", "2", "3"):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+    for start in range(3):
         for where in ({}, {"rank": 0, "world_size": 1}):  # as for GPUs and as for CPUs
             found, rank, size = next(rendezvous(meeting_place(), **where, timeout=timedelta(seconds=60)))
-            assert (rank, size) == (0, 1) and found.check(["address"]) == bool(where)
-            found.set("address", "of a process that is gone")
+            assert (rank, size) == (0, 1) and not found.check(["address"])
+            found.set("address", str(start))
+
+
+def test_the_living_agree_whoever_of_them_was_restarted_and_how_often():
+    """Of three, the last was restarted alone; then the first; each time those who live now meet."""
+    store = torch.distributed.HashStore()
+
+    def meet(ranks):
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda rank: agreed(store, rank, 3), ranks))
+
+    (before,) = set(meet([0, 1, 2]))
+    with ThreadPoolExecutor(3) as pool:
+        early = pool.submit(agreed, store, 2, 3)  # it finds what the first one of before wrote
+        time.sleep(0.3)
+        assert not early.done()
+        (now,) = set(meet([0, 1]))
+        assert early.result() == now != before
+    (last,) = set(meet([2, 1, 0]))
+    assert last not in (before, now)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from flowimg.runs import others as module
-from flowimg.runs.others import CLOCKS, SILENT, WRITE, Others, watched_by
+from flowimg.runs.others import SILENT, WRITE, Others, watched_by
 
 
 @pytest.mark.parametrize(("machines", "here"), [(1, 1), (1, 2), (1, 5), (2, 1), (2, 4), (3, 2), (64, 8)])
@@ -128,7 +128,7 @@ def test_what_an_earlier_start_wrote_is_no_news(launched):
     earlier = {"state": "failed", "why": "x", "host": first.host, "seen": first.born - 5}
     launch.write(1, **earlier)
     assert first.dead() is None
-    launch.write(1, **{**earlier, "host": "elsewhere", "seen": first.born - CLOCKS - 5})
+    launch.write(1, **{**earlier, "host": "elsewhere", "seen": first.born - 5})
     other = Others(launch.folder)
     assert other.dead() is None
     # the news of it are neither

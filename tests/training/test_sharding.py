@@ -16,8 +16,16 @@ from accelerate import Accelerator
 from torch import nn
 from flowimg.build.strategy import strategy_of
 from flowimg.fields.unet import UNetField, new_unet
+from flowimg.flow.couplings import Independent
+from flowimg.flow.objectives import FlowMatching
+from flowimg.flow.paths import Linear
+from flowimg.flow.times import LogitNormal
+from flowimg.training import parts
 from flowimg.training.optimisers.muon import orthogonal
+from flowimg.training.parts import kind_of
+from flowimg.training.schedules import cosine
 from flowimg.training.sharding import Sharded
+from flowimg.training.state import Recipe, restore, saved, start
 from flowimg.training.strategies import Strategy
 
 ours = strategy_of(Accelerator(cpu=True), 2)
@@ -104,14 +112,44 @@ for wrong in ({}, {**weights, "x": x}, {**weights, "0.bias": torch.zeros(8)}):
         continue
     raise AssertionError(f"loaded {list(wrong)}")
 
+# a run that has moved: its files are the same, whoever writes them, and each is written once
+parts.PART = 100
+def a_run(strategy):
+    torch.manual_seed(1)
+    objective = FlowMatching(Linear(), Independent(), LogitNormal(0.0, 1.0), True, 1.5, (), 8, 0)
+    recipe = Recipe(steps=10, schedule=cosine, lengths=(0.05,))
+    return start(strategy, nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 1)), objective, lambda: None, recipe)
+
+single = Strategy(ours.accelerator)
+single.owns = lambda number: True
+first = a_run(single)
+for p in first.moved:
+    p.grad = draw(*p.shape, seed=p.numel())
+first.optimizer.step()
+files, names = saved(first)
+kinds = {}
+for name, held in files.items():
+    kinds.setdefault(kind_of(name), {}).update(held)
+assert len(names) == len(files) > 8 and kinds["optimizer"]["step.0.weight"].item() == 1
+second = a_run(ours)
+restore(second, 1, kinds)
+own, again = saved(second)
+assert again == names and list(own) == names[me::2]
+for name, held in own.items():
+    assert list(held) == list(files[name])
+    assert all(torch.equal(value, files[name][key]) for key, value in held.items()), name
+
 # nothing whole stays: half the numbers, but for rows that cannot be halved, and their memory
 unet = UNetField(new_unet(8, 3, channels=(32, 64), layers=1))
 total = sum(p.numel() for p in unet.parameters())
 _, (average,) = ours.spread(unet, 1)
 for held in (unet, average):
-    parts = ours.here(held.parameters())
-    assert sum(p.numel() for p in parts) < 1.01 * total / 2
-    assert sum(p.untyped_storage().nbytes() for p in parts) < 1.01 * 4 * total / 2
+    lying = ours.here(held.parameters())
+    assert sum(p.numel() for p in lying) < 1.01 * total / 2
+    assert sum(p.untyped_storage().nbytes() for p in lying) < 1.01 * 4 * total / 2
+slots = second.optimizer.state_dict()["state"].values()
+moments = sum(slot["exp_avg"].numel() + slot["exp_avg_sq"].numel() for slot in slots)
+assert moments == 2 * sum(p.numel() for p in second.moved)
 """
 
 

@@ -19,13 +19,15 @@ from flowimg.flow.objectives import Objective
 from flowimg.jobs.train.trackers import check_tracker
 from flowimg.machine.compiling import compiler_options
 from flowimg.machine.device import pick_device
-from flowimg.machine.memory import find_micro_batch, fixed_bytes
+from flowimg.machine.memory import find_micro_batch
 from flowimg.machine.precision import fast_in_bf16, settle_precision, settle_tf32
 from flowimg.machine.processes import PATIENCE, check_launch, get_ready, meeting_place
+from flowimg.machine.scaling import FP32, Work, memory_of
 from flowimg.runs.folder import RunFolder
 from flowimg.settings.reading import load
 from flowimg.settings.run import Config
 from flowimg.training.averages import LENGTHS
+from flowimg.training.sharding import units
 from flowimg.training.state import Recipe
 from flowimg.training.strategies import Strategy
 
@@ -112,7 +114,8 @@ def options_of(config: Config, processes: int) -> dict[str, bool] | None:
     convolutions = config.field.has_cpu_blocks and config.train.precision != "fp32"
     train = config.train
     # blocks whose weights come and go were never compiled on several GPUs: only who asks for it has it
-    asked = False if train.compile == "auto" and (train.shard != 1 or train.offload) else train.compile
+    sharded = train.shard != 1 and processes > 1
+    asked = False if train.compile == "auto" and (sharded or train.offload) else train.compile
     return compiler_options(asked, config.train.steps, processes, cache_of(config), convolutions)
 
 
@@ -122,10 +125,30 @@ def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objecti
     if size is None:
         return share // config.train.accumulation, config.train.accumulation
     if size == "auto":
-        fixed = fixed_bytes(field, 1 + len(lengths_of(config)), strategy.shard)
-        own = find_micro_batch(field, forward(strategy, field, objective, data), share, fixed)
+        fixed = sum(held_bytes(config, strategy, field).values()) - FP32 * work_of(config, field).numbers
+        # cut over processes, the field takes less memory than a pass through the whole of it would
+        own = find_micro_batch(field, forward(strategy, field, objective, data), share, fixed, strategy.shard == 1)
         size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
     return size, share // size
+
+
+def work_of(config: Config, field: nn.Module, bf16: bool = False) -> Work:
+    """What decides how much memory a run takes beside its activations; how long it computes is not known yet."""
+    return Work(
+        sum(p.numel() for p in field.parameters()),
+        len(units(field)),
+        micro_batches=config.train.accumulation,
+        averages=1 + len(lengths_of(config)),
+        casts=2 if bf16 else 0,
+        recomputes=bool(getattr(config.field, "gradient_checkpointing", False)),
+    )
+
+
+def held_bytes(config: Config, strategy: Strategy, field: nn.Module) -> dict[str, int]:
+    """Bytes that a run holds on each process beside what a pass stores, by name, in more than one micro-batch."""
+    work = work_of(config, field)._replace(micro_batches=2)
+    held = memory_of(work, strategy.shard, strategy.keeps(work.numbers))._asdict()
+    return {name: round(count) for name, count in held.items() if count and name != "whole"}
 
 
 def forward(strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> Callable[[int], Tensor]:

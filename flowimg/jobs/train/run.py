@@ -214,7 +214,10 @@ class _Start(Beginning):
             with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
                 self.status.at("training")  # from now on a signal waits for the end of a step
                 session = Session(*shared, span, requests, self.status, thread)
-                run_loop(state, self.until, [*callbacks(session), *more], requests.wanted)
+                try:
+                    run_loop(state, self.until, [*callbacks(session), *more], requests.wanted)
+                finally:
+                    self.status.leaving = True
         except NotFiniteError as error:
             raise not_finite(error, state, batches, self.folder) from None
 

@@ -4,7 +4,6 @@ All of it is written by one thread beside the loop, in order, of copies of the s
 """
 
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +50,8 @@ def keep_averages(session: Session) -> Callback:
             if writing is not None:
                 with status.during("saving"):
                     writing.result()  # on a slow disk copies would heap up
-            files, _ = saved(state, averages_only=True)
+            with status.during("saving"):
+                files, _ = saved(state, averages_only=True)
             if files:
                 writing = session.thread.submit(write, state.step, files["averages"])
         if writing is not None and session.span.is_last(state):
@@ -105,16 +105,20 @@ class Saver:
     def save(self, state: Training) -> None:
         """Begin to write the state as it is now; all processes call it together."""
         session, strategy = self.session, self.session.strategy
+        trouble: OSError | None = None
         if strategy.shard > 1:
-            with suppress(OSError):  # the first one says so when it writes
+            strategy.wait()  # until nobody writes a share of the last one, which may have failed
+            try:
                 if strategy.is_first:
                     prepare(session.folder.checkpoints, state.step)
+            except OSError as error:
+                trouble = error
             strategy.wait()
         files, names = saved(state)
         if strategy.is_first:
             about = _about(state, session)
             others = [name for name in names if name not in files]
-            self.writing = session.thread.submit(self._write, state.step, Checkpoint(files, about), others)
+            self.writing = session.thread.submit(self._write, state.step, Checkpoint(files, about), others, trouble)
         elif files:
             self.writing = session.thread.submit(self._write_share, state.step, files)
 
@@ -147,7 +151,9 @@ class Saver:
         finally:
             self.writing = None
 
-    def _write(self, step: int, checkpoint: Checkpoint, others: list[str]) -> int:
+    def _write(self, step: int, checkpoint: Checkpoint, others: list[str], trouble: OSError | None) -> int:
+        if trouble:
+            raise trouble
         session, empty = self.session, self.session.strategy.template
         folder = session.folder.checkpoints
         path = write_checkpoint(folder, step, checkpoint, self.keep, others)
