@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -33,9 +34,10 @@ def words(run, *more, config="configs/checkerboard.yaml"):
     return ["train", config, "--run", run, *TINY.split(), *more]
 
 
-def begin(*command):
-    """Start a script that `launch` comes before, in a session of its own."""
+def begin(*command, **more):
+    """Start a script that `launch` comes before, in a session of its own, with more variables."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= {name: str(value) for name, value in more.items()}
     return forked.start(command[command[0] == sys.executable :], ROOT, environment)
 
 
@@ -55,11 +57,25 @@ def go(*command):
     return said
 
 
+def go_on(processes, *command):
+    """Run a script on several processes without a launcher, which would have each import torch; what the first said."""
+    if processes < 2:
+        return go(sys.executable, *command)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}
+    place |= {"LOCAL_WORLD_SIZE": processes}
+    started = [begin(sys.executable, *command, RANK=rank, LOCAL_RANK=rank, **place) for rank in range(processes)]
+    found = [finish(process) for process in started]
+    assert not any(status for status, _ in found), "\n".join(said for _, said in found)
+    return found[0][1]
+
+
 def on_two(code, folder):
     """Run code on two processes."""
     script = folder / "two.py"
     script.write_text(f"{code}\ntorch.distributed.destroy_process_group()\n")
-    go(*launch(2), script)
+    go_on(2, script)
 
 
 def status(run):

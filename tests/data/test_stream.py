@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from shards_made import SIDE, numbers, parquet, write_tars
-from survival import ROOT, go, launch
+from survival import ROOT, go_on
 
 from flowimg.data.augment import augmented
 from flowimg.data.decode import Decoding
@@ -352,9 +352,8 @@ def test_two_processes_stopped_after_step_37_see_the_rest_and_nothing_twice(tmp_
     (tmp_path / "c.yaml").write_text(ENOUGH.replace("SHARDS", str(shards)))
 
     def seen(name, run, *more, many=2):
-        start = launch(many if many > 1 else 0)
         recorder = ROOT / "tests" / "jobs" / "record_draws.py"
-        go(*start, recorder, tmp_path / name, 1, "train", tmp_path / "c.yaml", "--run", tmp_path / run, *more)
+        go_on(many, recorder, tmp_path / name, 1, "train", tmp_path / "c.yaml", "--run", tmp_path / run, *more)
         found = {}
         for rank in range(many):
             for place, rows in load_file(tmp_path / name / f"{rank}.safetensors").items():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from survival import ROOT, go_on
 from tiny import write_settings
 
 from flowimg.cli import main
@@ -19,7 +20,6 @@ from flowimg.evaluation.features import random_convolutions
 from flowimg.jobs.evaluate.sweep import least
 from flowimg.runs.folder import RunFolder
 
-ROOT = Path(__file__).parents[2]
 QUICK = ("--count", "40", "--num-steps", "2", "--precision", "fp32")
 pytestmark = pytest.mark.usefixtures("quick_judge")
 
@@ -225,8 +225,7 @@ def launch(folder, *options):
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(run):
     folder = run("classes")
-    done = launch(folder, "--count", "41", "--num-steps", "2")
-    assert done.returncode == 0, done.stderr
+    go_on(2, ROOT / "scripts" / "evaluate.py", folder, "--count", "41", "--num-steps", "2")
     main(["evaluate", str(folder), "--count", "41", "--num-steps", "2"])
     two, one = evaluated(folder)
     for name, value in one.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from survival import BIN, ROOT, go, launch
+from survival import BIN, ROOT, go_on
 
 from flowimg.runs.folder import RunFolder
 
@@ -30,7 +30,7 @@ def settings(path, **changes):
 
 def run(*command):
     """A process of its own; its words."""
-    return go(*launch(0), *command)
+    return go_on(1, *command)
 
 
 def tensors(run_folder, step):
@@ -69,18 +69,18 @@ def cut_runs(once):
     """A run of 8 steps, cut in three ways, with what each process saw: `cut_runs(name)` is the folder of all."""
     recorder = ROOT / "tests" / "jobs" / "record_draws.py"
     ways = {
-        "one": (launch(0), 1, []),
-        "accumulated": (launch(0), 1, ["--train.accumulation", 4]),
-        "two": (launch(2), 1, []),
-        "doubled": (launch(0), 2, ["--train.stop-at", 1]),
+        "one": (1, 1, []),
+        "accumulated": (1, 1, ["--train.accumulation", 4]),
+        "two": (2, 1, []),
+        "doubled": (1, 2, ["--train.stop-at", 1]),
     }
 
     def cut(name):
-        start, scale, more = ways[name]
+        processes, scale, more = ways[name]
 
         def train(folder):
             config = settings(folder / "c.yaml", train={"checkpoint_every": 1, "keep": 30})
-            go(*start, recorder, folder / "draws", scale, "train", config, "--run", folder / "run",
+            go_on(processes, recorder, folder / "draws", scale, "train", config, "--run", folder / "run",
                "--train.precision", "fp32", "--optim.clip", "None", *more)  # fmt: skip
 
         return once(f"cut-{name}", train)
@@ -142,7 +142,7 @@ LAYOUTS = [(1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 
 
 def start_on(processes, config, folder, *more):
-    return go(*launch(processes if processes > 1 else 0), ROOT / "scripts" / "train.py", config, "--run", folder, *more)
+    return go_on(processes, ROOT / "scripts" / "train.py", config, "--run", folder, *more)
 
 
 def epochs(path, precision):

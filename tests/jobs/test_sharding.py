@@ -7,7 +7,7 @@ import signal
 import pytest
 import yaml
 from safetensors.torch import load_file
-from survival import CRASH, ROOT, SLOWLY, begin, finish, go, last_checkpoint, launch, status, wait_for, words
+from survival import CRASH, ROOT, SLOWLY, begin, finish, go_on, last_checkpoint, launch, status, wait_for, words
 
 from flowimg.cli import main
 from flowimg.files import read_json
@@ -34,7 +34,7 @@ def settings(path, **changes):
 
 
 def start_on(processes, config, run, *more, by=TRAIN):
-    return go(*launch(processes if processes > 1 else 0), *by, config, "--run", run, *more)
+    return go_on(processes, *by, config, "--run", run, *more)
 
 
 def tensors(run, step=12):
@@ -128,7 +128,7 @@ def test_unequal_shares_of_grids_evaluations_and_figures_wait_for_nobody(tmp_pat
     config = settings(
         tmp_path / "c.yaml",
         train={"steps": 2, "sample_every": 1, "evaluate_every": 1, "evaluate_count": 21, "held_out_every": 1},
-        grid={"count": 5, "num_steps": 2, "solver": "dopri5"},
+        grid={"count": 5, "num_steps": 2, "solver": "dopri5", "tolerance": 0.01},
     )
     run = tmp_path / "run"
     start_on(2, config, run, "--train.shard", "all", "--figures", "true", by=IN_BLOCKS)
@@ -140,7 +140,7 @@ def test_unequal_shares_of_grids_evaluations_and_figures_wait_for_nobody(tmp_pat
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
     run = tmp_path_factory.mktemp("straight") / "run"
-    go(*launch(2), CRASH, "never", 0, *words(run, "--train.shard", 2))
+    go_on(2, CRASH, "never", 0, *words(run, "--train.shard", 2))
     return last_checkpoint(run)
 
 
@@ -152,7 +152,7 @@ def test_killed_while_it_saves_it_continues_from_a_whole_checkpoint(point, never
     assert code == 1, said
     step = newest_whole(run / "checkpoints")[0].name
     assert step in ("step_00000002", "step_00000004") and (step == "step_00000004") >= (point == "0:renamed")
-    go(*launch(2), CRASH, "never", 0, *words(run, "--train.shard", 2))
+    go_on(2, CRASH, "never", 0, *words(run, "--train.shard", 2))
     assert status(run)["state"] == "done" and last_checkpoint(run) == never_killed
     assert not list((run / "checkpoints").glob(".*"))
 
@@ -164,8 +164,9 @@ def test_a_signal_to_one_process_in_a_grid_ends_the_run_and_it_goes_on(never_kil
     wait_for(lambda: status(run).get("stage") == "drawing samples")
     os.kill(read_json(run / "processes" / "1.json")["pid"], signal.SIGTERM)
     finish(launcher)
-    assert (status(run)["state"], status(run)["exit"], status(run)["saved"]) == ("preempted", 143, 2)
-    go(*launch(2), CRASH, "never", 0, *words(run, "--train.shard", 2))
+    assert (status(run)["state"], status(run)["exit"]) == ("preempted", 143)
+    assert status(run)["saved"] == status(run)["step"] < 8
+    go_on(2, CRASH, "never", 0, *words(run, "--train.shard", 2))
     assert status(run)["state"] == "done" and last_checkpoint(run) == never_killed
 
 

@@ -18,6 +18,7 @@ from survival import (
     begin,
     finish,
     go,
+    go_on,
     last_checkpoint,
     launch,
     status,
@@ -43,7 +44,7 @@ def straight(tmp_path_factory):
         if processes not in ends:
             run = tmp_path_factory.mktemp("straight") / "run"
             before = [SCRIPT] if processes else [CRASH, "never", 0, "train"]
-            go(*launch(processes), *before, *words(run)[1:])
+            go_on(processes, *before, *words(run)[1:])
             ends[processes] = last_checkpoint(run)
             assert set(ends[processes]) == {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"}
         return ends[processes]
@@ -85,7 +86,7 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_run_goes_on(point, t
         assert status(run)["state"] == "failed"
         assert "process 1 of 2" in status(run)["why"] and "died" in status(run)["why"]
         assert "at step" in status(run)["why"] and "stage: training" in status(run)["why"]
-    go(*launch(2), SCRIPT, *words(run)[1:])
+    go_on(2, SCRIPT, *words(run)[1:])
     assert status(run)["state"] == "done"
     assert last_checkpoint(run) == straight(2)
 
@@ -193,7 +194,7 @@ def test_a_signal_to_the_launcher_ends_the_run_and_it_goes_on(processes, name, s
     told = status(run)
     assert told["state"] == "preempted" and told["exit"] == (130 if name == "SIGINT" else 143), told
     if stage != "training":
-        go(*launch(processes), SCRIPT, *words(run)[1:])
+        go_on(processes, SCRIPT, *words(run)[1:])
         assert status(run)["state"] == "done"
         assert last_checkpoint(run) == straight(processes)
 
@@ -235,13 +236,13 @@ def test_a_step_that_is_not_finite_moves_nothing_and_counts(tmp_path):
 def test_not_finite_in_one_of_two_processes_is_decided_alike(tmp_path):
     run = tmp_path / "run"
     more = ["--train.checkpoint-every", "1", "--train.log-every", "1", "--train.keep", "20"]
-    go(*launch(2), POISON, 1, 3, 3, *words(run, *more))
+    go_on(2, POISON, 1, 3, 3, *words(run, *more))
     finite_on_disk(run)
     assert last_checkpoint(run, 3) == last_checkpoint(run, 4) != last_checkpoint(run, 5)
     assert RunFolder(run).records()[-1]["skipped"] == 1
     # what comes after is what both did: the same start from the skipped step, by two processes that agree
     again = tmp_path / "again"
-    go(*launch(2), POISON, 0, 3, 3, *words(again, *more))
+    go_on(2, POISON, 0, 3, 3, *words(again, *more))
     assert last_checkpoint(run) == last_checkpoint(again)
 
 

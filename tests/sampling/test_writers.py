@@ -12,7 +12,7 @@ import pytest
 import torch
 from pictures_made import decode, find
 from PIL import Image
-from survival import HANGING, begin, finish, go, launch
+from survival import HANGING, begin, finish, go_on
 
 from flowimg.cli import main
 from flowimg.flow.condition import Condition
@@ -70,7 +70,7 @@ def shared_out(tiny, once):
 
     def draw(folder):
         (folder / "twice.py").write_text(TWICE)
-        go(*launch(2), folder / "twice.py", tiny.classes, tiny.points, folder)
+        go_on(2, folder / "twice.py", tiny.classes, tiny.points, folder)
 
     return once("drawn-by-two", draw)
 

@@ -159,8 +159,7 @@ class Saver:
         path = write_checkpoint(folder, step, checkpoint, self.keep, others)
         if exports(empty):
             try:
-                ema = read_tensors(path, "ema") if others else checkpoint.tensors["ema"]
-                average = with_weights(empty, ema).cpu()
+                average = with_weights(empty, read_tensors(path, "ema")).cpu()
                 keep_model(session.config, session.folder, session.facts, average, step)
             except OSError as error:
                 print(f"warning   {session.folder.model} is not of step {step} ({error})", flush=True)
