@@ -1,10 +1,11 @@
 """Step time and memory of a run on several processes, for each way to share its state, beside the formula's.
 
-    python benchmarks/sharding.py CONFIG [--processes N] [--shards 1 8 ...] [--KEY VALUE ...]
+    python benchmarks/sharding.py CONFIG [--processes N] [--shards 1 8 ...] [--dropped] [--KEY VALUE ...]
     python benchmarks/sharding.py CONFIG --rates 1000 300 100 [--KEY VALUE ...]        two machines; needs root
 
 Compute is measured without communication (as many runs of one process at the same time, with a process's part of the
-batch), latency and rate of an all-reduce without computing; from these `flowimg/machine/scaling.py` predicts the step
+batch); latency and rate of an all-reduce, and how much longer than a ring of that rate a gather and a reduce-scatter
+take, without computing; from these `flowimg/machine/scaling.py` predicts the step
 of each `train.shard` of --shards, which is measured too. A round measures everything in turn; printed are medians over
 --rounds, and the error of the prediction. Memory is compared with that of one process: of tensors on GPUs, of the whole
 process on CPUs.
@@ -23,14 +24,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from links import ADDRESSES, NAMES, inside, possible, two_machines
-from turns import CHECKOUT, Trainer, Turns, environment_of, flowimg_command
+from turns import CHECKOUT, Trainer, Turns, environment_of, flowimg_command, run
 
 from flowimg.build.data import build_source
 from flowimg.jobs.prediction import empty_field
@@ -38,14 +39,15 @@ from flowimg.jobs.train.launch import work_of as workload
 from flowimg.machine.device import pick_device
 from flowimg.machine.scaling import Links, Work, memory_of, step_seconds
 from flowimg.settings.command import run_settings
-from flowimg.training.sharding import keeps
-from flowimg.training.sharding import memory_of as memory_of_device
+from flowimg.training import sharding
 
 NOTHING_ELSE = ["--figures", "false", *(f"--train.{name}=1000000" for name in ("steps", "sample-every", "log-every"))]
 NOTHING_ELSE += [f"--train.{name}=1000000" for name in ("checkpoint-every", "held-out-every")]
-ALONE, SEND = "alone", "all-reduce"
+ALONE, SEND = "alone", "senders"
+SENT = ("small", "large", "gather", "scatter")
+"""What those that only send do in turn: a small and a large all-reduce, and the calls of fully_shard."""
 SMALL = 1
-"""Numbers in the all-reduce that measures latency."""
+"""Numbers in the small one, which measures latency."""
 CUDA = pick_device().type == "cuda"
 
 
@@ -95,16 +97,29 @@ def free_port() -> int:
 
 
 def send(count: int) -> None:
-    """Be one of those that only send: an all-reduce of one number and of this many, by turns."""
+    """Be one of those that only send, in the turns of `SENT`: numbers, `count` of them but for the first turn."""
     if CUDA:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if CUDA else "gloo")
-    turns, numbers = Turns(), [torch.ones(size, device="cuda" if CUDA else "cpu") for size in (SMALL, count)]
+    each, turns, d = count // torch.distributed.get_world_size(), Turns(), torch.distributed
+    few, whole, part = (torch.zeros(n, device="cuda" if CUDA else "cpu") for n in (SMALL, count, each))
+    even = whole[: each * d.get_world_size()]
+    calls: dict[str, Callable[[], object]] = {
+        "small": lambda: d.all_reduce(few),
+        "large": lambda: d.all_reduce(whole),
+        "gather": lambda: d.all_gather_into_tensor(even, part),
+        "scatter": lambda: d.reduce_scatter_tensor(part, even),
+    }
     while True:
-        for some in numbers:
+        for what in SENT:
             turns()
-            torch.distributed.all_reduce(some)
-            some.zero_()
+            calls[what]()
+
+
+def steps_that_drop(args: list[str]) -> None:
+    """Be a trainer that gathers weights anew in the backward pass, however little memory they take."""
+    sharding.KEPT = 0.0
+    run("steps", args)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -145,22 +160,25 @@ def measure(commands: dict[str, list[str]], given: argparse.Namespace) -> Seen:
 
 
 def a_turn(name: str, team: Team, steps: int) -> dict[str, float]:
-    """Seconds of a step; of those that only send, of the large and of the small all-reduce."""
+    """Seconds of a step; of those that only send, of each call."""
     if name != SEND:
         return {name: team.turn(steps)}
-    # the turn that a team starts with was a small one
-    return {"large": team.turn(1), "small": team.turn(1)}
+    # the turn that a team starts with was the first
+    return {what: team.turn(1) for what in (*SENT[1:], SENT[0])}
 
 
 # --- prediction ------------------------------------------------------------------------------------------------------
 
 
-def links_of(small: float, large: float, count: int, processes: int) -> Links:
-    """Latency and rate of the links between the processes, from the seconds of two all-reduces of float32."""
+def links_of(seconds: dict[str, float], count: int, processes: int) -> Links:
+    """Latency and rate of the links between the processes, from the seconds of calls with this many float32."""
     hops = 2 * max(1, (processes - 1).bit_length())
-    rate = 2 * 4 * count * (1 - 1 / processes) / (large - small)
+    hop, ring = seconds["small"] / hops, 4 * count * (1 - 1 / processes)
+    rate = 2 * ring / (seconds["large"] - seconds["small"])
+    ideal = ring / rate + (processes - 1) * hop
     # all are neighbours: a node of them all, whose links were measured and reach what was measured
-    return Links(rate, rate, processes, small / hops, small / hops, 1.0)
+    longer = {f"{name}s": seconds[name] / ideal for name in ("gather", "scatter")}
+    return Links(rate, rate, processes, hop, hop, 1.0, **longer)
 
 
 def work_of(args: Sequence[str]) -> Work:
@@ -170,20 +188,31 @@ def work_of(args: Sequence[str]) -> Work:
     return workload(config, field, config.train.precision != "fp32")
 
 
+def ways_of(given: argparse.Namespace) -> list[tuple[str, int, bool]]:
+    """What is measured: its name, `train.shard`, whether gathered weights are kept."""
+    kept = sharding.keeps(work_of(given.args).numbers, sharding.memory_of(pick_device()))
+    plain = [(f"shard {shard}", shard, kept) for shard in given.shards]
+    cut = [shard for shard in given.shards if shard > 1 and given.dropped]
+    return plain + [(f"shard {shard}, dropped", shard, False) for shard in cut]
+
+
 def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None:
     """Medians over the rounds, a line for each way to share."""
-    n, device = given.processes, pick_device()
-    kept = keeps(work.numbers, memory_of_device(device))
-    alone, small, large = (seen.seconds[rate, what] for what in (ALONE, "small", "large"))
-    links = [links_of(*pair, work.numbers, n) for pair in zip(small, large, strict=True)]
-    speed, hop = (statistics.median(values) for values in zip(*((a.inside, a.hop_inside) for a in links), strict=True))
+    n, alone = given.processes, seen.seconds[rate, ALONE]
+    rounds = [dict(zip(SENT, row, strict=True)) for row in zip(*(seen.seconds[rate, s] for s in SENT), strict=True)]
+    links = [links_of(one, work.numbers, n) for one in rounds]
+    speed, hop, gathers, scatters = (
+        statistics.median(getattr(link, name) for link in links)
+        for name in ("inside", "hop_inside", "gathers", "scatters")
+    )
     limit, ms = f"{rate:g} Mbit/s" if rate else "no limit", 1000 * statistics.median(alone)
-    print(f"\n{limit}; measured: {8 * speed / 1e6:,.0f} Mbit/s, {1e6 * hop:.0f} us a hop, alone {ms:.0f} ms\n")
+    print(f"\n{limit}; measured: {8 * speed / 1e6:,.0f} Mbit/s, {1e6 * hop:.0f} us a hop, alone {ms:.0f} ms,")
+    print(f"a gather {gathers:.2f} and a reduce-scatter {scatters:.2f} times as long as a ring\n")
     print("| shard | step, ms | predicted | error | by round | memory, MiB | more than alone | predicted |")
     print("|---|---|---|---|---|---|---|---|")
     one = memory_of(work, 1, True)
-    for shard in given.shards:
-        measured, predicted = seen.seconds[rate, f"shard {shard}"], []
+    for name, shard, kept in ways_of(given):
+        measured, predicted = seen.seconds[rate, name], []
         for compute, link in zip(alone, links, strict=True):
             f = compute / work.micro_batches / 3
             now = work._replace(forward=f, backward=2 * f)
@@ -193,8 +222,9 @@ def show(rate: float, seen: Seen, work: Work, given: argparse.Namespace) -> None
         more = (memory.state + memory.copies - one.state - one.copies) / 2**20
         cells = [f"{1000 * statistics.median(values):.0f}" for values in (measured, predicted)]
         cells += [f"{statistics.median(errors):+.0f} %", f"{min(errors):+.0f} to {max(errors):+.0f} %"]
-        mib = seen.mib[f"shard {shard}"]
-        print(f"| {shard} | {' | '.join(cells)} | {mib} | {mib - seen.mib[ALONE]:+} | {more:+.0f} |", flush=True)
+        mib = seen.mib[name]
+        cells += [f"{mib}", f"{mib - seen.mib[ALONE]:+}", f"{more:+.0f}"]
+        print(f"| {name.removeprefix('shard ')} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -206,7 +236,10 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="Mbit/s of the link between two machines; 0: no limit")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20 if CUDA else 2, help="steps of a turn")
+    told = "measure each --shards above 1 also with weights that are gathered anew in the backward pass"
+    parser.add_argument("--dropped", action="store_true", help=told)
     given, args = parser.parse_known_args()
+    given.args = args
     if given.rates and (problem := possible()):
         raise SystemExit(f"--rates cannot be used: {problem}")
     if given.rates and given.processes != 2:
@@ -217,9 +250,10 @@ def main() -> None:
     words = [os.path.abspath(args[0]), *args[1:], *NOTHING_ELSE]
     part = ["--train.batch-size", str(batch // given.processes)]
     commands = {ALONE: flowimg_command("steps", [*words, *part]), SEND: [__file__, "--send", str(work.numbers)]}
-    for shard in given.shards:
+    for name, shard, _ in ways_of(given):
         sharded = ["--train.shard", str(shard)] if shard > 1 else []
-        commands[f"shard {shard}"] = flowimg_command("steps", [*words, *sharded])
+        plain = flowimg_command("steps", [*words, *sharded])
+        commands[name] = [__file__, "--drop", *plain[2:]] if name.endswith("dropped") else plain
     seen = measure(commands, given)
     for rate in given.rates or [0.0]:
         show(rate, seen, work, given)
@@ -228,5 +262,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--send"]:
         send(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--drop"]:
+        steps_that_drop(sys.argv[2:])
     else:
         main()

@@ -51,6 +51,9 @@ class Links(NamedTuple):
     hop_between: float = 8e-6
     reached: float = 0.8
     """u, the share of a rate that is reached: an assumption."""
+    gathers: float = 1.0
+    scatters: float = 1.0
+    """Times as long as a ring takes: a gather, and a reduce-scatter, which with gloo adds up everything everywhere."""
 
 
 class GPU(NamedTuple):
@@ -146,8 +149,8 @@ def step_seconds(work: Work, links: Links, processes: int, shard: int, kept: boo
     numbers = work.numbers / blocks
     f, b, m = work.forward / blocks, work.backward / blocks, work.micro_batches
     ring = (shard - 1) / shard / _ring_rate(links, shard)
-    g = work.gather * numbers * ring + _ring_hops(links, shard)
-    s = FP32 * numbers * ring + _ring_hops(links, shard)
+    g = links.gathers * work.gather * numbers * ring + _ring_hops(links, shard)
+    s = links.scatters * FP32 * numbers * ring + _ring_hops(links, shard)
     a = _all_reduce(links, FP32 * numbers / shard, processes, shard)
     again = 0.0 if kept else g
     if overlap:

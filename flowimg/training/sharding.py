@@ -86,6 +86,7 @@ class Sharded(DataParallel):
             return [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
 
     def hand_over(self, field: nn.Module, here: list[Tensor]) -> None:
+        # house: Python per parameter, as torch's fully_shard gives each a gradient anew at every step
         for p, part in zip(field.parameters(), here, strict=True):
             part.grad = None if p.grad is None else self.here([p.grad])[0]
             p.grad = None

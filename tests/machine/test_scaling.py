@@ -79,6 +79,9 @@ def test_two_machines_worked_out_by_hand(no_stragglers):
     # sharded: gather 12 MB, scatter 12 MB, a hop each; and gather again where they were dropped
     assert step_seconds(work, wire, 2, 2, True, overlap=False) == pytest.approx(0.15 + 2 * 0.121)
     assert step_seconds(work, wire, 2, 2, False, overlap=False) == pytest.approx(0.15 + 3 * 0.121)
+    # where a gather takes 1.5 times as long as a ring, and a scatter twice, as with gloo
+    slow = wire._replace(gathers=1.5, scatters=2.0)
+    assert step_seconds(work, slow, 2, 2, True, overlap=False) == pytest.approx(0.15 + 0.18 + 0.24 + 0.002)
     # with two micro-batches the gather is repeated, the scatter is not
     twice = work._replace(micro_batches=2)
     assert step_seconds(twice, wire, 2, 2, True, overlap=False) == pytest.approx(0.3 + 3 * 0.121)
