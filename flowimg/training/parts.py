@@ -124,7 +124,7 @@ def accounts_of(folder: Path, step: int, files: set[str]) -> dict[str, Any]:
     until = time.monotonic() + WAIT
     while missing := sorted(files - told.keys()):
         if time.monotonic() > until:
-            raise OSError(f"another process did not write {missing[0]} within {WAIT:.0f} s")
+            raise OSError(f"another process has not written {missing[0]} {WAIT:.0f} s after the first wrote its files")
         for name in missing:
             if account := read_json(_account_file(folder, step, name)):
                 if why := account.get("failed"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from survival import HANGING, words
+from survival import HANGING, ROOT, go_on, words
 
 from flowimg.build.data import build_source
 from flowimg.build.flow import build_objective
@@ -105,6 +105,18 @@ def test_estimate_says_what_a_run_then_takes(tmp_path, capsys):
     real = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoints" / "step_00000008").iterdir())
     assert told["checkpoint_bytes"] == pytest.approx(real, rel=0.2) and told["parameters"] == 626
     assert told["memory_bytes"]["weights"] == 626 * 4 and told["memory_bytes"]["optimiser"] == 2 * 626 * 4
+
+
+@pytest.mark.slow
+def test_what_several_processes_save_is_estimated_by_all_of_them(tmp_path):
+    how = [*words(tmp_path / "run")[1:], "--train.shard", "all", "--json"]
+    alone, shared = (
+        json.JSONDecoder().raw_decode(go_on(n, ROOT / "tests" / "in_blocks.py", "estimate", *how))[0] for n in (1, 2)
+    )
+    assert shared["checkpoint_bytes"] == pytest.approx(alone["checkpoint_bytes"], rel=0.05)
+    assert shared["disk_bytes"] == pytest.approx(alone["disk_bytes"], rel=0.05)
+    held = ("weights", "optimiser", "averages")
+    assert all(2 * shared["memory_bytes"][name] == alone["memory_bytes"][name] for name in held)
 
 
 def test_a_disk_too_small_is_said_before(tmp_path, monkeypatch, capsys):

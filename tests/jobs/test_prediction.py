@@ -114,7 +114,7 @@ def test_a_step_is_measured_on_this_device(tmp_path, monkeypatch):
     from flowimg.build.data import build_source
     from flowimg.settings.reading import load
 
-    config = load(str(write_settings(tmp_path / "c.yaml")))
+    config = load(str(write_settings(tmp_path / "c.yaml", train={"shard": 8})))  # for the many GPUs, not for this one
     sizes = []
     monkeypatch.setattr(prediction, "measured_step", lambda state: sizes.append(state.objective.batch_size) or 2.0)
     assert prediction._measured(config, build_source(config), 8, 64) == 0.25

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from survival import HANGING
 
 from flowimg.runs import status as module
 from flowimg.runs import watchdog
@@ -96,7 +97,7 @@ def ends(monkeypatch):
 
 
 def until(what):
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + HANGING
     while not what():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.01)
