@@ -36,7 +36,7 @@ from turns import CHECKOUT, Trainer, Turns, environment_of, flowimg_command, run
 from flowimg.build.data import build_source
 from flowimg.jobs.prediction import empty_field
 from flowimg.jobs.train.launch import work_of as workload
-from flowimg.machine.device import pick_device
+from flowimg.machine.device import memory_bytes, pick_device
 from flowimg.machine.scaling import Links, Work, memory_of, step_seconds
 from flowimg.settings.command import run_settings
 from flowimg.training import sharding
@@ -175,9 +175,8 @@ def links_of(seconds: dict[str, float], count: int, processes: int) -> Links:
     hops = 2 * max(1, (processes - 1).bit_length())
     hop, ring = seconds["small"] / hops, 4 * count * (1 - 1 / processes)
     rate = 2 * ring / (seconds["large"] - seconds["small"])
-    ideal = ring / rate + (processes - 1) * hop
     # all are neighbours: a node of them all, whose links were measured and reach what was measured
-    longer = {f"{name}s": seconds[name] / ideal for name in ("gather", "scatter")}
+    longer = {f"{s}s": (seconds[s] - (processes - 1) * hop) / (ring / rate) for s in ("gather", "scatter")}
     return Links(rate, rate, processes, hop, hop, 1.0, **longer)
 
 
@@ -190,7 +189,7 @@ def work_of(args: Sequence[str]) -> Work:
 
 def ways_of(given: argparse.Namespace) -> list[tuple[str, int, bool]]:
     """What is measured: its name, `train.shard`, whether gathered weights are kept."""
-    kept = sharding.keeps(work_of(given.args).numbers, sharding.memory_of(pick_device()))
+    kept = sharding.keeps(work_of(given.args).numbers, memory_bytes(pick_device()))
     plain = [(f"shard {shard}", shard, kept) for shard in given.shards]
     cut = [shard for shard in given.shards if shard > 1 and given.dropped]
     return plain + [(f"shard {shard}, dropped", shard, False) for shard in cut]

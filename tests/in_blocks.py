@@ -1,6 +1,6 @@
-"""`python in_blocks.py flowimg-arguments`: flowimg, with small fields cut into blocks and checkpoints into parts.
+"""`python in_blocks.py kept flowimg-arguments`: flowimg, with small fields cut into blocks and checkpoints into parts.
 
-The weights of a block are gathered for each pass anew, and grids may take as long as they like.
+The gathered weights of a block are kept for the backward pass, or `dropped`; grids may take as long as they like.
 """
 
 import sys
@@ -9,7 +9,8 @@ from flowimg.jobs.train import pace
 from flowimg.training import parts, sharding
 
 if __name__ == "__main__":
-    sharding.SMALL, sharding.KEPT, parts.PART, pace.SECONDS = 0, 0.0, 100_000, 1e9
+    sharding.SMALL, parts.PART, pace.SECONDS = 0, 100_000, 1e9
+    sharding.KEPT = {"kept": 1.0, "dropped": 0.0}[sys.argv[1]]
     from flowimg.cli import main
 
-    main(sys.argv[1:])
+    main(sys.argv[2:])

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from survival import CRASH, SLOWLY, begin, finish, go, last_checkpoint, launch, status, words
+from survival import CRASH, SLOWLY, begin, finish, go, last_checkpoint, launch, status, wait_for, words
 
 from flowimg.files import read_json
 from flowimg.runs.folder import RunFolder
@@ -31,6 +31,12 @@ def kill(process, run, processes, chance, began):
         process.kill()
 
 
+def saves(run, began):
+    """Whether this start has saved a checkpoint."""
+    told = read_json(run / "processes" / "0.json")
+    return told.get("since", 0) > began and told.get("saved") is not None and told["stage"] in ("training", "saving")
+
+
 def soak(kills, seed, processes):
     chance, start = random.Random(seed), launch(processes if processes > 1 else 0)
     more = [*MORE, 1, "--train.shard", "all"] if processes > 1 else [*MORE, 5]
@@ -41,7 +47,9 @@ def soak(kills, seed, processes):
         while done < kills:
             began = time.time()
             process = begin(*start, SLOWLY, "training", *words(run, *more))  # 50 ms a step
-            time.sleep(chance.uniform(0.5, 8.0) * processes)
+            if processes > 1:  # which take long to begin
+                wait_for(lambda began=began: saves(run, began) or process.poll() is not None)  # noqa: B023
+            time.sleep(chance.uniform(0.5, 8.0))
             if process.poll() is not None:
                 sys.exit(f"ended by itself after {done} kills:\n{finish(process)[1]}")
             kill(process, run, processes, chance, began)

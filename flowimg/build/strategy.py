@@ -3,6 +3,7 @@
 from accelerate import Accelerator
 
 from flowimg.errors import SettingsError
+from flowimg.machine.device import memory_bytes
 from flowimg.machine.processes import PATIENCE
 from flowimg.training.sharding import Sharded
 from flowimg.training.strategies import DataParallel, Strategy
@@ -23,5 +24,5 @@ def strategy_of(accelerator: Accelerator, shard: int | str = 1) -> Strategy:
             f"a divisor of {processes}, or all"
         )
     if count > 1:
-        return Sharded(accelerator, count, PATIENCE)
+        return Sharded(accelerator, count, PATIENCE, memory_bytes(accelerator.device))
     return Strategy(accelerator) if processes == 1 else DataParallel(accelerator)

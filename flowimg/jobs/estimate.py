@@ -37,6 +37,7 @@ from flowimg.jobs.train.metrics import duration
 from flowimg.jobs.train.run import train
 from flowimg.jobs.train.saving import exports
 from flowimg.machine.memory import free_bytes, kept_bytes
+from flowimg.machine.processes import one_process
 from flowimg.machine.scaling import FP32
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.places import located
@@ -69,7 +70,7 @@ def estimate(config: Config) -> dict[str, Any] | None:
         print(f"data      {source.story}")
     size, accumulation = cut(config, strategy, field, objective, data)
     parameters = sum(p.numel() for p in field.parameters())
-    memory = held_bytes(config, strategy, field)
+    memory = held_bytes(config, strategy, field, accumulation)
     memory["activations"] = kept_bytes(field, partial(forward(strategy, field, objective, data), size))
     free = free_bytes(strategy.device)
 
@@ -167,6 +168,7 @@ def _tell(config: Config, found: dict[str, Any], memory: dict[str, int], process
 
 def dry_run(config: Config) -> dict[str, Any] | None:
     """Rehearse a run in a temporary folder: two steps, saved, continued, sampled, evaluated; then its cost."""
+    one_process("train --dry-run")
     # by the run of that name, if there is one: the temporary one would not know it
     config = located(settled(config), RunFolder(Path(str(config.run))))
     grid = config.grid.model_copy(update={"count": min(config.grid.count, 4), "num_steps": 2})

@@ -153,7 +153,7 @@ def _is_here(name: str) -> bool:
 
 def _measured(config: Config, source: FoundData, size: int, processes: int) -> float:
     """Seconds for each sample of a step of this size on this GPU, compiled as for this number of processes."""
-    more = {"batch_size": size, "accumulation": 1, "micro_batch": None, "shard": 1}
+    more = {"batch_size": size, "accumulation": 1, "micro_batch": None, "shard": 1, "offload": False}
     train = config.train.model_copy(update=more)
     config = settled(config.model_copy(update={"train": train}))
     strategy = strategy_of(open_accelerator(config), config.train.shard)

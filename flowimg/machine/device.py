@@ -3,6 +3,7 @@
 import ctypes
 import os
 
+import psutil
 import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -19,7 +20,9 @@ def pick_device() -> torch.device:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory of a GPU; on Apple's, as much as one process should use."""
+    """Memory of a GPU, on Apple's as much as one process should use; else of the machine."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return torch.cuda.get_device_properties(device).total_memory

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 import os
 import re
 import time
@@ -24,8 +25,9 @@ Item = TypeVar("Item")
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for another that downloads data or draws; NCCL's default of ten minutes is too short."""
-LOOK = timedelta(seconds=1)
-"""How long a process waits for the first one before it looks whether that one was replaced."""
+LOOK, MISSED = timedelta(seconds=1), 300.0
+"""How long a process waits for the first one before it looks whether that one was replaced, and the seconds for which
+it looks again after the others met without it; longer than those take to find out that a process was lost."""
 LIBRARY = re.compile(r"\bgloo/|\bGloo\b|\bNCCL\b|\bnccl[A-Z]")
 """The libraries that connect processes, as their errors name them: gloo by its files or functions."""
 LOST = re.compile(
@@ -87,21 +89,29 @@ def agreed(store: torch.distributed.Store, rank: int, processes: int) -> str:
 
     The first process makes a name; the others write theirs under it. It has all that it waited for when it tells them
     whom it met; who is not among them was misled by a first process of before, and looks again.
+
+    Raises:
+        DistStoreError: If the others met without this process, which was started again meanwhile, and go on without it.
     """
     own = uuid4().hex
     if rank == 0:
         store.set("first", own)
-        met = [store.get(f"{own} met {other}").decode() for other in range(1, processes)]
+        met, before = [""] * processes, [""]
+        while met != before:  # one that was started again has another name by now
+            met, before = [store.get(f"{own} met {other}").decode() for other in range(1, processes)], met
         store.set(f"{own} met all", " ".join(met))
         return own
-    while True:
+    until = math.inf
+    while time.monotonic() < until:
         first = store.get("first").decode()
         store.set(f"{first} met {rank}", own)
         with suppress(torch.distributed.DistStoreError):
             store.wait([f"{first} met all"], LOOK)
             if own in store.get(f"{first} met all").decode().split():
                 return first
+            until = min(until, time.monotonic() + MISSED)
         time.sleep(0.1)
+    raise torch.distributed.DistStoreError("the other processes met before this one was started again")
 
 
 def leave_together() -> None:

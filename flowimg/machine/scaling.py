@@ -17,6 +17,7 @@ forward and B seconds backward, f = F / L and b = B / L for a block.
     a   seconds to add them up over the copies:                  2 (4 P / L / k) (1 - k / N) / A + 2 t
     R   bytes per second of a ring over k GPUs: u I inside a node, u min(I, n X) over several
     A   the same between copies: u I if all N are in one node, else u min(I, X max(1, n / k))
+        (g and s are for rings: `Links` may say that theirs take longer)
     h   latency of that ring: its k - 1 hops;    t: of a tree over N / k copies, log2 of that number of hops
     j   what stragglers and kernels beside copies cost: 0.5, 2 and 4 % at 8, 64 and 512, calibrated (docs/scale.md)
 

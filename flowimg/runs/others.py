@@ -25,6 +25,8 @@ QUIET = 3 * WRITE
 """Seconds without a sign of life that are worth a mention."""
 TRAINING = "training"
 """The stage in which processes wait for each other at every step."""
+BEFORE = ("starting", "preparing data", "first passes")
+"""The stages before it: where others train, a process that is there was started again alone, and they wait in vain."""
 AGAIN = "the same command continues from the last checkpoint"
 """What to do after a death."""
 
@@ -140,6 +142,8 @@ class Others:
         if told.get("state") != "running":
             return 0.0
         age = self._age(other)
+        if told["stage"] in BEFORE:
+            return 0.0
         if told["stage"] != TRAINING or told.get("leaving"):
             return limit if age < SILENT else 0.0
         still = float(told.get("still", 0.0)) + age

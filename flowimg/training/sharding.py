@@ -16,7 +16,6 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -38,20 +37,19 @@ class Sharded(DataParallel):
 
     warms_up = False
 
-    def __init__(self, accelerator: Accelerator, shard: int, patience: timedelta) -> None:
-        """Join processes that wait for each other at most for `patience`."""
+    def __init__(self, accelerator: Accelerator, shard: int, patience: timedelta, memory: int) -> None:
+        """Join processes that wait for each other at most for `patience`, on devices with this many bytes of memory."""
         super().__init__(accelerator)
-        self.shard, self.copies = shard, self.processes // shard
+        self.shard, self.copies, self.memory = shard, self.processes // shard, memory
         self.part, self.copy = self.process % shard, self.process // shard
-        ranks = torch.arange(self.processes).view(self.copies, shard)
-        # groups that a mesh makes itself have torch's own, shorter patience
-        across, inside = (
-            torch.distributed.new_subgroups_by_enumeration(of.tolist(), timeout=patience)[0] for of in (ranks.T, ranks)
-        )
-        groups, names = ([across, inside], ("copies", "shard")) if self.copies > 1 else ([inside], ("shard",))
-        mesh = ranks if self.copies > 1 else ranks[0]
-        self.mesh = DeviceMesh.from_group(groups, self.device.type, mesh, mesh_dim_names=names)
-        self.group = inside
+        if self.copies == 1:
+            self.mesh = torch.distributed.init_device_mesh(self.device.type, (shard,), mesh_dim_names=("shard",))
+        else:  # groups that a mesh makes itself have torch's own, shorter patience
+            ranks, make = torch.arange(self.processes).view(-1, shard), torch.distributed.new_subgroups_by_enumeration
+            groups = [make(of.tolist(), patience)[0] for of in (ranks.T, ranks)]
+            names = ("copies", "shard")
+            self.mesh = DeviceMesh.from_group(groups, self.device.type, ranks, mesh_dim_names=names)
+        self.group = self.mesh.get_group("shard")
 
     def wrap(self, field: nn.Module) -> nn.Module:
         """The field itself, its weights cut; its blocks are what `field.gathered` names, if it is not small."""
@@ -66,7 +64,7 @@ class Sharded(DataParallel):
         return wrapped
 
     def keeps(self, count: int) -> bool:
-        return bool(self.gather_rows(torch.tensor([keeps(count, memory_of(self.device))], device=self.device)).all())
+        return bool(self.gather_rows(torch.tensor([keeps(count, self.memory)], device=self.device)).all())
 
     @contextmanager
     def no_sync(self, wrapped: Any) -> Iterator[None]:
@@ -165,11 +163,6 @@ class Sharded(DataParallel):
             if tensors[name].shape != own.shape:
                 raise ValueError(f"{name} has shape {list(tensors[name].shape)}, not {list(own.shape)}")
             part.detach().copy_(self.rows(tensors[name]))
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a device in all."""
-    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def keeps(count: int, memory: float) -> bool:

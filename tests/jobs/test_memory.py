@@ -111,11 +111,12 @@ def test_estimate_says_what_a_run_then_takes(tmp_path, capsys):
 def test_what_several_processes_save_is_estimated_by_all_of_them(tmp_path):
     how = [*words(tmp_path / "run")[1:], "--train.shard", "all", "--json"]
     alone, shared = (
-        json.JSONDecoder().raw_decode(go_on(n, ROOT / "tests" / "in_blocks.py", "estimate", *how))[0] for n in (1, 2)
+        json.JSONDecoder().raw_decode(go_on(n, ROOT / "tests" / "in_blocks.py", "kept", "estimate", *how))[0]
+        for n in (1, 2)
     )
     assert shared["checkpoint_bytes"] == pytest.approx(alone["checkpoint_bytes"], rel=0.05)
     assert shared["disk_bytes"] == pytest.approx(alone["disk_bytes"], rel=0.05)
-    held = ("weights", "optimiser", "averages")
+    held = ("weights", "gradients", "optimiser", "averages")
     assert all(2 * shared["memory_bytes"][name] == alone["memory_bytes"][name] for name in held)
 
 

@@ -14,7 +14,8 @@ from flowimg.files import read_json
 from flowimg.runs.folder import RunFolder
 from flowimg.training.checkpoint import newest_whole
 
-TRAIN, IN_BLOCKS = (ROOT / "scripts" / "train.py",), (ROOT / "tests" / "in_blocks.py", "train")
+TRAIN = (ROOT / "scripts" / "train.py",)
+KEPT, DROPPED = ((ROOT / "tests" / "in_blocks.py", how, "train") for how in ("kept", "dropped"))
 BASE = {
     "data": {"kind": "images", "source": "digits", "flip": True, "first": 104, "held_out": 8},
     "field": {"kind": "unet", "channels": [32, 64], "layers": 1, "attention": [4], "zero_output": False},
@@ -77,10 +78,10 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "shard"), [(2, "all"), (4, "all"), (4, 2)])
-def test_in_blocks_it_is_the_unsharded_run_but_for_the_order_of_sums(processes, shard, whole, tmp_path):
+@pytest.mark.parametrize(("processes", "shard", "by"), [(2, "all", KEPT), (4, "all", KEPT), (4, 2, DROPPED)])
+def test_in_blocks_it_is_the_unsharded_run_but_for_the_order_of_sums(processes, shard, by, whole, tmp_path):
     (run, config), cut = whole, tmp_path / "cut"
-    start_on(processes, config, cut, "--train.shard", shard, by=IN_BLOCKS)
+    start_on(processes, config, cut, "--train.shard", shard, by=by)
     assert losses(cut) == pytest.approx(losses(run), rel=1e-5)
     one, two = tensors(run), tensors(cut)
     assert one.keys() == two.keys()
@@ -90,12 +91,13 @@ def test_in_blocks_it_is_the_unsharded_run_but_for_the_order_of_sums(processes, 
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_is_the_run_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("processes", "by"), [(2, KEPT), (4, DROPPED)])
+def test_stopped_and_continued_it_is_the_run_bit_for_bit(processes, by, tmp_path):
     more = {"dropout": 0.1, "gradient_checkpointing": True}
     config = settings(tmp_path / "c.yaml", field=more, train={"accumulation": 2, "precision": "bf16", "offload": True})
-    start_on(4, config, tmp_path / "straight", "--train.shard", 2, by=IN_BLOCKS)
+    start_on(processes, config, tmp_path / "straight", "--train.shard", 2, by=by)
     for stop in (5, 12):
-        start_on(4, config, tmp_path / "cut", "--train.shard", 2, "--train.stop-at", stop, by=IN_BLOCKS)
+        start_on(processes, config, tmp_path / "cut", "--train.shard", 2, "--train.stop-at", stop, by=by)
     assert last_checkpoint(tmp_path / "straight", 12) == last_checkpoint(tmp_path / "cut", 12)
 
 
@@ -115,7 +117,7 @@ def test_one_state_has_the_same_files_whoever_writes_them(tmp_path):
     written = []
     for processes, shard in ((1, 1), (2, 2), (4, 2)):
         run = tmp_path / f"{processes}-{shard}"
-        start_on(processes, config, run, "--train.shard", shard, by=IN_BLOCKS)
+        start_on(processes, config, run, "--train.shard", shard, by=DROPPED)
         written.append(last_checkpoint(run, 0))
     assert len(written[0]) > 8 and "weights-2.safetensors" in written[0]
     assert all(files == written[0] for files in written)
@@ -131,7 +133,7 @@ def test_unequal_shares_of_grids_evaluations_and_figures_wait_for_nobody(tmp_pat
         grid={"count": 5, "num_steps": 2, "solver": "dopri5", "tolerance": 0.01},
     )
     run = tmp_path / "run"
-    start_on(2, config, run, "--train.shard", "all", "--figures", "true", by=IN_BLOCKS)
+    start_on(2, config, run, "--train.shard", "all", "--figures", "true", by=DROPPED)
     for name in ("samples/step_00000002.png", "samples/step_00000002_raw.png", "evaluations.jsonl", "report.html"):
         assert (run / name).stat().st_size > 0
     assert (run / "model" / "unet").is_dir()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributed.rendezvous import rendezvous
 
+from flowimg.machine import processes
 from flowimg.machine.processes import agreed, lost_others, meeting_place
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
@@ -98,3 +99,24 @@ def test_the_living_agree_whoever_of_them_was_restarted_and_how_often():
         assert early.result() == now != before
     (last,) = set(meet([2, 1, 0]))
     assert last not in (before, now)
+
+
+@pytest.mark.parametrize("first_looks_again", [True, False])
+def test_who_is_started_again_while_they_meet_is_among_them_or_fails(first_looks_again, monkeypatch):
+    """The second of three wrote its name, died, and was started again before, or after, the third wrote its own."""
+    monkeypatch.setattr(processes, "MISSED", 0.2)
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(agreed, store, 0, 3)
+        name = store.get("first").decode()
+        store.set(f"{name} met 1", "of one that died")
+        time.sleep(0.2)  # the first has read it
+        second = pool.submit(agreed, store, 1, 3) if first_looks_again else None
+        while first_looks_again and store.get(f"{name} met 1") == b"of one that died":
+            time.sleep(0.01)
+        assert agreed(store, 2, 3) == first.result() == name
+        if second:
+            assert second.result() == name
+        else:
+            with pytest.raises(torch.distributed.DistStoreError, match="met before this one was started again"):
+                agreed(store, 1, 3)

@@ -161,6 +161,8 @@ def test_a_start_whose_clock_is_behind_is_watched_once_it_is_seen_to_live(launch
         ({"still": 10.0}, 0, 50),  # it may be done with its step soon
         ({"stage": "saving", "still": 99.0}, 0, 60),
         ({"stage": "saving"}, SILENT + 1, 0),
+        ({"leaving": True, "still": 99.0}, 0, 60),
+        ({"stage": "preparing data"}, 0, 0),  # it was started again alone
         ({"state": "done", "still": 0.0}, 0, 0),
     ],
 )

@@ -125,9 +125,11 @@ def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objecti
     if size is None:
         return share // config.train.accumulation, config.train.accumulation
     if size == "auto":
-        fixed = sum(held_bytes(config, strategy, field).values()) - FP32 * work_of(config, field).numbers
-        # cut over processes, the field takes less memory than a pass through the whole of it would
-        own = find_micro_batch(field, forward(strategy, field, objective, data), share, fixed, strategy.shard == 1)
+        loss, weights = forward(strategy, field, objective, data), FP32 * work_of(config, field).numbers
+        # cut over processes, the field takes less memory than a pass through the whole of it, and more in several parts
+        tried, numbers, own = (True, (1,), 0) if strategy.shard == 1 else (False, (1, 2), 0)
+        for fixed in [sum(held_bytes(config, strategy, field, number).values()) - weights for number in numbers]:
+            own = own if own == share else find_micro_batch(field, loss, share, fixed, tried)
         size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
     return size, share // size
 
@@ -144,9 +146,9 @@ def work_of(config: Config, field: nn.Module, bf16: bool = False) -> Work:
     )
 
 
-def held_bytes(config: Config, strategy: Strategy, field: nn.Module) -> dict[str, int]:
-    """Bytes that a run holds on each process beside what a pass stores, by name, in more than one micro-batch."""
-    work = work_of(config, field)._replace(micro_batches=2)
+def held_bytes(config: Config, strategy: Strategy, field: nn.Module, micro_batches: int) -> dict[str, int]:
+    """Bytes that a run holds on each process beside what a pass stores, by name; all processes call it together."""
+    work = work_of(config, field)._replace(micro_batches=micro_batches)
     held = memory_of(work, strategy.shard, strategy.keeps(work.numbers))._asdict()
     return {name: round(count) for name, count in held.items() if count and name != "whole"}
 
