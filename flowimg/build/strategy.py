@@ -21,7 +21,7 @@ def strategy_of(accelerator: Accelerator, shard: int | str = 1) -> Strategy:
         launched = "1 process was" if processes == 1 else f"{processes} processes were"
         raise SettingsError(
             f"{launched} launched, which train.shard {count} does not divide: launch a multiple of {count}, or give "
-            f"a divisor of {processes}, or all"
+            f"{'1' if processes == 1 else f'a divisor of {processes}'} or all"
         )
     if count > 1:
         return Sharded(accelerator, count, PATIENCE, memory_bytes(accelerator.device))

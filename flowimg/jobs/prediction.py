@@ -165,9 +165,10 @@ def _measured(config: Config, source: FoundData, size: int, processes: int) -> f
 def _show(story: str, case: Case, counts: Counts, how: str, gpu: str, rows: list[dict[str, Any]]) -> None:
     """Print what was counted, a line for each row, and what they are not."""
     work, samples = case.work, case.samples
+    blocks = "one block" if work.blocks == 1 else f"{work.blocks} blocks"
     lines = {
         "data": story,
-        "field": f"{work.numbers:,} parameters in {work.blocks} blocks; counted for a sample: "
+        "field": f"{work.numbers:,} parameters in {blocks}; counted for a sample: "
         f"{(counts.forward + counts.backward) / 1e9:.3g} GFLOP forward and backward, "
         f"{counts.activations / 2**20:.3g} MiB of activations",
         "compute": f"{1000 * samples * (work.forward + work.backward):.4g} ms for {samples} samples: {how}",
