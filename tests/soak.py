@@ -18,8 +18,8 @@ from survival import CRASH, SLOWLY, begin, finish, go, last_checkpoint, launch, 
 from flowimg.files import read_json
 from flowimg.runs.folder import RunFolder
 
-STEPS = 2000
-MORE = ["--train.steps", STEPS, "--train.log-every", 5, "--train.sample-every", 50, "--train.checkpoint-every"]
+STEPS = 1600
+MORE = ["--train.steps", STEPS, "--train.sample-every", 50]
 
 
 def kill(process, run, processes, chance, began):
@@ -39,7 +39,8 @@ def saves(run, began):
 
 def soak(kills, seed, processes):
     chance, start = random.Random(seed), launch(processes if processes > 1 else 0)
-    more = [*MORE, 1, "--train.shard", "all"] if processes > 1 else [*MORE, 5]
+    every = 1 if processes > 1 else 5  # a logged loss is the mean since the last line, or since the start
+    more = [*MORE, "--train.checkpoint-every", every, "--train.log-every", every, "--train.shard", "all"]
     with tempfile.TemporaryDirectory() as folder:
         straight, run = Path(folder, "straight"), Path(folder, "run")
         go(*start, CRASH, "never", 0, *words(straight, *more))
@@ -64,7 +65,9 @@ def soak(kills, seed, processes):
         broken = sum(len(event["passed_over"]) for event in events)
         print(f"{kills} kills, {len(events)} starts that came to training, {broken} broken checkpoints passed over")
         losses = [[r.get("loss") for r in RunFolder(path).records()] for path in (straight, run)]
-        sys.exit(None if same and losses[0] == losses[1] else "NOT EQUAL to the run that was never killed")
+        for what, equal in {"the last checkpoint": same, "all losses": losses[0] == losses[1]}.items():
+            print(f"{what}: {'equal' if equal else 'NOT EQUAL'} to those of the run that was never killed")
+        sys.exit(not (same and losses[0] == losses[1]))
 
 
 if __name__ == "__main__":

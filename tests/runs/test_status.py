@@ -65,6 +65,13 @@ def test_nobody_is_stuck_who_waits_for_one_that_does_something_else(launch, stag
     assert "no new step for 122 s" in second._stuck()
 
 
+def test_who_leaves_misses_no_step_nor_do_those_that_wait_for_it(launch):
+    first, second = waits(launch(0), 61), waits(launch(1), 61)
+    first.leaving = True
+    first._tell()
+    assert first._stuck() is None and second._stuck() is None
+
+
 def test_what_is_done_inside_a_stage_of_its_own_is_no_step(launch):
     launch(1)
     first = launch(0)
