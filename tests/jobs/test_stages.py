@@ -1,5 +1,7 @@
 """The stages of a run: what takes long between steps is no step, or the watchdog would end those that wait for it."""
 
+import signal
+
 import pytest
 from tiny import write_settings
 
@@ -11,6 +13,7 @@ from flowimg.cli import main
 from flowimg.data.batches import ImageBatches
 from flowimg.data.prefetch import Prefetch
 from flowimg.errors import NotFiniteError
+from flowimg.files import read_json
 from flowimg.runs.status import Status
 from flowimg.settings.reading import load
 from flowimg.training.strategies import Strategy
@@ -78,3 +81,23 @@ def test_a_process_that_failed_misses_no_step(error, tmp_path, monkeypatch):
     with pytest.raises(type(error)):
         run.train(load(str(write_settings(tmp_path / "a.yaml", run=str(tmp_path / "run")))))
     assert seen and all(seen)
+
+
+@pytest.mark.usefixtures("sketches")
+def test_a_signal_does_not_keep_a_run_from_writing_how_it_ended(tmp_path, monkeypatch):
+    """The launcher of a process that died ends the others, which are about to find out."""
+    dead = Status.dead
+
+    def fail(*args):
+        raise RuntimeError("a fault")
+
+    def meanwhile(*args, **more):
+        signal.raise_signal(signal.SIGTERM)
+        return dead(*args, **more)
+
+    monkeypatch.setattr(run, "run_loop", fail)
+    monkeypatch.setattr(Status, "dead", meanwhile)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run.train(load(str(write_settings(tmp_path / "a.yaml", run=str(tmp_path / "run")))))
+    told = read_json(tmp_path / "run" / "status.json")
+    assert (told["state"], told["why"], told["exit"]) == ("failed", "a fault", 70)

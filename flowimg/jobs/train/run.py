@@ -80,7 +80,9 @@ def train(config: Config, how: Start | None = None) -> dict[str, Any] | None:
             options = options_of(found, strategy.processes)
             result = _Start(found, how, folder, changes, strategy, options, stack, requests, status, config).run()
         except BaseException as error:
-            raise _ended(error, folder, status) from (error if isinstance(error, Stopped) else None)
+            with requests.at_the_end_of_a_step():  # a launcher ends the others of one that died, while they write why
+                ended = _ended(error, folder, status)
+            raise ended from (error if isinstance(error, Stopped) else None)
         early = status.step < config.train.steps
         status.end("done", f"ended at step {status.step} as train.stop_at asks" if early else None, 0)
         return result
