@@ -371,3 +371,36 @@ def test_every_default_would_be_allowed_in_a_file():
         assert validate(model, settings.model_dump(mode="json"), "here") == settings
     unions = {name: get_args(Config.model_fields[name].annotation) for name in ("data", "path", "times", "field")}
     assert all(type(getattr(Config(), name)) is members[0] for name, members in unions.items())
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "shape", "stored"),
+    [
+        (None, None, None, None),
+        (8, None, (8, 8), None),
+        ([8, 12], None, (8, 12), None),
+        (8, 10, (8, 8), (10, 10)),
+        ([8, 12], [8, 13], (8, 12), (8, 13)),
+    ],
+)
+def test_a_size_is_a_side_or_height_and_width(size, crop, shape, stored):
+    data = validate(Config, IMAGES | {"data": {"kind": "images", "size": size, "random_crop": crop}}, "x.yaml").data
+    assert (data.shape, data.stored) == (shape, stored)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "said"),
+    [
+        ([8, 9, 10], None, "data.size: (8, 9, 10) is none of null, 2 to 4096 pixels per side, and two of them"),
+        ([1, 9], None, "data.size: (1, 9) is none of"),
+        (5000, None, "data.size: 5000 is none of"),
+        (8, 8, "random_crop 8 must be larger than size 8"),
+        ([8, 12], [9, 11], "random_crop 9 x 11 must be larger than size 8 x 12"),
+        ([8, 12], [8, 12], "random_crop 8 x 12 must be larger than size 8 x 12"),
+        (None, 9, "random_crop 9 must be larger than size None"),
+    ],
+)
+def test_a_size_that_cannot_be_is_one_sentence(size, crop, said):
+    with pytest.raises(SettingsError) as error:
+        validate(Config, IMAGES | {"data": {"kind": "images", "size": size, "random_crop": crop}}, "x.yaml")
+    assert said in str(error.value)

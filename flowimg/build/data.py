@@ -122,7 +122,7 @@ def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: tor
     """What all batches of images take: `PictureBatches`."""
     return {
         "space": Pixels(shape), "batch_size": config.train.batch_size, "device": device, "seed": config.seed,
-        "flip": data.flip, "window": data.size if data.random_crop else None, "augment": data.augment,
+        "flip": data.flip, "window": data.shape if data.random_crop else None, "augment": data.augment,
     }  # fmt: skip
 
 
@@ -139,15 +139,15 @@ def _cache(data: ImageData) -> Path:
 
 def find_images(data: ImageData) -> Found:
     """The images of a source, checked but not decoded into the cache."""
-    names = "source subset root split image_column label_column labels classes first size channels background max_bad"
+    names = "source subset root split image_column label_column labels classes first channels background max_bad"
     options = data.model_dump(include=set(names.split()))
-    return find(cache=_cache(data), workers=data.workers, bar=True, **options)
+    return find(cache=_cache(data), workers=data.workers, bar=True, shape=data.shape, **options)
 
 
 def store_images(data: ImageData, found: Found) -> Stored:
     """Decode the images that were found, unless the cache holds them already."""
     options = data.model_dump(include={"resize", "background", "max_bad", "workers"})
-    return store(found, cache_folder(data.cache), side=data.random_crop, bar=True, **options)
+    return store(found, cache_folder(data.cache), cut_from=data.stored, bar=True, **options)
 
 
 def _stored(config: Config, data: ImageData) -> FoundData:
@@ -181,16 +181,15 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
 
     options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
     stream = open_stream(cache=_cache(data), **options)
-    shape, seen = look_into(stream, data.size, data.channels, data.background)
+    shape, seen = look_into(stream, data.shape, data.channels, data.background)
     try:
         held = keep_apart(stream.counts, data.held_out)
     except ValueError as error:
         lack = f"data.held_out {data.held_out} leaves too little to train on: {error}"
         raise DataError(f"{lack}; give a smaller one, or 0 for none") from None
     channels, height, width = shape
-    height, width = data.random_crop or height, data.random_crop or width
-    side = height if height == width else None
-    how = Decoding(channels, side, data.resize, data.background, channels * height * width)
+    height, width = data.stored or (height, width)
+    how = Decoding(channels, (height, width), data.resize, data.background, channels * height * width)
 
     def load(device: torch.device) -> Batches:
         workers, common = data.workers or share_of_cores(), _common(config, data, shape, device)

@@ -25,16 +25,14 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
     from flowimg.fields import unet  # imports diffusers, which takes seconds
 
     (channels, height, width), classes = facts.shape, len(facts.classes)
-    if height != width:
-        raise DataError(f"the images are {width} x {height}, and the U-Net takes squares: give data.size")
     try:
         if settings.pretrained is None:
             options = settings.model_dump(exclude={"kind", "pretrained", "gradient_checkpointing"})
-            network = unet.new_unet(height, channels, classes, **options)
+            network = unet.new_unet((height, width), channels, classes, **options)
         elif facts.architecture:  # a run that continues: the weights are in its checkpoint
             network = unet.empty_unet(facts.architecture)
         else:
-            network = unet.pretrained_unet(settings.pretrained, height, channels, classes, settings.dropout)
+            network = unet.pretrained_unet(settings.pretrained, (height, width), channels, classes, settings.dropout)
     except ValueError as error:
         raise DataError(str(error)) from None
     except OSError as error:

@@ -98,7 +98,7 @@ def _points(batches: PointBatches, lot: range, positions: range) -> tuple[Tensor
 class PictureBatches(Batches):
     """Pictures, scaled to [-1, 1], with random flips, windows and augmentation.
 
-    With `window`, each picture is a square of `window` pixels a side, cut out at random. `offset`: samples already seen
+    With `window`, each picture has this height and width, cut out at random. `offset`: samples already seen
     before this step count began, after the batch size changed mid-run. `augment` is the probability of each
     transformation.
     """
@@ -108,7 +108,7 @@ class PictureBatches(Batches):
     seed: int
     batch_size: int
     device: torch.device
-    window: int | None = None
+    window: tuple[int, int] | None = None
     offset: int = 0
     augment: float = 0.0
 
@@ -192,25 +192,25 @@ class ImageBatches(PictureBatches):
         return images._replace(pixels=middle(images.pixels, self.window))
 
 
-def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, window: int | None) -> Tensor:
+def shake(pixels: Tensor, seed: int, step: int, positions: range, flip: bool, window: tuple[int, int] | None) -> Tensor:
     """Random windows and flips of pictures, functions of (seed, step, position) only.
 
     Args:
-        pixels: Shape (B, C, S, S), uint8.
+        pixels: Shape (B, C, H, W), uint8.
         seed: Seed of the run.
         step: Optimiser step.
         positions: Their positions in the global batch.
         flip: Flip half of them left to right.
-        window: Cut a square of this many pixels a side out of each; None keeps all of it.
+        window: Cut a window of this height and width out of each; None keeps all of it.
     """
     if window is not None:
-        most = pixels.shape[-1] - window + 1
+        most = torch.tensor([side - cut + 1 for side, cut in zip(pixels.shape[-2:], window, strict=True)])
         corners = (randomness.uniform(seed, "window", step, positions, (2,)) * most).long()
         corners = to_device(corners, pixels.device)
-        along = torch.arange(window, device=pixels.device)
-        down, across = corners[:, :1] + along, corners[:, 1:] + along
+        tall, wide = (torch.arange(side, device=pixels.device) for side in window)
+        down, across = corners[:, :1] + tall, corners[:, 1:] + wide
         pixels = pixels.gather(2, down[:, None, :, None].expand(-1, pixels.shape[1], -1, pixels.shape[3]))
-        pixels = pixels.gather(3, across[:, None, None, :].expand(-1, pixels.shape[1], window, -1))
+        pixels = pixels.gather(3, across[:, None, None, :].expand(-1, pixels.shape[1], window[0], -1))
     if flip:
         flipped = randomness.uniform(seed, "flip", step, positions) < 0.5
         both = torch.arange(len(pixels)) + len(pixels) * flipped
@@ -224,12 +224,12 @@ def evenly(size: int, most: int) -> Tensor:
     return torch.arange(count) * size // count
 
 
-def middle(pixels: Tensor, window: int | None) -> Tensor:
-    """The middle squares of `window` pixels; with None the pictures as they are."""
+def middle(pixels: Tensor, window: tuple[int, int] | None) -> Tensor:
+    """The middle windows of this height and width; with None the pictures as they are."""
     if window is None:
         return pixels
-    top, left = ((side - window) // 2 for side in pixels.shape[-2:])
-    return pixels[..., top : top + window, left : left + window]
+    top, left = ((side - cut) // 2 for side, cut in zip(pixels.shape[-2:], window, strict=True))
+    return pixels[..., top : top + window[0], left : left + window[1]]
 
 
 def to_device(some: Tensor, device: torch.device) -> Tensor:

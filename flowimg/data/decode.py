@@ -14,7 +14,7 @@ class Decoding(NamedTuple):
     """How pictures become pixels; see `pictures.to_pixels`. `bytes` is the size of one decoded picture."""
 
     channels: int
-    size: int | None
+    shape: tuple[int, int] | None
     resize: str
     background: tuple[int, ...]
     bytes: int
@@ -28,7 +28,7 @@ def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[np.uint8], bytes]:
     """
     content = read_bytes(encoded)
     with open_picture(content) as picture:
-        pixels = to_pixels(picture, how.channels, how.size, how.resize, how.background)
+        pixels = to_pixels(picture, how.channels, how.shape, how.resize, how.background)
     if pixels.size != how.bytes:
         raise BadPictureError(f"its size has changed to {pixels.shape[2]} x {pixels.shape[1]}")
     return pixels, blake2b(content, digest_size=HASH).digest()

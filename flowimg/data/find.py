@@ -145,11 +145,11 @@ def refuse_many(where: str, bad: Collection[Bad], count: int, most: float) -> No
 def _shape(where: str, seen: Scan, rows: Ints, request: Request) -> tuple[Shape, str]:
     """The shape of a decoded picture, and a description of the files' sizes and modes."""
     sizes, modes = seen.of_size(rows), seen.of_kind(rows, 0)
-    if request.size is None and len(sizes) > 1:
+    if request.shape is None and len(sizes) > 1:
         common = ", ".join(f"{w} x {h} ({count:,})" for (h, w), count in sizes.most_common(3))
         raise DataError(f"{where} has pictures of {len(sizes)} sizes, {common}: give the one to use by data.size")
     smallest, largest = (f"{w} x {h}" for h, w in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
     described = smallest if len(sizes) == 1 else f"{len(sizes)} sizes from {smallest} to {largest}"
     tinted = len(set(request.background)) > 1 and bool(seen.table["clear"][rows].any())
-    height, width = next(iter(sizes)) if request.size is None else (request.size, request.size)
+    height, width = request.shape or next(iter(sizes))
     return (depth_of(request.channels, modes, tinted), height, width), f"{described}, {'/'.join(sorted(modes))}"

@@ -37,7 +37,7 @@ class Request:
         labels: Use the labels, if there are any.
         classes: Use only pictures of these classes; empty means all.
         first: Use only the first N good pictures of these.
-        size: Pixels a side after resizing; None requires all pictures to have the same size.
+        shape: Height and width after resizing; None requires all pictures to have the same size.
         channels: "grey", "rgb", or "auto": grey if no picture has colour.
         background: The colour under transparent pixels; a colour turns transparent grey pictures into colour ones.
         max_bad: Largest share of broken pictures.
@@ -51,7 +51,7 @@ class Request:
     labels: bool = True
     classes: Sequence[str] = ()
     first: int | None = None
-    size: int | None = None
+    shape: tuple[int, int] | None = None
     channels: str = "auto"
     background: Sequence[int] = (255, 255, 255)
     max_bad: float = 0.01

@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 """Pillow's modes without colour."""
 RESIZES = ("crop", "pad", "stretch", "keep")
-"""How a picture becomes a square; see `to_square`."""
+"""How a picture comes to its shape; see `to_shape`."""
 MOST_BYTES = 2**30
 """Most bytes of a file; no picture of an accepted size has more."""
 LONGEST = 16
@@ -152,32 +152,35 @@ def moves(picture: Image.Image) -> bool:
     return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
 
 
-def to_square(picture: Image.Image, size: int, resize: str, background: Sequence[int]) -> Image.Image:
-    """A grey or RGB picture as a square, by Pillow's bicubic filter, which is antialiased when it scales down.
+def to_shape(picture: Image.Image, shape: tuple[int, int], resize: str, background: Sequence[int]) -> Image.Image:
+    """A grey or RGB picture of this shape, by Pillow's bicubic filter, which is antialiased when it scales down.
 
     Args:
         picture: Mode L or RGB.
-        size: Pixels a side.
-        resize: "crop" scales the shorter side to `size` and crops the centre; "pad" scales the longer side and pads;
-            "stretch" scales both sides; "keep" scales nothing, pads a short side and crops a long one.
+        shape: Height and width.
+        resize: "crop" scales the picture until it covers the shape, and crops the centre; "pad" scales it until the
+            shape holds it, and pads; "stretch" scales both sides; "keep" scales nothing, pads what is short and crops
+            what is long.
         background: The colour of the padding, three numbers 0 .. 255.
     """
-    width, height = picture.size
-    if resize == "crop" and max(width, height) > LONGEST * min(width, height):  # scaled first, it could fill the memory
-        picture = _centre(picture, min(width, LONGEST * height), min(height, LONGEST * width))
+    (tall, wide), (width, height) = shape, picture.size
+    longest = LONGEST * max(shape) // min(shape)
+    if resize == "crop" and max(width, height) > longest * min(width, height):  # scaled first, it could fill the memory
+        picture = _centre(picture, min(width, longest * height), min(height, longest * width))
         width, height = picture.size
     if resize != "keep":
-        scale = {"crop": size / min(width, height), "pad": size / max(width, height)}.get(resize)
-        new = (size, size) if scale is None else (max(round(width * scale), 1), max(round(height * scale), 1))
+        both = wide / width, tall / height
+        scale = {"crop": max(both), "pad": min(both)}.get(resize)
+        new = (wide, tall) if scale is None else (max(round(width * scale), 1), max(round(height * scale), 1))
         if new != picture.size:
             picture = picture.resize(new, Image.Resampling.BICUBIC)
     width, height = picture.size
-    left, top = max(size - width, 0) // 2, max(size - height, 0) // 2
-    right, bottom = max(size - width - left, 0), max(size - height - top, 0)
+    left, top = max(wide - width, 0) // 2, max(tall - height, 0) // 2
+    right, bottom = max(wide - width - left, 0), max(tall - height - top, 0)
     if left or top or right or bottom:
         fill = Image.new("RGB", (1, 1), tuple(background)).convert(picture.mode).getpixel((0, 0))
         picture = ImageOps.expand(picture, (left, top, right, bottom), fill)  # type: ignore[arg-type]
-    return _centre(picture, size, size)
+    return _centre(picture, wide, tall)
 
 
 def _centre(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -196,15 +199,15 @@ def _from_sixteen_bits(picture: Image.Image) -> Image.Image:
 
 
 def to_pixels(
-    picture: Image.Image, channels: int, size: int | None, resize: str, background: Sequence[int]
+    picture: Image.Image, channels: int, shape: tuple[int, int] | None, resize: str, background: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """Decode one picture: upright by its EXIF orientation, opaque, grey or RGB, square if `size` is given.
+    """Decode one picture: upright by its EXIF orientation, opaque, grey or RGB, of a shape if one is given.
 
     Args:
         picture: As Pillow opened it.
         channels: 1 for grey, 3 for RGB.
-        size: Pixels a side; None keeps the picture's own size.
-        resize: See `to_square`.
+        shape: Height and width; None keeps the picture's own.
+        resize: See `to_shape`.
         background: The colour under transparent pixels and around padded pictures.
 
     Returns:
@@ -223,8 +226,8 @@ def to_pixels(
             under = Image.new("RGBA", picture.size, (*background, 255))
             picture = Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if size is not None:
-            picture = to_square(picture, size, resize, background)
+        if shape is not None:
+            picture = to_shape(picture, shape, resize, background)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise _bad(error) from None
     pixels = np.array(picture)

@@ -92,7 +92,7 @@ def store(
     cache: Path,
     resize: str = "crop",
     background: Sequence[int] = (255, 255, 255),
-    side: int | None = None,
+    cut_from: tuple[int, int] | None = None,
     max_bad: float = 0.01,
     workers: int | None = None,
     bar: bool = False,
@@ -102,9 +102,9 @@ def store(
     Args:
         found: What `find` found.
         cache: The cache folder.
-        resize: How a picture becomes a square; see `pictures.to_square`.
+        resize: How a picture comes to its shape; see `pictures.to_shape`.
         background: The colour under transparent pixels and around padded pictures.
-        side: Pixels a side to keep, where more are wanted than `found.shape` has, to cut windows from.
+        cut_from: Height and width to keep, where more are wanted than `found.shape` has, to cut windows from.
         max_bad: The share of pictures that may be bad, those that `find` left out among them.
         workers: Processes to decode in; None takes all cores.
         bar: Show progress on a terminal.
@@ -113,15 +113,15 @@ def store(
         CacheError: If the cache cannot be written.
         WorkerError: If a process that decodes died.
     """
-    channels, height, width = found.shape
-    shape = (channels, side or height, side or width)
-    square = shape[1] == shape[2]
-    name = name_of(VERSION, PIL.__version__, shape, resize if square else None, tuple(background), found.hashes,
+    channels, *sides = found.shape
+    height, width = cut_from or sides
+    shape = (channels, height, width)
+    name = name_of(VERSION, PIL.__version__, shape, resize, tuple(background), found.hashes,
                    "none" if found.labels is None else found.labels, found.classes)  # fmt: skip
     folder = cache / "stores" / name
     kept = _read(folder)
     if kept is None:
-        how = Decoding(channels, shape[1] if square else None, resize, tuple(background), int(np.prod(shape)))
+        how = Decoding(channels, (height, width), resize, tuple(background), int(np.prod(shape)))
         need = len(found.rows) * how.bytes
         make_folder(folder, need, partial(_fill, found, shape, how, max_bad, workers or cores(), bar))
         kept = _read(folder)

@@ -44,7 +44,9 @@ KEPT_APART_FROM = 8
 """Shards that held-out pictures come from at least, if there are that many."""
 
 
-def look_into(stream: Stream, size: int | None, channels: str, background: Sequence[int]) -> tuple[Shape, str]:
+def look_into(
+    stream: Stream, shape: tuple[int, int] | None, channels: str, background: Sequence[int]
+) -> tuple[Shape, str]:
     """The shape after decoding, from a few pictures spread over the shards; and their kinds, in words.
 
     Raises:
@@ -60,11 +62,11 @@ def look_into(stream: Stream, size: int | None, channels: str, background: Seque
     if not some:
         raise DataError(f"{stream.where}: none of the pictures looked at can be read")
     sizes = {(seen.height, seen.width) for seen in some}
-    if size is None and len(sizes) > 1:
+    if shape is None and len(sizes) > 1:
         raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
-    height, width = (size, size) if size is not None else next(iter(sizes))
+    height, width = shape or next(iter(sizes))
     kinds = f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
     return (depth_of(channels, modes, tinted), height, width), kinds
 

@@ -27,20 +27,25 @@ GROUPS = 32
 """Groups of the group norms; they must divide the channels of every level."""
 
 
-def unet_problem(size: int, channels: Sequence[int], attention: Sequence[int]) -> str | None:
-    """Why pictures of `size` pixels a side do not fit a U-Net of these levels, as a sentence; None if they do.
+Size = int | tuple[int, int]
+"""Pixels a side of a square, or height and width."""
+
+
+def unet_problem(size: Size, channels: Sequence[int], attention: Sequence[int]) -> str | None:
+    """Why pictures of this size do not fit a U-Net of these levels, as a sentence; None if they do.
 
     Args:
-        size: Pixels a side.
-        channels: Channels of each level; each level after the first halves the size.
-        attention: Sizes at which there is self-attention.
+        size: Pixels a side of a square, or height and width.
+        channels: Channels of each level; each level after the first halves both.
+        attention: Sizes (pixels of the shorter side) at which there is self-attention.
     """
-    halvings = len(channels) - 1
-    sizes = [size >> level for level in range(len(channels))]
-    if size % 2**halvings:
+    shape, halvings = _sides(size), len(channels) - 1
+    sizes = [min(shape) >> level for level in range(len(channels))]
+    if any(side % 2**halvings for side in shape):
+        multiple = "a multiple" if _square(shape) else "multiples"
         return (
-            f"pictures of {size} pixels do not halve {halvings} times, as the {len(channels)} levels of "
-            f"field.channels ask: give data.size a multiple of {2**halvings}, or use fewer levels"
+            f"pictures of {_words(shape)} pixels do not halve {halvings} times, as the {len(channels)} levels of "
+            f"field.channels ask: give data.size {multiple} of {2**halvings}, or use fewer levels"
         )
     if any(c % GROUPS for c in channels):
         return f"field.channels {list(channels)} must all be multiples of {GROUPS}, the groups of the group norms"
@@ -123,7 +128,7 @@ class UNetField(nn.Module):
 
 
 def new_unet(
-    size: int,
+    size: Size,
     image_channels: int,
     num_classes: int = 0,
     channels: Sequence[int] = (128, 256),
@@ -136,12 +141,12 @@ def new_unet(
     """A network with new weights.
 
     Args:
-        size: Pixels a side of the square pictures.
+        size: Pixels a side of square pictures, or height and width.
         image_channels: 1 for grey, 3 for RGB.
         num_classes: Number of classes besides "no class"; 0 makes it unconditional.
-        channels: Channels of each level; each level after the first halves the size.
+        channels: Channels of each level; each level after the first halves height and width.
         layers: Residual blocks a level.
-        attention: Sizes (pixels a side) at which there is self-attention; the middle always has it.
+        attention: Sizes (pixels of the shorter side) at which there is self-attention; the middle always has it.
         dropout: Dropout in the residual blocks.
         scale_shift: Time and class scale and shift the output of a residual block's second norm, instead of only
             shifting its input.
@@ -151,9 +156,9 @@ def new_unet(
     """
     if problem := unet_problem(size, channels, attention):
         raise ValueError(problem)
-    attends = [size >> level in attention for level in range(len(channels))]
+    attends = [min(_sides(size)) >> level in attention for level in range(len(channels))]
     unet = UNet2DModel(
-        sample_size=size,
+        sample_size=_sample_size(size),
         in_channels=image_channels,
         out_channels=image_channels,
         block_out_channels=tuple(channels),
@@ -174,19 +179,39 @@ def new_unet(
     return unet
 
 
+def _square(shape: tuple[int, int]) -> bool:
+    return shape[0] == shape[1]
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _sample_size(size: Size) -> Size:
+    """A size as UNet2DModel has it: one number for a square, as it always was."""
+    shape = _sides(size)
+    return shape[0] if _square(shape) else shape
+
+
+def _words(shape: tuple[int, int]) -> str:
+    """A shape as messages have it: the width of a square, else width x height."""
+    return str(shape[0]) if _square(shape) else f"{shape[1]} x {shape[0]}"
+
+
 def empty_unet(architecture: dict[str, Any]) -> UNet2DModel:
     """A network of this architecture, whose weights will be loaded."""
     return UNet2DModel.from_config(architecture)
 
 
 def pretrained_unet(
-    source: str, size: int, image_channels: int, num_classes: int = 0, dropout: float = 0.0
+    source: str, size: Size, image_channels: int, num_classes: int = 0, dropout: float = 0.0
 ) -> UNet2DModel:
     """A network with the weights of a stock UNet2DModel; its class embedding is new unless it fits.
 
     Args:
         source: A folder, or an id of the hub, with the network itself or, in its folder `unet`, a pipeline's.
-        size: Pixels a side of the square pictures.
+        size: Pixels a side of square pictures, or height and width.
         image_channels: 1 for grey, 3 for RGB.
         num_classes: Number of classes besides "no class"; 0 makes it unconditional.
         dropout: Dropout in the residual blocks.
@@ -202,11 +227,16 @@ def pretrained_unet(
             f"{source} turns {old['in_channels']} channels into {old['out_channels']}, and the pictures have "
             f"{image_channels}: see data.channels"
         )
-    if size % 2**halvings:
-        raise ValueError(f"pictures of {size} pixels do not halve {halvings} times, as {source} does: see data.size")
+    if any(side % 2**halvings for side in _sides(size)):
+        what = f"pictures of {_words(_sides(size))} pixels do not halve {halvings} times"
+        raise ValueError(f"{what}, as {source} does: see data.size")
     if old["time_embedding_type"] != "positional" or old["class_embed_type"] is not None:
         raise ValueError(f"{source} embeds its time or class in a way that flow matching cannot use")
-    changed = {"sample_size": size, "dropout": dropout, "num_class_embeds": num_classes + 1 if num_classes else None}
+    changed = {
+        "sample_size": _sample_size(size),
+        "dropout": dropout,
+        "num_class_embeds": num_classes + 1 if num_classes else None,
+    }
     unet = empty_unet({name: value for name, value in old.items() if not name.startswith("_")} | changed)
     new, weights = unet.state_dict(), stock.state_dict()
     unet.load_state_dict({name: weights[name] if _fits(weights, name, value) else value for name, value in new.items()})

@@ -28,17 +28,17 @@ def invert(settings: Invert) -> dict[str, Any]:
     check_grid(run.space, 3 * len(settings.pictures), 3, "give fewer pictures")
     data: Any = run.config.data
     space: Any = run.space
-    channels, size, _ = space.shape
+    channels, height, width = space.shape
     # training cuts a window at random; here it is the middle one
-    side = data.random_crop or size
-    how = Decoding(channels, side, data.resize, data.background, channels * side * side)
+    tall, wide = data.stored or (height, width)
+    how = Decoding(channels, (tall, wide), data.resize, data.background, channels * tall * wide)
     pixels = []
     for name in settings.pictures:
         try:
             found, _ = decode(Encoded(path=name), how)
         except BadPictureError as error:
             raise DataError(f"{name} cannot be read as a picture: {error}") from None
-        pixels.append(middle(torch.from_numpy(found), size))
+        pixels.append(middle(torch.from_numpy(found), (height, width)))
     out = new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_inverted")
     x_1 = space.encode(torch.stack(pixels))
     cond, sampler = labelled(label, len(x_1), run.facts.classes), sampler_of(run, settings)

@@ -75,7 +75,8 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         cond = torch.tensor(numbers, device=device)
         free = torch.full_like(cond, len(names))
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
-        x = randn_tensor((len(numbers), channels, size, size), generator, device, self.unet.dtype)
+        sides = (size, size) if isinstance(size, int) else size
+        x = randn_tensor((len(numbers), channels, *sides), generator, device, self.unet.dtype)
         scheduler = self.scheduler
         if num_inference_steps == 1 and scheduler.config.get("shift_terminal"):  # it would divide by zero
             scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)

@@ -4,8 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from flowimg.settings.base import Fraction, Level, Positive, Settings, Unit
+from flowimg.settings.base import Fraction, Level, Positive, Settings, Unit, one_of
 
+Side = Annotated[int, Field(ge=2, le=4096)]
+LargeSide = Annotated[int, Field(ge=2, le=8192)]
+PAIR = BeforeValidator(lambda sides: tuple(sides) if isinstance(sides, list) else sides)
+"""YAML and JSON have lists for tuples, which pydantic's strict mode does not see inside of a union."""
 ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 """The name of a class; YAML reads the name 1 as a number."""
 
@@ -49,12 +53,18 @@ class ImageData(Settings):
     """Use only the classes of these names; empty means all."""
     first: Positive | None = None
     """Use only the first N images, for a quick trial."""
-    size: Annotated[int, Field(ge=2, le=4096)] | None = None
-    """Resize all images to squares with this many pixels per side; null if they are squares of one size already."""
+    size: Annotated[
+        Side | tuple[Side, Side] | None, one_of("null, 2 to 4096 pixels per side, and two of them: height, width"), PAIR
+    ] = None
+    """Resize all images to squares of this side, or to this height and width; null: all have one size."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
     """crop: scale and crop the centre; pad: scale and pad; stretch: ignore proportions; keep: crop or pad only."""
-    random_crop: Annotated[int, Field(ge=2, le=8192)] | None = None
-    """Resize to this many pixels per side instead, and crop a random window of data.size at every use."""
+    random_crop: Annotated[
+        LargeSide | tuple[LargeSide, LargeSide] | None,
+        one_of("null, 2 to 8192 pixels per side, and two of them: height, width"),
+        PAIR,
+    ] = None
+    """Resize to this side, or height and width, instead, and crop a random window of data.size at every use."""
     channels: Literal["auto", "grey", "rgb"] = "auto"
     """Colour mode; auto is grey if no image has colour, otherwise rgb."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
@@ -84,10 +94,35 @@ class ImageData(Settings):
         """How many numbers each further part of a condition has."""
         return {"augmentation": 9} if self.augment else {}
 
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width of the images, where they are given."""
+        return _pair(self.size)
+
+    @property
+    def stored(self) -> tuple[int, int] | None:
+        """Height and width of what windows are cut from, where they are."""
+        return _pair(self.random_crop)
+
     @model_validator(mode="after")
     def _fits(self) -> "ImageData":
-        if self.random_crop is not None and (self.size is None or self.random_crop <= self.size):
-            raise ValueError(f"random_crop {self.random_crop} must be larger than size {self.size}, the window it cuts")
+        if self.stored and not (self.shape and _larger(self.stored, self.shape)):
+            larger, size = (_words(self.random_crop), _words(self.size))
+            raise ValueError(f"random_crop {larger} must be larger than size {size}, the window it cuts")
         if self.stream and (self.classes or self.first):
             raise ValueError("stream takes all pictures of a split: leave out classes and first")
         return self
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _larger(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a rectangle holds another one, and is not it."""
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def _words(size: int | tuple[int, int] | None) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size)

@@ -16,7 +16,7 @@ few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def how(channels=3, size=None, side=6):
-    return Decoding(channels, size, "crop", WHITE, channels * side * side)
+    return Decoding(channels, size and (size, size), "crop", WHITE, channels * side * side)
 
 
 def encoded(*numbers, size=(6, 6)):

@@ -95,19 +95,19 @@ def test_a_coloured_background_under_grey_pictures_makes_them_rgb(tmp_path):
     height=st.integers(1, 12),
     note=st.integers(0, 9),
     kind=st.sampled_from(["PNG", "TIFF"]),
-    size=st.none() | st.integers(2, 12),
+    shape=st.none() | st.tuples(st.integers(2, 12), st.integers(2, 12)),
     channels=st.sampled_from(["auto", "grey", "rgb"]),
     resize=st.sampled_from(RESIZES),
 )
-def test_what_is_found_is_what_is_decoded(modes, width, height, note, kind, size, channels, resize):
+def test_what_is_found_is_what_is_decoded(modes, width, height, note, kind, shape, channels, resize):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = note
     files = [content(typed(mode, (width, height)), kind, exif=exif) for mode in modes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NAMED, "made", lambda: listing(files))
-        found = find("made", size=size, channels=channels)
+        found = find("made", shape=shape, channels=channels)
     across, down = (height, width) if note in (5, 6, 7, 8) else (width, height)
-    assert found.shape[1:] == ((down, across) if size is None else (size, size))
+    assert found.shape[1:] == (shape or (down, across))
     assert decode(found, resize).pixels.shape == (len(modes), *found.shape)
 
 
@@ -127,7 +127,7 @@ def test_photos_that_stand_and_lie_have_one_size_once_turned(tmp_path):
 def test_size_and_resize_reach_the_pictures(tmp_path):
     save(tmp_path / "wide.png", picture(7, (8, 4)))
     save(tmp_path / "tall.png", picture(7, (4, 8)))
-    found = find(tmp_path, size=8)
+    found = find(tmp_path, shape=(8, 8))
     assert found.shape == (3, 8, 8)
     tall, wide = decode(found, "pad", (200, 200, 200)).pixels
     assert (wide[:, 2:6] == 7).all() and (wide[:, :2] == 200).all() and (wide[:, 6:] == 200).all()
@@ -156,7 +156,7 @@ def test_pictures_of_several_sizes(tmp_path):
         save(tmp_path / f"{number}.png", picture(number, size))
     said = complaint(tmp_path)
     assert "2 sizes, 6 x 4 (2), 4 x 6 (1)" in said and "data.size" in said
-    assert find(tmp_path, size=5).shape == (3, 5, 5)
+    assert find(tmp_path, shape=(5, 5)).shape == (3, 5, 5)
     assert find(tmp_path, first=2).shape == (3, 4, 6)  # those that are kept are of one size
 
 

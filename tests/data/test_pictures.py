@@ -131,7 +131,7 @@ def test_transparent_edges_do_not_bring_hidden_colours_in_when_scaled():
     picture = np.full((8, 8, 4), 255, dtype=np.uint8)
     picture[:, :4] = (255, 0, 0, 0)
     for resize in ("crop", "pad", "stretch"):
-        assert level(to_pixels(file_of(Image.fromarray(picture)), 3, 5, resize, WHITE)) == [255, 255, 255]
+        assert level(to_pixels(file_of(Image.fromarray(picture)), 3, (5, 5), resize, WHITE)) == [255, 255, 255]
 
 
 # --- depths and colour spaces ----------------------------------------------------------------------------------------
@@ -235,14 +235,15 @@ def test_a_photo_from_a_phone_held_upright_stands_upright():
     assert pixels[:8].mean() > 250 and pixels[8:].mean() < 5
 
 
-# --- squares ---------------------------------------------------------------------------------------------------------
+# --- shapes ----------------------------------------------------------------------------------------------------------
 
 BARS = blocks((10, RED), (20, GREEN), (10, BLUE), height=20)  # 40 x 20
 
 
 def bars(size, resize, background=WHITE, upright=False):
     picture = BARS.transpose(Image.Transpose.TRANSPOSE) if upright else BARS
-    pixels = to_pixels(file_of(picture), 3, size, resize, background)
+    shape = (size, size) if isinstance(size, int) else size
+    pixels = to_pixels(file_of(picture), 3, shape[::-1] if upright else shape, resize, background)
     return pixels.transpose(0, 2, 1) if upright else pixels
 
 
@@ -293,24 +294,42 @@ def test_keep_cuts_what_is_large_and_fills_what_is_small(upright):
     ]
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_rectangles_are_cropped_padded_and_stretched_as_squares_are(upright):
+    whole = bars((20, 40), "crop", upright=upright)
+    for shape in ((20, 40), (10, 40), (8, 40)):  # as wide as the bars, and as high or lower: rows are cut away
+        for resize in ("crop", "keep"):
+            assert np.array_equal(bars(shape, resize, upright=upright), whole[:, : shape[0]])
+    assert level(bars((20, 12), "crop", upright=upright)) == list(GREEN)  # as high, and narrower: columns are
+    margins = bars((20, 60), "pad", (9, 8, 7), upright)
+    assert level(margins[:, :, :10]) == level(margins[:, :, 50:]) == [9, 8, 7]
+    assert np.array_equal(margins[:, :, 10:50], whole)
+    assert np.array_equal(bars((20, 60), "keep", (9, 8, 7), upright), margins)
+    half = bars((20, 20), "pad", (9, 8, 7), upright)[:, 5:15]
+    assert np.array_equal(bars((10, 20), "crop", upright=upright), half)  # of the same proportions it is only scaled
+    wide = bars((7, 80), "stretch", upright=upright)
+    assert (wide == wide[:, :1]).all()
+    assert [wide[:, 0, x].tolist() for x in (0, 10, 40, 70, 79)] == [*[list(RED)] * 2, list(GREEN), *[list(BLUE)] * 2]
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_keep_brings_28_to_32_by_two_pixels_on_each_side_and_touches_none(depth):
     array = noise(28, 28, depth)
     expected = np.full((32, 32, depth), 77, dtype=np.uint8)
     expected[2:30, 2:30] = array.reshape(28, 28, depth)
-    pixels = to_pixels(file_of(Image.fromarray(array)), depth, 32, "keep", (77, 77, 77))
+    pixels = to_pixels(file_of(Image.fromarray(array)), depth, (32, 32), "keep", (77, 77, 77))
     assert np.array_equal(pixels.transpose(1, 2, 0), expected)
 
 
 def test_margins_of_grey_pictures_have_the_luma_of_the_background():
-    pixels = to_pixels(file_of(one_colour("L", 0, (4, 2))), 1, 4, "pad", RED)
+    pixels = to_pixels(file_of(one_colour("L", 0, (4, 2))), 1, (4, 4), "pad", RED)
     assert pixels[0].tolist() == [[76] * 4, [0] * 4, [0] * 4, [76] * 4]
 
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_squares_of_the_right_size_are_left_as_they_are(resize):
     array = noise(9, 9)
-    pixels = to_pixels(file_of(Image.fromarray(array)), 3, 9, resize, RED)
+    pixels = to_pixels(file_of(Image.fromarray(array)), 3, (9, 9), resize, RED)
     assert np.array_equal(pixels.transpose(1, 2, 0), array)
 
 
@@ -318,7 +337,7 @@ def test_scaling_down_averages_instead_of_picking():
     # a chequered pattern of single pixels becomes an even grey, where picking pixels would give black or white
     chequered = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     for resize in ("crop", "pad", "stretch"):
-        pixels = to_pixels(file_of(Image.fromarray(chequered)), 1, 8, resize, WHITE)
+        pixels = to_pixels(file_of(Image.fromarray(chequered)), 1, (8, 8), resize, WHITE)
         assert np.abs(pixels - 127.5).max() < 8
 
 
@@ -326,15 +345,15 @@ def test_scaling_down_averages_instead_of_picking():
 @given(
     width=st.integers(1, 60),
     height=st.integers(1, 60),
-    size=st.integers(2, 60),
+    shape=st.tuples(st.integers(2, 60), st.integers(2, 60)),
     resize=st.sampled_from(RESIZES),
     channels=st.sampled_from([1, 3]),
     grey=st.integers(0, 255),
 )
-def test_any_picture_becomes_a_square_and_an_even_one_stays_even(width, height, size, resize, channels, grey):
+def test_any_picture_comes_to_any_shape_and_an_even_one_stays_even(width, height, shape, resize, channels, grey):
     picture = file_of(one_colour("L", grey, (width, height)))
-    pixels = to_pixels(picture, channels, size, resize, (grey, grey, grey))
-    assert pixels.shape == (channels, size, size) and pixels.dtype == np.uint8
+    pixels = to_pixels(picture, channels, shape, resize, (grey, grey, grey))
+    assert pixels.shape == (channels, *shape) and pixels.dtype == np.uint8
     assert level(pixels) == [grey] * channels
 
 
@@ -343,7 +362,7 @@ def test_any_picture_becomes_a_square_and_an_even_one_stays_even(width, height, 
 def test_pad_and_keep_count_their_margins(width, height, size):
     # black on white: what is not white is the picture
     def span(resize):
-        black = to_pixels(file_of(one_colour("L", 0, (width, height))), 1, size, resize, WHITE)[0] == 0
+        black = to_pixels(file_of(one_colour("L", 0, (width, height))), 1, (size, size), resize, WHITE)[0] == 0
         return [np.flatnonzero(black.any(axis)).tolist() for axis in (0, 1)]
 
     for side, columns in zip((width, height), span("keep"), strict=True):

@@ -63,7 +63,7 @@ def test_the_second_time_no_picture_is_read(folder, looked):
 def test_what_is_asked_of_the_same_pictures_is_answered_without_reading(folder, looked):
     find(folder)
     looked.clear()
-    assert find(folder, first=2, size=4).shape == (3, 4, 4)
+    assert find(folder, first=2, shape=(4, 4)).shape == (3, 4, 4)
     assert find(folder, channels="grey", background=(1, 2, 3)).shape == (1, 6, 6)
     assert looked == []
 

@@ -153,9 +153,9 @@ def test_other_pixels_labels_or_shapes_are_other_stores(tmp_path):
         stored(find(folder, classes=["a", "b"])),
         stored(find(folder, first=4)),
         stored(find(folder, channels="grey")),
-        stored(find(folder, size=4)),
-        stored(find(folder, size=4), "pad"),
-        stored(find(folder, size=4), side=5),
+        stored(find(folder, shape=(4, 4))),
+        stored(find(folder, shape=(4, 4)), "pad"),
+        stored(find(folder, shape=(4, 4)), cut_from=(5, 5)),
         stored(find(folder), background=(0, 0, 0)),
     ]
     ways.append(stored(find(fill(tmp_path / "b", "aabcc"))))  # the same pictures, one in another class
@@ -189,9 +189,9 @@ def test_what_is_done_to_the_array_does_not_reach_the_store(tmp_path):
 
 def test_more_pixels_are_kept_to_cut_windows_from(tmp_path):
     save(tmp_path / "a.png", Image.fromarray(noise(16, 16)))
-    found = find(tmp_path, size=8)
+    found = find(tmp_path, shape=(8, 8))
     assert found.shape == (3, 8, 8)
-    whole = decode(found, side=16).pixels[0].permute(1, 2, 0).numpy()
+    whole = decode(found, cut_from=(16, 16)).pixels[0].permute(1, 2, 0).numpy()
     assert (whole == noise(16, 16)).all()
 
 
@@ -201,7 +201,7 @@ def test_by_several_processes_it_is_the_same(tmp_path, monkeypatch):
     folder = fill(tmp_path / "a", "abcdefghij" * 4)
     save(folder / "c/002.png", picture(2).resize((9, 9)))
     (folder / "d/003.png").write_bytes(truncated(3))
-    found = find(folder, size=6, max_bad=0.5, workers=2)
+    found = find(folder, shape=(6, 6), max_bad=0.5, workers=2)
     spread_out = stored(found, max_bad=0.5, workers=2)
     assert numbers(spread_out.images) == [int(Path(listing_name(found, row)).stem) for row in found.rows if "003" not in
                                           listing_name(found, row)]  # fmt: skip
@@ -245,18 +245,18 @@ def test_bad_pictures_of_both_kinds_are_counted_together(tmp_path):
     (folder / "b/empty.png").write_bytes(b"")
     (folder / "b/half.png").write_bytes(truncated(0))
     with pytest.raises(DataError, match=r"2 of 20 pictures cannot be used, more than data\.max_bad 0\.09"):
-        stored(find(folder, max_bad=0.09, size=6), max_bad=0.09)
-    made = stored(find(folder, max_bad=0.1, size=6), max_bad=0.1)
+        stored(find(folder, max_bad=0.09, shape=(6, 6)), max_bad=0.09)
+    made = stored(find(folder, max_bad=0.1, shape=(6, 6)), max_bad=0.1)
     assert numbers(made.images) == list(range(18))
     with pytest.raises(DataError, match="2 of 20"):  # also of a store that is there
-        stored(find(folder, max_bad=0.09, size=6), max_bad=0.09)
+        stored(find(folder, max_bad=0.09, shape=(6, 6)), max_bad=0.09)
 
 
 def test_a_refused_store_leaves_nothing(tmp_path, cache):
     folder = fill(tmp_path / "a")
     (folder / "a/x.png").write_bytes(truncated(0))
     with pytest.raises(DataError):
-        stored(find(folder, size=6))
+        stored(find(folder, shape=(6, 6)))
     assert builds(cache) == []
 
 

@@ -87,6 +87,8 @@ FITTING = [
     (8, (64, 128), (8, 4)),
     (12, (32, 32, 64), (3,)),
     (8, (32, 32, 32, 64), (1,)),
+    ((8, 12), (32, 64), (4,)),
+    ((12, 8), (64, 64), (8, 4)),
 ]
 
 
@@ -99,17 +101,20 @@ def test_whatever_is_said_to_fit_is_built_and_runs(size, channels, attention):
     for module in field.modules():
         if isinstance(module, Attention):
             assert module.inner_dim // module.heads == 64  # channels a head
-            module.register_forward_hook(lambda module, args, out: seen.add(args[0].shape[-1]))
-    x = pictures(2, 3, size)
-    assert field(x, torch.rand(2)).shape == x.shape
+            module.register_forward_hook(lambda module, args, out: seen.add(min(args[0].shape[-2:])))
+    height, width = (size, size) if isinstance(size, int) else size
+    x = torch.randn(2, 3, height, width)
+    assert x.shape == (2, 3, height, width) and field(x, torch.rand(2)).shape == x.shape
     # self-attention at the sizes named and in the middle, which has the size of the last level
-    assert seen == {*attention, size >> (len(channels) - 1)}
+    assert seen == {*attention, min(height, width) >> (len(channels) - 1)}
+    assert field.unet.config.sample_size == size
 
 
 MISFITS = [
     # 28 pixels halve to 14 and 7, and no further
     (28, (32, 32, 32, 64), (), ["28 pixels", "3 times", "4 levels", "multiple of 8", "fewer levels"]),
     (9, (32, 64), (), ["9 pixels", "1 times", "multiple of 2"]),
+    ((8, 10), (32, 32, 64), (), ["10 x 8 pixels", "2 times", "multiples of 4"]),
     (8, (48, 64), (), ["field.channels [48, 64]", "multiples of 32"]),
     (8, (16, 64), (), ["field.channels [16, 64]", "multiples of 32"]),
     (8, (32, 64), (16,), ["field.attention", "size 16", "[8, 4]"]),

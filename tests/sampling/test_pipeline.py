@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 
 from flowimg.fields.unet import new_unet
 from flowimg.sampling.pipeline import LabelPipeline, save_pipeline
@@ -39,6 +39,25 @@ def test_labels_are_names_and_a_single_one_is_one_picture(labels, numbers, piped
     pipeline, seen = piped(NUMBERS)
     assert pipeline(labels, num_inference_steps=1, output_type="np").images.shape == (len(numbers), 8, 8, 1)
     assert seen == [numbers]
+
+
+def test_a_network_of_rectangles_draws_rectangles_also_once_saved(tmp_path):
+    unet = new_unet((8, 12), 1, num_classes=3, channels=(64,), layers=1, zero_output=False)
+    save_pipeline(tmp_path / "m", unet, NUMBERS)
+    drawn = []
+    for pipeline in (
+        LabelPipeline(unet, FlowMatchEulerDiscreteScheduler(), NUMBERS),
+        LabelPipeline.from_pretrained(tmp_path / "m"),
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed(3)
+        drawn.append(pipeline(["2", "12"], seed, num_inference_steps=2, output_type="np").images)
+    assert drawn[0].shape == (2, 8, 12, 1)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    save_pipeline(tmp_path / "plain", new_unet((8, 12), 1, channels=(64,), layers=1), ())
+    stock = DDPMPipeline.from_pretrained(tmp_path / "plain")
+    stock.set_progress_bar_config(disable=True)
+    assert stock(num_inference_steps=2, output_type="np").images.shape == (1, 8, 12, 1)
 
 
 def test_labels_that_can_be_read_once_are_read_once(piped):

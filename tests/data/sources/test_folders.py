@@ -189,14 +189,14 @@ def test_an_odd_file_among_good_ones_is_left_out_with_its_reason(tmp_path, name)
     else:
         inside(root / "b" / name)
     before = state(root)
-    made = stored(find(root, size=6, max_bad=0.5), max_bad=0.5)
-    found = find(root, size=6, max_bad=0.5)
+    made = stored(find(root, shape=(6, 6), max_bad=0.5), max_bad=0.5)
+    found = find(root, shape=(6, 6), max_bad=0.5)
     assert told(found, max_bad=0.5) == [(n, "a" if n < 3 else "b") for n in range(6)]
     ((said, why),) = found.bad or made.bad
     assert said == str(root / "b" / name) and why.startswith(reason)
     assert state(root) == before
     assert f"1 of 7 pictures cannot be used, more than data.max_bad 0.1 allows: {said} ({why}); " in complaint(
-        root, size=6, max_bad=0.1
+        root, shape=(6, 6), max_bad=0.1
     )
     if found.bad:
         assert found.story.endswith("; 1 bad left out")
@@ -210,9 +210,9 @@ def test_many_odd_files_are_counted_and_the_first_are_named(tmp_path):
         (tmp_path / "a" / name).write_bytes(inside)
     for name, (make, _) in ODD_ENTRIES.items():
         make(tmp_path / "a" / name)
-    said = complaint(tmp_path, size=6)
+    said = complaint(tmp_path, shape=(6, 6))
     assert "8 of 18 pictures cannot be used" in said and said.count("; ") == 3 and " and 5 more; " in said
-    made = stored(find(tmp_path, size=6, max_bad=0.6), max_bad=0.6)
+    made = stored(find(tmp_path, shape=(6, 6), max_bad=0.6), max_bad=0.6)
     assert numbers(made.images) == [0, 1, 2, 3, 0, 1, 2, 3] and made.images.labels.tolist() == [0] * 4 + [1] * 4
     assert {Path(name).name for name, _ in made.bad} == {"half.jpg", "half.png"}
 

@@ -215,7 +215,7 @@ def test_fashion_mnist():
     assert np.bincount(found.labels).tolist() == [6000] * 10
     test = find(source, split="test")
     assert np.bincount(test.labels).tolist() == [1000] * 10 and test.classes == found.classes
-    images = decode(find(source, first=50, size=32), "keep", (0, 0, 0))
+    images = decode(find(source, first=50, shape=(32, 32)), "keep", (0, 0, 0))
     assert images.pixels.shape == (50, 1, 32, 32) and images.pixels.max() == 255
     assert images.pixels[:, :, :2].max() == images.pixels[..., -2:].max() == 0
 
