@@ -126,10 +126,11 @@ def cut(config: Config, strategy: Strategy, field: nn.Module, objective: Objecti
         return share // config.train.accumulation, config.train.accumulation
     if size == "auto":
         loss, weights = forward(strategy, field, objective, data), FP32 * work_of(config, field).numbers
-        # cut over processes, the field takes less memory than a pass through the whole of it, and more in several parts
-        tried, numbers, own = (True, (1,), 0) if strategy.shard == 1 else (False, (1, 2), 0)
-        for fixed in [sum(held_bytes(config, strategy, field, number).values()) - weights for number in numbers]:
-            own = own if own == share else find_micro_batch(field, loss, share, fixed, tried)
+        one, several = (sum(held_bytes(config, strategy, field, number).values()) - weights for number in (1, 2))
+        # a pass through the whole field, as here, takes more memory than one where it is cut over processes
+        own = find_micro_batch(field, loss, share, one, tried=strategy.shard == 1)
+        if own < share and several > one:
+            own = find_micro_batch(field, loss, share, several, tried=False)
         size = int(strategy.gather_rows(torch.tensor([own], device=strategy.device)).min())
     return size, share // size
 
