@@ -91,7 +91,7 @@ def agreed(store: torch.distributed.Store, rank: int, processes: int) -> str:
     whom it met; who is not among them was misled by a first process of before, and looks again.
 
     Raises:
-        DistStoreError: If the others met without this process, which was started again meanwhile, and go on without it.
+        DistStoreError: If the others met without this process, which was restarted meanwhile.
     """
     own = uuid4().hex
     if rank == 0:

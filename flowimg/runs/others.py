@@ -26,7 +26,7 @@ QUIET = 3 * WRITE
 TRAINING = "training"
 """The stage in which processes wait for each other at every step."""
 BEFORE = ("starting", "preparing data", "first passes")
-"""The stages before it: where others train, a process that is there was started again alone, and they wait in vain."""
+"""The stages before it: a process in one of them while others train was restarted, and they wait for it in vain."""
 AGAIN = "the same command continues from the last checkpoint"
 """What to do after a death."""
 

@@ -56,7 +56,7 @@ class ImageData(Settings):
     size: Annotated[
         Side | tuple[Side, Side] | None, one_of("null, 2 to 4096 pixels per side, and two of them: height, width"), PAIR
     ] = None
-    """Resize all images to squares of this side, or to this height and width; null: all have one size."""
+    """Resize all images to squares of this side, or to this height and width; null if they have one size already."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
     """crop: scale and crop the centre; pad: scale and pad; stretch: ignore proportions; keep: crop or pad only."""
     random_crop: Annotated[
