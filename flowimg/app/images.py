@@ -23,7 +23,7 @@ SIDE = 320
 
 
 class Answer(NamedTuple):
-    """Pictures in order, (N, H, W, C) uint8, and how they were made."""
+    """Pictures in order as they are shown, (N, H, W, 3) uint8, and how they were made."""
 
     pictures: np.ndarray
     said: str
@@ -147,5 +147,6 @@ def _row(pictures: np.ndarray) -> np.ndarray:
 
 def _pixels(run: OpenRun, x: Tensor) -> np.ndarray:
     """States as colour pictures, (N, H, W, 3)."""
-    pixels = run.space.rows(x).numpy()
+    space: Any = run.space
+    pixels = rearrange(space.shown(x), "n c h w -> n h w c").numpy()
     return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels

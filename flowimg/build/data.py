@@ -11,6 +11,7 @@ import torch
 
 from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
+from flowimg.data.arrays import Reading
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
@@ -26,6 +27,7 @@ from flowimg.machine.home import settle_home
 from flowimg.names import one_line
 from flowimg.settings.data import ImageData, PointData
 from flowimg.settings.run import Config
+from flowimg.spaces.depth import BYTES, WORDS, Depth
 from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space
@@ -84,9 +86,22 @@ TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
     "rings": lambda s: toys.Rings(),
 }
 
+DEPTHS: dict[int | str, Depth] = {8: BYTES, 16: WORDS, "float": Depth("float32", 0, 1)}
+
+
+def depth_of(data: ImageData) -> Depth:
+    """How the numbers of a run's pictures are stored."""
+    low, high = data.range or DEPTHS[data.depth][1:]
+    return Depth(DEPTHS[data.depth].type, low, high)
+
+
+def _pixels(data: Any, shape: tuple[int, ...]) -> Pixels:
+    return Pixels(shape, depth_of(data), data.channels == "rgba")
+
+
 SPACES: dict[str, Callable[[Config, DataFacts], Space]] = {
     "points": lambda config, facts: _plane(build_toy(config)),
-    "images": lambda config, facts: Pixels(facts.shape),
+    "images": lambda config, facts: _pixels(config.data, facts.shape),
 }
 
 
@@ -121,7 +136,7 @@ def _images(config: Config) -> FoundData:
 def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """What all batches of images take: `PictureBatches`."""
     return {
-        "space": Pixels(shape), "batch_size": config.train.batch_size, "device": device, "seed": config.seed,
+        "space": _pixels(data, shape), "batch_size": config.train.batch_size, "device": device, "seed": config.seed,
         "flip": data.flip, "window": data.shape if data.random_crop else None, "augment": data.augment,
     }  # fmt: skip
 
@@ -141,13 +156,14 @@ def find_images(data: ImageData) -> Found:
     """The images of a source, checked but not decoded into the cache."""
     names = "source subset root split image_column label_column labels classes first channels background max_bad"
     options = data.model_dump(include=set(names.split()))
-    return find(cache=_cache(data), workers=data.workers, bar=True, shape=data.shape, **options)
+    return find(cache=_cache(data), workers=data.workers, bar=True, shape=data.shape, depth=depth_of(data), **options)
 
 
 def store_images(data: ImageData, found: Found) -> Stored:
     """Decode the images that were found, unless the cache holds them already."""
     options = data.model_dump(include={"resize", "background", "max_bad", "workers"})
-    return store(found, cache_folder(data.cache), cut_from=data.stored, bar=True, **options)
+    reading = Reading(depth_of(data), data.channels == "all")
+    return store(found, cache_folder(data.cache), cut_from=data.stored, reading=reading, bar=True, **options)
 
 
 def _stored(config: Config, data: ImageData) -> FoundData:
@@ -181,7 +197,8 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
 
     options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
     stream = open_stream(cache=_cache(data), **options)
-    shape, seen = look_into(stream, data.shape, data.channels, data.background)
+    reading = Reading(depth_of(data), data.channels == "all")
+    shape, seen = look_into(stream, data.shape, data.channels, data.background, reading)
     try:
         held = keep_apart(stream.counts, data.held_out)
     except ValueError as error:
@@ -189,7 +206,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
         raise DataError(f"{lack}; give a smaller one, or 0 for none") from None
     channels, height, width = shape
     height, width = data.stored or (height, width)
-    how = Decoding(channels, (height, width), data.resize, data.background, channels * height * width)
+    how = Decoding(channels, (height, width), data.resize, data.background, *reading)
 
     def load(device: torch.device) -> Batches:
         workers, common = data.workers or share_of_cores(), _common(config, data, shape, device)

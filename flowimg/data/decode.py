@@ -1,36 +1,47 @@
 """What decoder processes do: encoded pictures to pixels, written to a file or returned. Imports no torch."""
 
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.pictures import BadPictureError, Encoded, open_picture, read_bytes, to_pixels
+from flowimg.data.arrays import Numbers, Reading, opened, to_numbers
+from flowimg.data.pictures import BadPictureError, Encoded, read_bytes, to_pixels
 from flowimg.data.scan import HASH
+from flowimg.spaces.depth import BYTES, Depth
 
 
 class Decoding(NamedTuple):
-    """How pictures become pixels; see `pictures.to_pixels`. `bytes` is the size of one decoded picture."""
+    """How pictures become pixels; see `arrays.to_numbers`. `every` wants every channel and page of a file."""
 
     channels: int
-    shape: tuple[int, int] | None
+    shape: tuple[int, int]
     resize: str
     background: tuple[int, ...]
-    bytes: int
+    depth: Depth = BYTES
+    every: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """The size of a decoded picture."""
+        height, width = self.shape
+        return self.channels * height * width * self.depth.bytes
 
 
-def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[np.uint8], bytes]:
-    """A picture's pixels, (C, H, W), and the hash of its file.
+def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[Any], bytes]:
+    """A picture's numbers, (C, H, W), of `how.depth`, and the hash of its file.
 
     Raises:
         BadPictureError: If it cannot be used.
     """
     content = read_bytes(encoded)
-    with open_picture(content) as picture:
-        pixels = to_pixels(picture, how.channels, how.shape, how.resize, how.background)
-    if pixels.size != how.bytes:
-        raise BadPictureError(f"its size has changed to {pixels.shape[2]} x {pixels.shape[1]}")
+    picture, brought = opened(content, Reading(how.depth, how.every)), (how.channels, how.shape, how.resize)
+    if isinstance(picture, Numbers):
+        pixels = to_numbers(picture, *brought, how.background, how.depth)
+    else:
+        with picture:
+            pixels = to_pixels(picture, *brought, how.background)
     return pixels, blake2b(content, digest_size=HASH).digest()
 
 
@@ -51,7 +62,7 @@ def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> li
     for row, encoded in zip(rows, pictures, strict=True):
         try:
             pixels, hashed = decode(encoded, how)
-            row[:] = pixels.ravel()
+            row[:] = pixels.ravel().view(np.uint8)
             results.append((hashed, None, False))
         except BadPictureError as error:
             results.append((b"", str(error), error.fleeting or error.gone))
@@ -61,9 +72,9 @@ def decode_into(file: str, how: Decoding, task: tuple[int, list[Encoded]]) -> li
     return results
 
 
-def decode_some(how: Decoding, pictures: list[Encoded]) -> list[NDArray[np.uint8] | str]:
+def decode_some(how: Decoding, pictures: list[Encoded]) -> list[NDArray[Any] | str]:
     """The pixels of some pictures; for one that cannot be used, the reason instead."""
-    found: list[NDArray[np.uint8] | str] = []
+    found: list[NDArray[Any] | str] = []
     for encoded in pictures:
         try:
             found.append(decode(encoded, how)[0])

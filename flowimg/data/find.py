@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flowimg.data.arrays import channels_of
 from flowimg.data.listing import Ints, Listing, Request, Shape, listed
-from flowimg.data.pictures import depth_of
 from flowimg.data.scan import Scan, kept_at, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.errors import DataError
@@ -67,7 +67,7 @@ def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = Fa
     request = Request(**requested)
     known = recognise(source, cache, request)
     where = known.where
-    seen = scan(known, cache, request.key, workers or cores(), bar)
+    seen = scan(known, cache, request, workers or cores(), bar)
     chosen, well, labels, classes = select(where, seen, request.classes, request.first)
     bad = tuple(Bad(seen.names[row], seen.wrong[row]) for row in chosen[~well[chosen]].tolist())
     rows = chosen[well[chosen]]
@@ -152,4 +152,8 @@ def _shape(where: str, seen: Scan, rows: Ints, request: Request) -> tuple[Shape,
     described = smallest if len(sizes) == 1 else f"{len(sizes)} sizes from {smallest} to {largest}"
     tinted = len(set(request.background)) > 1 and bool(seen.table["clear"][rows].any())
     height, width = request.shape or next(iter(sizes))
-    return (depth_of(request.channels, modes, tinted), height, width), f"{described}, {'/'.join(sorted(modes))}"
+    try:
+        channels = channels_of(request.channels, modes, tinted)
+    except ValueError as error:
+        raise DataError(f"{where} has {error}") from None
+    return (channels, height, width), f"{described}, {'/'.join(sorted(modes))}"

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flowimg.data.arrays import Reading
 from flowimg.data.cache import Stamp
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 from flowimg.names import one_line
+from flowimg.spaces.depth import BYTES, Depth
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, int, int]
@@ -38,7 +40,9 @@ class Request:
         classes: Use only pictures of these classes; empty means all.
         first: Use only the first N good pictures of these.
         shape: Height and width after resizing; None requires all pictures to have the same size.
-        channels: "grey", "rgb", or "auto": grey if no picture has colour.
+        channels: "grey", "rgb", "rgba", "auto" (grey if no picture has colour; arrays as they are), or "all": every
+            channel, and every page of a TIFF, as they are.
+        depth: How their numbers are stored.
         background: The colour under transparent pixels; a colour turns transparent grey pictures into colour ones.
         max_bad: Largest share of broken pictures.
     """
@@ -53,6 +57,7 @@ class Request:
     first: int | None = None
     shape: tuple[int, int] | None = None
     channels: str = "auto"
+    depth: Depth = BYTES
     background: Sequence[int] = (255, 255, 255)
     max_bad: float = 0.01
 
@@ -65,7 +70,15 @@ class Request:
     def key(self) -> str:
         """Everything here that changes a scan of the source."""
         columns = {"split": self.split, "image_column": self.image_column, "label_column": self.label_column}
-        return repr((self.subset, self.root, columns | {"labels": self.reads_labels, "named": bool(self.classes)}))
+        # what reads more than 8 bits, or more channels than Pillow, finds other modes
+        read = {} if self.reading == Reading() else {"reading": self.reading}
+        named = {"labels": self.reads_labels, "named": bool(self.classes)}
+        return repr((self.subset, self.root, columns | named | read))
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(self.depth, self.channels == "all")
 
 
 @dataclass(frozen=True)

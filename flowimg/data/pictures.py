@@ -9,9 +9,9 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +100,12 @@ def _read(encoded: Encoded) -> bytes:
     raise AssertionError
 
 
-def open_picture(content: bytes) -> Image.Image:
+def open_picture(content: bytes, floats: bool = False) -> Image.Image:
     """Read a picture's header; its pixels are decoded when they are first needed.
+
+    Args:
+        content: The bytes of its file.
+        floats: Floating-point numbers are read too.
 
     Raises:
         BadPictureError: If it is not in a format that Pillow reads, or has more than 179 million pixels.
@@ -110,9 +114,10 @@ def open_picture(content: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(content))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise _bad(error, content) from None
-    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+    if (picture.mode == "F" and not floats) or (picture.mode == "I" and picture.format != "PNG"):
         kind = "floating-point" if picture.mode == "F" else "32-bit"
-        raise BadPictureError(f"it holds {kind} numbers, and which of them means white is unknown")
+        how = "give data.depth float, and data.range"
+        raise BadPictureError(f"it holds {kind} numbers, and which of them means white is unknown: {how}")
     return picture
 
 
@@ -142,26 +147,21 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size[::-1] if turn else picture.size
 
 
-def depth_of(channels: str, modes: Iterable[str], tinted: bool) -> int:
-    """Channels: 1 for "grey", 3 for "rgb"; else 3 if a mode has colour, or if a `tinted` background shows through."""
-    return {"grey": 1, "rgb": 3}.get(channels, 3 if tinted or set(modes) - GREY_MODES else 1)
-
-
 def moves(picture: Image.Image) -> bool:
     """Whether there are several frames or pages, of which the first is used. (A phone's MPO contains its preview.)"""
     return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
 
 
-def to_shape(picture: Image.Image, shape: tuple[int, int], resize: str, background: Sequence[int]) -> Image.Image:
-    """A grey or RGB picture of this shape, by Pillow's bicubic filter, which is antialiased when it scales down.
+def to_shape(picture: Image.Image, shape: tuple[int, int], resize: str, fill: Any) -> Image.Image:
+    """A picture of this shape, by Pillow's bicubic filter, which is antialiased when it scales down.
 
     Args:
-        picture: Mode L or RGB.
+        picture: Mode L, RGB, RGBA or F.
         shape: Height and width.
         resize: "crop" scales the picture until it covers the shape, and crops the centre; "pad" scales it until the
             shape holds it, and pads; "stretch" scales both sides; "keep" scales nothing, pads what is short and crops
             what is long.
-        background: The colour of the padding, three numbers 0 .. 255.
+        fill: The padding, as a pixel of the picture's mode.
     """
     (tall, wide), (width, height) = shape, picture.size
     longest = LONGEST * max(shape) // min(shape)
@@ -178,8 +178,7 @@ def to_shape(picture: Image.Image, shape: tuple[int, int], resize: str, backgrou
     left, top = max(wide - width, 0) // 2, max(tall - height, 0) // 2
     right, bottom = max(wide - width - left, 0), max(tall - height - top, 0)
     if left or top or right or bottom:
-        fill = Image.new("RGB", (1, 1), tuple(background)).convert(picture.mode).getpixel((0, 0))
-        picture = ImageOps.expand(picture, (left, top, right, bottom), fill)  # type: ignore[arg-type]
+        picture = ImageOps.expand(picture, (left, top, right, bottom), fill)
     return _centre(picture, wide, tall)
 
 
@@ -205,7 +204,7 @@ def to_pixels(
 
     Args:
         picture: As Pillow opened it.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA.
         shape: Height and width; None keeps the picture's own.
         resize: See `to_shape`.
         background: The colour under transparent pixels and around padded pictures.
@@ -222,12 +221,15 @@ def to_pixels(
             picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):
             picture = _from_sixteen_bits(picture)
-        if picture.has_transparency_data:
+        if picture.has_transparency_data and channels != 4:
             under = Image.new("RGBA", picture.size, (*background, 255))
             picture = Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        picture = picture.convert(mode)
         if shape is not None:
-            picture = to_shape(picture, shape, resize, background)
+            around = (*background, 0) if channels == 4 else tuple(background)  # what is added is transparent
+            fill = Image.new("RGBA" if channels == 4 else "RGB", (1, 1), around).convert(mode).getpixel((0, 0))
+            picture = to_shape(picture, shape, resize, fill)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise _bad(error) from None
     pixels = np.array(picture)

@@ -4,6 +4,7 @@ A scan is reused as long as no file of the source has changed. If a folder has g
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -14,11 +15,13 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flowimg.data.arrays import Numbers, Reading, opened, to_numbers
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
-from flowimg.data.listing import Ints, Listing, Source, chunks
-from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
+from flowimg.data.listing import Ints, Listing, Request, Source, chunks
+from flowimg.data.pictures import BadPictureError, Encoded, moves, read_bytes, to_pixels, upright_size
 from flowimg.data.workers import spread
 from flowimg.names import one_line
+from flowimg.spaces.depth import Depth
 
 VERSION = 4
 """Increased when scans of older versions must be repeated."""
@@ -26,6 +29,7 @@ Arrays = dict[str, NDArray[Any]]
 
 HASH = 16
 """Bytes of a picture's hash."""
+READING = Reading()
 COLUMNS = np.dtype(
     [
         ("hashes", np.uint8, HASH),
@@ -87,15 +91,18 @@ class Seen(NamedTuple):
     fleeting: bool = False
 
 
-def look(pictures: list[Encoded], deep: bool = False) -> list[Seen]:
+def look(pictures: list[Encoded], deep: bool = False, reading: Reading = READING) -> list[Seen]:
     """Scan some pictures; `deep` also decodes them, and hashes their pixels instead of their files."""
-    return [_look(picture, deep) for picture in pictures]
+    return [_look(picture, deep, reading) for picture in pictures]
 
 
-def _look(encoded: Encoded, deep: bool) -> Seen:
+def _look(encoded: Encoded, deep: bool, reading: Reading) -> Seen:
     try:
         content = read_bytes(encoded)
-        with open_picture(content) as picture:
+        picture = opened(content, reading)
+        if isinstance(picture, Numbers):
+            return _look_at_numbers(picture, content, deep, reading.depth)
+        with picture:
             width, height = upright_size(picture)
             kind, clear, moving = f"{picture.mode} {picture.format}", picture.has_transparency_data, moves(picture)
             brightest = 255
@@ -108,18 +115,29 @@ def _look(encoded: Encoded, deep: bool) -> Seen:
         return Seen(bytes(HASH), 0, 0, "? ?", False, False, 0, str(error), error.fleeting)
 
 
+def _look_at_numbers(picture: Numbers, content: bytes, deep: bool, depth: Depth) -> Seen:
+    brightest = 255
+    if deep:
+        array = picture.load()
+        array = to_numbers(picture, len(array), None, "keep", (255, 255, 255), depth)
+        brightest = int(255 * (float(array.max()) - depth.low) / (depth.high - depth.low))
+        content = repr(array.shape).encode() + array.tobytes()
+    hashed, (height, width) = blake2b(content, digest_size=HASH).digest(), picture.size
+    return Seen(hashed, height, width, f"{picture.mode} {picture.form}", picture.alpha, picture.moving, brightest)
+
+
 def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
     """The file of the cache for a source's scan."""
     return cache / "scans" / f"{name_of(VERSION, PIL.__version__, source.kind, source.where, key, deep)}.npz"
 
 
-def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False, deep: bool = False) -> Scan:
+def scan(source: Source, cache: Path, request: Request, workers: int, bar: bool = False, deep: bool = False) -> Scan:
     """The scan of a source, from the cache or made now.
 
     Args:
         source: A recognised source.
         cache: The cache folder.
-        key: `Request.key`.
+        request: What is wanted of it.
         workers: Number of processes.
         bar: Show progress on a terminal.
         deep: Decode every picture too; such scans are cached separately.
@@ -127,7 +145,7 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     Raises:
         DataError: If the source cannot be listed.
     """
-    path = kept_at(source, cache, key, deep)
+    path = kept_at(source, cache, request.key, deep)
     kept = read_arrays(path)
     old = _unpacked(kept) if kept else None
     before = unpack(kept["signature"])[0] if kept else None
@@ -140,7 +158,7 @@ def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False,
     if old and signature and before == signature:
         return old
     unchanged = _unchanged(listing, kept, old) if kept and old else np.full(listing.count, -1)
-    found = _scanned(listing, old, unchanged, workers, bar, deep)
+    found = _scanned(listing, old, unchanged, workers, bar, partial(look, deep=deep, reading=request.reading))
     if signature and not found.fleeting:
         keep_arrays(path, **_packed(found, signature, listing))
     return found
@@ -156,7 +174,14 @@ def _unchanged(listing: Listing, kept: Arrays, old: Scan) -> Ints:
     return np.array([before.get((listing.name(row), *stamp), -1) for row, stamp in now], np.int64)
 
 
-def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, bar: bool, deep: bool) -> Scan:
+def _scanned(
+    listing: Listing,
+    old: Scan | None,
+    unchanged: Ints,
+    workers: int,
+    bar: bool,
+    see: Callable[[list[Encoded]], list[Seen]],
+) -> Scan:
     """A scan made now, except for the rows that an older one has."""
     table = np.zeros(listing.count, COLUMNS)
     kinds = {name: number for number, name in enumerate(old.kinds if old else ["? ?"])}
@@ -167,7 +192,7 @@ def _scanned(listing: Listing, old: Scan | None, unchanged: Ints, workers: int, 
     fresh = unchanged < 0
     fresh[list(wrong)] = False
     parts = chunks(np.flatnonzero(fresh), listing.bytes)
-    results = spread(partial(look, deep=deep), (listing.read(part) for part in parts), workers)
+    results = spread(see, (listing.read(part) for part in parts), workers)
     hidden = None if bar else True
     with tqdm(total=fresh.sum(), unit="picture", desc="scanning", leave=False, disable=hidden) as progress:
         for part, pictures in zip(parts, results, strict=True):

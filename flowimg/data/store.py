@@ -1,8 +1,8 @@
-"""Images decoded once: one uint8 array in a file of the cache, mapped into memory, and the labels that go with it.
+"""Images decoded once: one array in a file of the cache, mapped into memory, and the labels that go with it.
 
-    CACHE/stores/NAME/pixels      N x C x H x W bytes
+    CACHE/stores/NAME/pixels      N x C x H x W numbers of the depth of the pictures
     CACHE/stores/NAME/labels.npy  N numbers, where there are classes
-    CACHE/stores/NAME/store.json  shape, classes, fingerprint, what was left out, version
+    CACHE/stores/NAME/store.json  shape, type, classes, fingerprint, what was left out, version
 
 NAME is made of the hashes of all files, the labels, and how pictures are brought to their shape: the same pictures are
 found again wherever they lie, and other ones never are. The file is mapped copy-on-write: no change of the array
@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowimg.data.arrays import Reading
 from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
 from flowimg.data.listing import Shape, chunks
 from flowimg.data.order import permute
+from flowimg.data.scan import READING
 from flowimg.data.workers import spread
 from flowimg.errors import CacheError, DataError
 from flowimg.flow.randomness import key
@@ -45,7 +47,7 @@ AT_ONCE = 0.5
 
 
 class Images(NamedTuple):
-    """A data set: pixels (N, C, H, W), uint8; labels (N,), int64, or None; the names of the classes."""
+    """A data set: pixels (N, C, H, W), as they are stored; labels (N,), int64, or None; the names of the classes."""
 
     pixels: Tensor
     labels: Tensor | None
@@ -93,6 +95,7 @@ def store(
     resize: str = "crop",
     background: Sequence[int] = (255, 255, 255),
     cut_from: tuple[int, int] | None = None,
+    reading: Reading = READING,
     max_bad: float = 0.01,
     workers: int | None = None,
     bar: bool = False,
@@ -105,6 +108,7 @@ def store(
         resize: How a picture comes to its shape; see `pictures.to_shape`.
         background: The colour under transparent pixels and around padded pictures.
         cut_from: Height and width to keep, where more are wanted than `found.shape` has, to cut windows from.
+        reading: The depth of the pictures, and whether every channel and page of a file is wanted.
         max_bad: The share of pictures that may be bad, those that `find` left out among them.
         workers: Processes to decode in; None takes all cores.
         bar: Show progress on a terminal.
@@ -117,11 +121,12 @@ def store(
     height, width = cut_from or sides
     shape = (channels, height, width)
     name = name_of(VERSION, PIL.__version__, shape, resize, tuple(background), found.hashes,
-                   "none" if found.labels is None else found.labels, found.classes)  # fmt: skip
+                   "none" if found.labels is None else found.labels, found.classes,
+                   *(() if reading == READING else (reading,)))  # fmt: skip
     folder = cache / "stores" / name
     kept = _read(folder)
     if kept is None:
-        how = Decoding(channels, (height, width), resize, tuple(background), int(np.prod(shape)))
+        how = Decoding(channels, (height, width), resize, tuple(background), *reading)
         need = len(found.rows) * how.bytes
         make_folder(folder, need, partial(_fill, found, shape, how, max_bad, workers or cores(), bar))
         kept = _read(folder)
@@ -138,10 +143,10 @@ def _read(folder: Path) -> Stored | None:
     told = None
     try:
         told = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-        shape = tuple(told["shape"])
-        if os.path.getsize(folder / "pixels") != int(np.prod(shape)):
+        shape, kind = tuple(told["shape"]), np.dtype(told.get("type", "uint8"))
+        if os.path.getsize(folder / "pixels") != int(np.prod(shape)) * kind.itemsize:
             raise ValueError("cut off")
-        mapped = np.memmap(folder / "pixels", np.uint8, "c", shape=shape)
+        mapped = np.memmap(folder / "pixels", kind, "c", shape=shape)
         if hasattr(mmap, "MADV_WILLNEED") and mapped.nbytes < psutil.virtual_memory().available * AT_ONCE:
             mapped._mmap.madvise(mmap.MADV_WILLNEED)  # type: ignore[attr-defined]  # in one go, not a page at a time
         labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False)) if told["labels"] else None
@@ -191,10 +196,11 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
     if labels is not None:
         np.save(folder / "labels.npy", labels, allow_pickle=False)
     whole = (len(good), *shape)
-    pixels = torch.from_numpy(np.memmap(file, np.uint8, "c", shape=whole)) if len(good) else torch.empty(whole)
+    kind = how.depth.type
+    pixels = torch.from_numpy(np.memmap(file, kind, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
     facts = {
-        "version": VERSION, "shape": whole, "labels": labels is not None, "classes": found.classes,
+        "version": VERSION, "shape": whole, "type": kind, "labels": labels is not None, "classes": found.classes,
         "fingerprint": fingerprint(images), "bad": list(bad.values()), "source": found.story, "resize": how._asdict(),
     }  # fmt: skip
     (folder / "store.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -10,17 +10,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowimg.data.arrays import Reading, channels_of
 from flowimg.data.batches import PictureBatches, middle
 from flowimg.data.decode import Decoding, decode_some
 from flowimg.data.find import Bad
 from flowimg.data.listing import Ints, Opened, Shape, Stream
 from flowimg.data.order import ShardOrder, permute
-from flowimg.data.pictures import depth_of
 from flowimg.data.scan import look
 from flowimg.data.store import Images
 from flowimg.data.workers import Pool
@@ -45,7 +46,7 @@ KEPT_APART_FROM = 8
 
 
 def look_into(
-    stream: Stream, shape: tuple[int, int] | None, channels: str, background: Sequence[int]
+    stream: Stream, shape: tuple[int, int] | None, channels: str, background: Sequence[int], reading: Reading
 ) -> tuple[Shape, str]:
     """The shape after decoding, from a few pictures spread over the shards; and their kinds, in words.
 
@@ -58,7 +59,7 @@ def look_into(
     for shard in shards:
         opened = stream.open(shard)
         rows = range(min(int(stream.counts[shard]), LOOKED_AT // len(shards)))
-        some += [seen for seen in look([opened.picture(row) for row in rows]) if seen.wrong is None]
+        some += [seen for seen in look([opened.picture(row) for row in rows], reading=reading) if seen.wrong is None]
     if not some:
         raise DataError(f"{stream.where}: none of the pictures looked at can be read")
     sizes = {(seen.height, seen.width) for seen in some}
@@ -68,7 +69,10 @@ def look_into(
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
     height, width = shape or next(iter(sizes))
     kinds = f"{'/'.join(sorted(modes))} among the {len(some)} looked at"
-    return (depth_of(channels, modes, tinted), height, width), kinds
+    try:
+        return (channels_of(channels, modes, tinted), height, width), kinds
+    except ValueError as error:
+        raise DataError(f"{stream.where} has {error}") from None
 
 
 def keep_apart(counts: Ints, count: int) -> Ints:
@@ -168,7 +172,7 @@ class StreamBatches(PictureBatches):
 
     def _decoded(self, shards: Ints, rows: Ints) -> Images:
         """Some pictures and their labels, each bad one replaced."""
-        found: list[NDArray[np.uint8]] = []
+        found: list[NDArray[Any]] = []
         labels: list[int] = []
         pairs = list(zip(shards.tolist(), rows.tolist(), strict=True))
         for (shard, row), pixels in zip(pairs, self._read(pairs), strict=True):
@@ -207,7 +211,7 @@ class StreamBatches(PictureBatches):
             return shard, int(learned[shard]) + key(keyed, "row") % int(self.held[shard])
         return shard, key(keyed, "row") % int(learned[shard])
 
-    def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[np.uint8] | str]:
+    def _read(self, pairs: list[tuple[int, int]]) -> Iterator[NDArray[Any] | str]:
         """Pictures decoded by the workers, in order; for a bad one, the reason."""
         with self._lock:
             self._pool = self._pool or Pool(self.workers)

@@ -5,6 +5,7 @@ The sampler and the reference set come as arguments; the caller gathers the shar
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from flowimg.evaluation.reference import DataSet, Reference
 from flowimg.fields.classifier import Classifier, agreement
 from flowimg.flow.condition import Condition
 from flowimg.sampling.sampler import Sampler
-from flowimg.spaces.space import Space
+from flowimg.spaces.pixels import Pixels
 
 MAX_VALUES = 2**28
 """Pixel values of the training pictures whose spread is measured: 60,000 pictures of 38 x 38 x 3; bounds the memory."""
@@ -28,7 +29,7 @@ MAX_VALUES = 2**28
 class Comparison(NamedTuple):
     """A network, the reference set (on the first process only), and a classifier if the data have labels."""
 
-    space: Space
+    space: Pixels
     extractor: Extractor
     reference: Reference | None
     judge: Classifier | None
@@ -37,7 +38,7 @@ class Comparison(NamedTuple):
 class SampleFeatures(NamedTuple):
     """Samples in features: the moments of all; features, pixels and condition of the first `kept` of them.
 
-    `not_finite` counts the samples with a NaN or an infinity, which were replaced by the nearest bytes.
+    `not_finite` counts the samples with a NaN or an infinity, which were replaced by the nearest number that is stored.
     """
 
     number: int
@@ -86,7 +87,7 @@ def draw_share(
     with tqdm(total=len(mine), unit="sample", leave=False, disable=None if not mine or mine[0] == 0 else True) as bar:
         for batch in sampler.samples([seeds[row] for row in mine], cond.rows(list(mine))):
             pictures = comparison.space.decode(batch.x_1.float())
-            features.append(comparison.extractor(pictures))
+            features.append(comparison.extractor(comparison.space.encode(pictures)))
             if mine[done] < kept:
                 pixels.append(pictures)
             nfe = max(nfe, batch.nfe)
@@ -119,7 +120,7 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
         data = reference.features[evenly(len(reference.features), len(drawn.features))]
         scores |= neighbourhoods(data, drawn.features[: len(data)])._asdict()
     pixels = reference.data.pictures.pixels
-    search = nearest_or_mirrored if reference.data.mirrored else nearest
+    search = partial(nearest_or_mirrored if reference.data.mirrored else nearest, encode=comparison.space.encode)
     found = search(drawn.pixels[:1000], pixels, 4)
     if len(pixels) > 1:
         scores["nearest"] = copying(found, pixels, search)
@@ -129,7 +130,7 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
     return scores, found
 
 
-def _class_scores(x: Tensor, labels: Tensor, space: Space, data: DataSet, judge: Classifier) -> dict[str, Any]:
+def _class_scores(x: Tensor, labels: Tensor, space: Pixels, data: DataSet, judge: Classifier) -> dict[str, Any]:
     """The classifier's agreement with labels, of samples and of held-out data, and the spread within a class."""
     pictures = data.pictures
     assert pictures.labels is not None
@@ -166,6 +167,7 @@ def measured_with(comparison: Comparison, drawn: SampleFeatures) -> dict[str, An
         "features": extractor.name,
         "features_sha256": extractor.sha256[:16],
         "resize": extractor.resize,
+        "compared_as": extractor.sees or comparison.space.words,
         "reference": data.name,
         "reference_hash": data.sha256[:16],
         "in_turns": drawn.cond.label is not None,

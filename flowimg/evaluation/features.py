@@ -28,7 +28,7 @@ from flowimg.errors import ExtractorError
 from flowimg.fields.classifier import Classifier
 from flowimg.flow.randomness import generator
 from flowimg.names import on_disk
-from flowimg.spaces.pixels import unit
+from flowimg.spaces.pixels import AS_BYTES
 
 INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of the weights file that defines FID; its first digits are part of the file's name."""
@@ -36,8 +36,15 @@ INCEPTION_FILE = f"weights-inception-2015-12-05-{INCEPTION[:8]}.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
+RGB = "RGB pictures of 8 bits"
+"""As what published networks see pictures; grey ones have three equal channels, transparent ones lie over white."""
+
+
 class Extractor(NamedTuple):
-    """A network that maps uint8 pictures (B, C, H, W), with C 1 or 3, to features (B, F), and its description."""
+    """A network that maps pictures in [-1, 1], shape (B, C, H, W), to features (B, F), and its description.
+
+    `sees` says as what it sees them; empty: as they are.
+    """
 
     name: str
     sha256: str
@@ -45,11 +52,12 @@ class Extractor(NamedTuple):
     features: Callable[[Tensor], Tensor]
     distance: str = "FD"
     """The name of the Fréchet distance in these features."""
+    sees: str = ""
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """The features (B, F), on the CPU, always computed in full float32, whatever the precision of sampling."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False), _no_tf32():
-            return self.features(pixels).float().cpu()
+            return self.features(x).float().cpu()
 
 
 def distance_name(extractor: Extractor, count: int) -> str:
@@ -72,8 +80,8 @@ def random_convolutions(channels: int, size: int, device: torch.device) -> Extra
         channels, size = width, size // 2
     weights = [weight.to(device) for weight in filters]
 
-    def features(pixels: Tensor) -> Tensor:
-        h, parts = unit(pixels.to(device)), []
+    def features(x: Tensor) -> Tensor:
+        h, parts = x.to(device), []
         for level, weight in enumerate(weights):
             h = F.conv2d(F.avg_pool2d(h, 2) if level else h, weight, padding=1).relu()
             parts += [h.mean((2, 3)), h.std((2, 3), correction=0)]
@@ -86,8 +94,8 @@ def classifier_features(classifier: Classifier, device: torch.device) -> Extract
     """The features of a classifier before its last layer, shape (B, 128)."""
     classifier = copy.deepcopy(classifier).to(device).eval()  # the caller's stays on its device
 
-    def features(pixels: Tensor) -> Tensor:
-        return classifier.features(unit(pixels.to(device))).mean((2, 3))
+    def features(x: Tensor) -> Tensor:
+        return classifier.features(x.to(device)).mean((2, 3))
 
     return Extractor("proxy-classifier", _digest(list(classifier.state_dict().values())), "none", features)
 
@@ -140,10 +148,10 @@ def inception_of(weights: dict[str, Tensor], sha256: str, device: torch.device) 
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=copied.name)
     network = network.to(device)
 
-    def features(pixels: Tensor) -> Tensor:
-        return network(_rgb(pixels).to(device))[0]
+    def features(x: Tensor) -> Tensor:
+        return network(_rgb(x).to(device))[0]
 
-    return Extractor("inception-2015", sha256, "bilinear 299 as TensorFlow 1", features, "FID")
+    return Extractor("inception-2015", sha256, "bilinear 299 as TensorFlow 1", features, "FID", RGB)
 
 
 def transformer(source: str, download: bool, device: torch.device) -> Extractor:
@@ -174,8 +182,8 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     normalised = _normalisation(str(path), path.is_dir() or not download, clip)
     shift, scale = (torch.tensor(value, device=device)[:, None, None] for value in normalised)
 
-    def features(pixels: Tensor) -> Tensor:
-        x = _rgb(pixels).to(device).float() / 255
+    def features(x: Tensor) -> Tensor:
+        x = _rgb(x).to(device).float() / 255
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         x = (x - shift) / scale
         out = network.get_image_features(pixel_values=x) if clip else network(pixel_values=x)
@@ -185,7 +193,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
     try:
-        features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        features(torch.zeros(1, 3, size, size))
     except Exception as error:  # an arbitrary network raises errors of many types
         raise ExtractorError(
             f"{source} gives no features of an image ({_brief(error)}): name an image network"
@@ -194,7 +202,7 @@ def transformer(source: str, download: bool, device: torch.device) -> Extractor:
     sha256 = _digest([*weights.values(), shift, scale], _architecture(network, weights))
     # the prefix keeps a folder of any name apart from the networks of this module and the hub
     name = f"folder {Path(source).name}" if path.is_dir() else source
-    return Extractor(name, sha256, f"bicubic {size}, antialiased", features)
+    return Extractor(name, sha256, f"bicubic {size}, antialiased", features, sees=RGB)
 
 
 def _pretrained(source: str, download: bool) -> tuple[Any, set[str]]:
@@ -255,8 +263,12 @@ def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _rgb(pixels: Tensor) -> Tensor:
-    """Grey pictures with three equal channels."""
+def _rgb(x: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as published networks know them: three channels, uint8; transparent ones over white."""
+    if x.shape[1] == 4:
+        opaque = (x[:, 3:] + 1) / 2
+        x = x[:, :3] * opaque + (1 - opaque)
+    pixels = AS_BYTES.decode(x)
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 

@@ -6,7 +6,8 @@ spread      root of the summed pixel variances within a class, mean over classes
 nearest     mean distance of samples to their nearest training picture, over the mean distance of training pictures to
             their nearest neighbours; far below 1, the samples are copies
 
-Spread and nearest use pixels in [-1, 1]: they are checks for small pictures, not general measures of quality.
+Spread and nearest use pixels in [-1, 1]: they are checks for small pictures, not general measures of quality. Sets are
+kept as they are stored, and encoded in parts, which saves memory.
 """
 
 import math
@@ -14,14 +15,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-from flowimg.spaces.pixels import unit
+from torch import Tensor, positive
 
 ROWS, NUMBERS = 2**13, 2**26
 """Training pictures compared at once: at most this number of pictures, and of pixel values."""
 QUERIES = 2000
 """The maximum number of training pictures whose nearest neighbours are searched, for `copying`."""
+Encode = Callable[[Tensor], Tensor]
+"""Stored pictures as they are compared: `Space.encode`."""
 
 
 class Nearest(NamedTuple):
@@ -41,20 +42,21 @@ def within_class_spread(x: Tensor, labels: Tensor) -> float:
     return float(torch.stack(spreads).mean()) if spreads else math.nan
 
 
-def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
+def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None, encode: Encode = positive) -> Nearest:
     """The k nearest of `others` (M, *D) to each of x (N, *D), by Euclidean distance.
 
     Args:
-        x: Floats, or bytes, which are scaled to [-1, 1].
+        x: Stored pictures.
         others: As x. All of them are searched, in parts, to save memory.
         k: Neighbours to find.
         own: For each row of x the row of `others` to leave out, shape (N,).
+        encode: Brings both to the numbers that are compared.
     """
-    x = unit(x).flatten(1)
+    x = encode(x).flatten(1)
     k = min(k, len(others))
     best, rows = x.new_full((len(x), k), math.inf), torch.zeros(len(x), k, dtype=torch.long)
     for some in torch.arange(len(others)).split(max(1, min(ROWS, NUMBERS // x.shape[1]))):
-        part = unit(others[some[0] : some[-1] + 1]).flatten(1)
+        part = encode(others[some[0] : some[-1] + 1]).flatten(1)
         score = part.square().sum(dim=1) - 2 * x @ part.T
         if own is not None:
             here = torch.isin(own, some)
@@ -64,13 +66,15 @@ def nearest(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) ->
         rows = torch.cat([rows, near.indices + some[0]], dim=1).gather(1, kept)
     # the fast formula finds the neighbours; their distances come from the exact one, which has no cancellation
     pairs = zip(x, rows, strict=True)
-    exact = [(unit(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in pairs]
+    exact = [(encode(others.index_select(0, near)).flatten(1) - one).norm(dim=1) for one, near in pairs]
     return Nearest(torch.stack(exact), rows)
 
 
-def nearest_or_mirrored(x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None) -> Nearest:
+def nearest_or_mirrored(
+    x: Tensor, others: Tensor, k: int = 1, own: Tensor | None = None, encode: Encode = positive
+) -> Nearest:
     """As `nearest`, for pictures (N, C, H, W) or their mirror images, whichever is nearer to `others`."""
-    found, mirrored = nearest(x, others, k, own), nearest(x.flip(-1), others, k, own)
+    found, mirrored = nearest(x, others, k, own, encode), nearest(x.flip(-1), others, k, own, encode)
     nearer = (mirrored.distance[:, :1] < found.distance[:, :1]).expand_as(found.row)
     return Nearest(*(torch.where(nearer, m, f) for m, f in zip(mirrored, found, strict=True)))
 

@@ -14,6 +14,7 @@ from flowimg.evaluation.distances import Moments, merge, moments
 from flowimg.evaluation.features import Extractor
 from flowimg.fields.classifier import train_classifier
 from flowimg.flow.condition import Condition
+from flowimg.spaces.depth import BYTES, Depth
 from flowimg.spaces.pixels import Pixels
 
 KEPT = 10_000
@@ -42,25 +43,30 @@ class Reference(NamedTuple):
     features: Tensor
 
 
-def judge_weights(cache: Path, data: DataSet, classes: int) -> dict[str, Tensor]:
+def _depth(space: Pixels) -> tuple[Depth, ...]:
+    """What of a depth changes x, for the names of the cache; nothing for the usual one."""
+    return () if space.depth == BYTES else (space.depth,)
+
+
+def judge_weights(cache: Path, data: DataSet, space: Pixels, classes: int) -> dict[str, Tensor]:
     """The weights of a classifier of the data; it is trained once and cached."""
     pictures = data.pictures
     assert pictures.labels is not None
-    path = cache / "classifiers" / f"{name_of(data.sha256, classes, 1)}.npz"
+    path = cache / "classifiers" / f"{name_of(data.sha256, classes, 1, *_depth(space))}.npz"
     if kept := read_arrays(path):
         return {name: torch.from_numpy(value) for name, value in kept.items()}
     print("training   a classifier of the real pictures; it is cached", flush=True)
-    encode = Pixels(tuple(pictures.pixels.shape[1:])).encode
-    weights = train_classifier(pictures.pixels, pictures.labels, classes, encode).state_dict()
+    weights = train_classifier(pictures.pixels, pictures.labels, classes, space.encode).state_dict()
     keep_arrays(path, **{name: value.numpy() for name, value in weights.items()})
     return weights
 
 
-def reference_of(cache: Path, data: DataSet, extractor: Extractor) -> Reference:
+def reference_of(cache: Path, data: DataSet, space: Pixels, extractor: Extractor) -> Reference:
     """The data in the features of a network; they are computed once and cached."""
     pixels = data.pictures.pixels
     count = len(pixels)
-    path = cache / "references" / f"{name_of(data.sha256, extractor.name, extractor.sha256, extractor.resize)}.npz"
+    named = name_of(data.sha256, extractor.name, extractor.sha256, extractor.resize, *_depth(space))
+    path = cache / "references" / f"{named}.npz"
     if kept := read_arrays(path):
         mean, covariance, features = (torch.from_numpy(kept[name]) for name in ("mean", "covariance", "features"))
         return Reference(data, Moments(count, mean, covariance), features)
@@ -68,7 +74,7 @@ def reference_of(cache: Path, data: DataSet, extractor: Extractor) -> Reference:
     parts, wanted = [], evenly(count, KEPT)
     with tqdm(total=count, unit="picture", desc="features of the data", leave=False, disable=None) as bar:
         for rows in torch.arange(count).split(BATCH):
-            batch = extractor(pixels[rows[0] : rows[-1] + 1])
+            batch = extractor(space.encode(pixels[rows[0] : rows[-1] + 1]))
             merged = merge(merged, moments(batch)) if merged else moments(batch)
             parts.append(batch[wanted[(wanted >= rows[0]) & (wanted <= rows[-1])] - rows[0]])
             bar.update(len(rows))

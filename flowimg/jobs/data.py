@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowimg.build.data import build_source, build_space, find_images, store_images
+from flowimg.build.data import build_source, build_space, depth_of, find_images, store_images
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request
@@ -29,6 +29,7 @@ from flowimg.settings.data import ImageData
 from flowimg.settings.field import UNet
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Check, Preview
+from flowimg.spaces.depth import BYTES, Depth
 
 DataT = TypeVar("DataT", Check, Preview)
 
@@ -42,7 +43,6 @@ SPARSE, SPARSE_SHARE = 10, 0.05
 
 DARK = 64
 """A picture without a level from here on, of 255, is nearly black."""
-NEARLY_BLACK = f"no level is above {DARK - 1} of 255; scans of 12 or 14 bits in files of 16 must be scaled before"
 
 
 def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
@@ -57,11 +57,12 @@ def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
     """
     one_process("data check")
     began, settings = time.perf_counter(), _located(settings, config)
-    request = Request(**settings.model_dump(include={field.name for field in fields(Request)}))
+    depth = depth_of(settings)
+    request = Request(**settings.model_dump(include={field.name for field in fields(Request)}) | {"depth": depth})
     cache = cache_folder(settings.cache)
     settle_home(cache)
     source = recognise(settings.source, cache, request)
-    seen = scan(source, cache, request.key, settings.workers or cores(), bar=True, deep=True)
+    seen = scan(source, cache, request, settings.workers or cores(), bar=True, deep=True)
     rows, well, _, _ = select(source.where, seen, request.classes, request.first)
     good = rows[well[rows]]
     bad = [{"name": seen.names[row], "reason": seen.wrong[row]} for row in rows[~well[rows]].tolist()]
@@ -82,6 +83,7 @@ def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
         "transparent": int(seen.table["clear"][good].sum()),
         "moving": int(seen.table["moving"][good].sum()),
         "dark": int((seen.table["brightest"][good] < DARK).sum()),
+        "why_dark": nearly_black(depth),
         "classes": classes,
         "near_empty": [name for name, count in classes.items() if count < sparse],
         "twice": [[one_line(listing.name(row)) for row in group] for group in duplicates] if listing else [],
@@ -149,7 +151,7 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     if found["moving"]:
         line("", f"{found['moving']:,} have several frames or pages: the first is used")
     if found["dark"]:
-        line("warning", f"{found['dark']:,} are nearly black: {NEARLY_BLACK}")
+        line("warning", f"{found['dark']:,} are nearly black: {found['why_dark']}")
     if classes:
         shown = [(one_line(name), count) for name, count in list(classes.items())[:SHOWN]]
         widest, most = max(len(name) for name, _ in shown), max(max(classes.values()), 1)
@@ -173,6 +175,15 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     lines("not used", found["left_alone"])
     if good < FEW:
         line("warning", few(good))
+
+
+def nearly_black(depth: Depth) -> str:
+    """What is wrong with pictures of a depth that are nearly black."""
+    if depth == BYTES:
+        files = "scans of 12 or 14 bits in files of 16 need data.depth 16 and data.range, for 12 bits 0 4095"
+        return f"no level is above {DARK - 1} of 255; {files}"
+    first = f"no number is above a quarter of the way from {depth.low:g} to {depth.high:g}"
+    return f"{first}: give data.range, the numbers that mean black and white (scans of 12 bits: 0 4095)"
 
 
 def few(count: int) -> str:
@@ -218,8 +229,8 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     fresh.close()
     pictures = torch.cat(seen).cpu()
     save_grid(batches.space, pictures, path)
-    if int(batches.space.decode(pictures).max()) < DARK:
-        print(f"warning   the first {len(pictures)} pictures are nearly black: {NEARLY_BLACK}")
+    if float(pictures.max()) < DARK / 127.5 - 1 - 1e-6:
+        print(f"warning   the first {len(pictures)} pictures are nearly black: {nearly_black(batches.space.depth)}")
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -240,7 +251,8 @@ def prepare(config: Config) -> dict[str, Any]:
     print(f"data      {one_line(data.source)}: {found.story}")
     for name, reason in bad[:20]:
         print(f"left out  {name}: {reason}")
-    size = f"{' x '.join(map(str, pixels.shape))} bytes, {pixels.nbytes / 2**20:,.1f} MiB"
+    kind = "bytes" if pixels.dtype == torch.uint8 else str(pixels.dtype).removeprefix("torch.")
+    size = f"{' x '.join(map(str, pixels.shape))} {kind}, {pixels.nbytes / 2**20:,.1f} MiB"
     print(f"store     {stored.folder}: {size}, {time.perf_counter() - began:.1f} s")
     print("          it may be deleted at any time, and is then made again")
     return {

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from PIL import Image
 
 from flowimg.conditions.labels import labelled
 from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.sample import how_name
 from flowimg.sampling.sampler import arc, noise
+from flowimg.sampling.writers import SINGLE
 from flowimg.settings.verbs import Interpolate
 
 MAX_NAME = 120
@@ -32,11 +32,13 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
     cond = labelled(first, len(x_0), run.facts.classes)
     states, nfe = sampler_of(run, settings).follow(x_0, cond)
     x_1 = states[-1]
-    for old in out.glob("row*_frame*.png"):  # there may have been more frames the last time
+    space: Any = run.space
+    form = space.formats[0]
+    for old in out.glob(f"row*_frame*.{SINGLE[form]}"):  # there may have been more frames the last time
         old.unlink()
-    for number, picture in enumerate(run.space.rows(x_1).squeeze(-1).numpy()):
+    for number, picture in enumerate(space.rows(x_1).numpy()):
         row, frame = divmod(number, settings.frames)
-        Image.fromarray(picture).save(out / f"row{row:02d}_frame{frame:03d}.png")
+        (out / f"row{row:02d}_frame{frame:03d}.{SINGLE[form]}").write_bytes(space.as_file(picture, form))
     save_grid(run.space, x_1, out / "grid.png", settings.frames)
     print(f"{len(x_1)} pictures between {len(settings.seeds)} seeds, {nfe} evaluations each: {out}")
     print(f"the grid: {out / 'grid.png'}")

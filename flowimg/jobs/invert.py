@@ -31,7 +31,7 @@ def invert(settings: Invert) -> dict[str, Any]:
     channels, height, width = space.shape
     # training cuts a window at random; here it is the middle one
     tall, wide = data.stored or (height, width)
-    how = Decoding(channels, (tall, wide), data.resize, data.background, channels * tall * wide)
+    how = Decoding(channels, (tall, wide), data.resize, data.background, space.depth, data.channels == "all")
     pixels = []
     for name in settings.pictures:
         try:

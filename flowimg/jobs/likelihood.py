@@ -146,11 +146,17 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
             print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
     if len(x_1) < (settings.count or 0):
         print(f"warning   --count asks for {settings.count}, but there are only {len(x_1)} {of}")
+    # of floating-point numbers the density is that of x itself
     within = [torch.rand(x.shape, generator=generator("dequantise", settings.seed, row)) for row, x in enumerate(x_1)]
     x_1 = space.dequantise(x_1, torch.stack(within))
     density = _log_density(settings, run, x_1, cond if run.facts.classes else Condition(), exact=False)
-    bits, error = _mean(bits_per_dim(density.log_p, x_1[0].numel(), space.levels))
-    scores = {"bits_per_dim": bits, "bits_error": error, "probes": settings.probes}
+    if space.levels is None:
+        nats, error = _mean(-density.log_p)
+        scores = {"nats": nats, "nats_error": error}
+    else:
+        bits, error = _mean(bits_per_dim(density.log_p, x_1[0].numel(), space.levels))
+        scores = {"bits_per_dim": bits, "bits_error": error}
+    scores["probes"] = settings.probes
     return scores, density, of, f"Hutchinson, {settings.probes} probe(s) each"
 
 

@@ -29,7 +29,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     settings, run = opened(settings, state.device)
     form = settings.format or run.space.formats[0]
     if form not in run.space.formats:
-        raise SettingsError(f"--format {form} is for pictures: points are written as {' or '.join(run.space.formats)}")
+        raise SettingsError(f"--format {form} cannot hold {run.space.words}: give {' or '.join(run.space.formats)}")
     label = label_of(settings, run)
     field = compiled(run, settings, settings.count, state)  # which refuses before anything is written
     sampler = sampler_of(run, settings, field, settings.batch_size)
@@ -41,7 +41,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     kept = _kept(folder, about)
     if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
-    output = Output(folder, form, seeds, cond, run.facts.classes)
+    output = Output(folder, form, seeds, cond, run.facts.classes, run.space)
     check_format(output)
     lacking = _lacking(output, about, kept, state)
     todo = share(lacking, state.process_index, state.num_processes)

@@ -1,11 +1,10 @@
 """Samples on disk: written in parts, so that memory is bounded and a killed run continues where it stopped.
 
 The samples are cut into parts of fixed rows; a part is written aside and renamed, so it is there whole or not at all.
-For PNG a part is one picture, images/000042.png. For one file of all a part is a small array below .parts, and the
-parts are joined at the end: (N, H, W, C) uint8 for pictures, (N, 2) float32 for points.
+For PNG and TIFF a part is one picture, images/000042.png. For one file of all a part is a small array below .parts, and
+the parts are joined at the end: (N, H, W, C) of the stored type for pictures, (N, 2) float32 for points.
 """
 
-import io
 import shutil
 import zipfile
 from collections import deque
@@ -15,39 +14,50 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from flowimg.errors import SettingsError
 from flowimg.files import written
 from flowimg.flow.condition import Condition
+from flowimg.spaces.formats import from_file
 
 ROWS = 64
 """Samples a part, where all go into one file."""
+SINGLE = {"png": "png", "tiff": "tif"}
+"""Formats of one file a picture, and its ending."""
 
 
 class Output(NamedTuple):
-    """Where samples of these seeds go: a folder, a format (png, npz, npy, parquet), condition and class names."""
+    """Where samples of these seeds go.
+
+    A folder, a format (png, tiff, npz, npy, parquet), condition, class names, and the space of the samples.
+    """
 
     folder: Path
     form: str
     seeds: range
     cond: Condition
     classes: tuple[str, ...]
+    space: Any
+
+    @property
+    def single(self) -> bool:
+        """Whether each picture has a file of its own."""
+        return self.form in SINGLE
 
     @property
     def file(self) -> Path:
-        """The one file of all samples; for png the folder of pictures."""
-        return self.folder / ("images" if self.form == "png" else f"samples.{self.form}")
+        """The one file of all samples; for png and tiff the folder of pictures."""
+        return self.folder / ("images" if self.single else f"samples.{self.form}")
 
     def parts(self) -> list[range]:
         """Row numbers 0 .. N - 1, a range for each part."""
-        rows = 1 if self.form == "png" else ROWS
+        rows = 1 if self.single else ROWS
         return [range(start, min(start + rows, len(self.seeds))) for start in range(0, len(self.seeds), rows)]
 
     def path(self, part: range) -> Path:
         """The file of a part."""
-        seed = self.seeds[part.start]
-        return self.file / f"{seed:06d}.png" if self.form == "png" else self.folder / ".parts" / f"{seed:06d}.npy"
+        name = f"{self.seeds[part.start]:06d}"
+        return self.file / f"{name}.{SINGLE[self.form]}" if self.single else self.folder / ".parts" / f"{name}.npy"
 
 
 def check_format(output: Output) -> None:
@@ -58,7 +68,7 @@ def check_format(output: Output) -> None:
     """
     try:
         if output.form == "parquet":
-            _schema(output)
+            _features(output)
     except (ImportError, ValueError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(f"--format {output.form} cannot hold these samples ({said}): choose another") from None
@@ -66,7 +76,7 @@ def check_format(output: Output) -> None:
 
 def missing(output: Output) -> list[range]:
     """The parts that are not on disk yet; none if the one file of all is there."""
-    if output.form != "png" and output.file.exists():
+    if not output.single and output.file.exists():
         return []
     return [part for part in output.parts() if not output.path(part).exists()]
 
@@ -103,8 +113,8 @@ def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
     """Parts with their rows, each written aside and renamed."""
     for part, rows in ready:
         with written(output.path(part)) as aside, aside.open("wb") as file:
-            if output.form == "png":
-                file.write(_png(rows[0]))
+            if output.single:
+                file.write(output.space.as_file(rows[0], output.form))
             else:
                 np.save(file, rows)
 
@@ -112,14 +122,14 @@ def _write(output: Output, ready: Sequence[tuple[range, np.ndarray]]) -> None:
 def first_rows(output: Output, count: int) -> np.ndarray:
     """The first samples, while their parts are there."""
     paths = [output.path(part) for part in output.parts() if part.start < count]
-    if output.form == "png":
-        return np.stack([np.atleast_3d(np.array(Image.open(path))) for path in paths])
+    if output.single:
+        return np.stack([from_file(path.read_bytes()) for path in paths])
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])[:count]
 
 
 def join(output: Output) -> None:
     """Make one file of the parts, a part in memory at a time, and drop them."""
-    if output.form == "png":
+    if output.single:
         return
     parts = [output.path(part) for part in output.parts()]
     if not output.file.exists():
@@ -155,31 +165,35 @@ def _join_npz(output: Output, parts: Sequence[Path], aside: Path) -> None:
 
 
 def _join_parquet(output: Output, parts: Sequence[Path], aside: Path) -> None:
-    """Columns image (PNG, the feature of `datasets`), seed and, where there are classes, label."""
-    import pyarrow as pa
+    """Columns image (PNG or else Array3D, features of `datasets`), seed and, where there are classes, label."""
+    import datasets
     import pyarrow.parquet as pq
 
-    schema = _schema(output)
-    with pq.ParquetWriter(aside, schema) as writer:
+    features = _features(output)
+    with pq.ParquetWriter(aside, features.arrow_schema) as writer:
         for rows, part in zip(output.parts(), parts, strict=True):
-            pictures = [{"bytes": _png(pixels), "path": None} for pixels in np.load(part, allow_pickle=False)]
-            columns: dict[str, Any] = {"image": pictures, "seed": [output.seeds[row] for row in rows]}
+            pictures = np.load(part, allow_pickle=False)
+            images: Any = list(pictures)
+            if _png_holds(output):
+                images = [{"bytes": output.space.as_file(one, "png"), "path": None} for one in pictures]
+            columns: dict[str, Any] = {"image": images, "seed": [output.seeds[row] for row in rows]}
             if output.cond.label is not None:
                 columns["label"] = output.cond.label[rows.start : rows.stop].tolist()
-            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+            writer.write_table(datasets.Dataset.from_dict(columns, features).data.table)
 
 
-def _schema(output: Output) -> Any:
+def _png_holds(output: Output) -> bool:
+    return "png" in output.space.formats
+
+
+def _features(output: Output) -> Any:
     """The columns of a parquet file of samples."""
     import datasets
 
-    features = {"image": datasets.Image(), "seed": datasets.Value("int64")}
+    space = output.space
+    channels, height, width = space.shape
+    image = datasets.Image() if _png_holds(output) else datasets.Array3D((height, width, channels), space.depth.type)
+    features = {"image": image, "seed": datasets.Value("int64")}
     if output.cond.label is not None:
         features["label"] = datasets.ClassLabel(names=list(output.classes))
-    return datasets.Features(features).arrow_schema
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()
+    return datasets.Features(features)

@@ -1,5 +1,6 @@
 """Where x_1 comes from: points of a known distribution, or images."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -65,8 +66,14 @@ class ImageData(Settings):
         PAIR,
     ] = None
     """Resize to this side, or height and width, instead, and crop a random window of data.size at every use."""
-    channels: Literal["auto", "grey", "rgb"] = "auto"
-    """Colour mode; auto is grey if no image has colour, otherwise rgb."""
+    channels: Literal["auto", "grey", "rgb", "rgba", "all"] = "auto"
+    """auto: grey if no image has colour, otherwise rgb; arrays as they are. rgba keeps transparency; all keeps every
+    channel, and every page of a TIFF."""
+    depth: Annotated[Literal[8, 16, "float"], one_of("8, 16 and float")] = 8
+    """Bits of a number of an image: 8, 16, or float for floating-point numbers as they are in the file."""
+    range: tuple[float, float] | None = None
+    """The numbers that mean black and white: with depth 16 by default 0 and 65535 (12-bit images: 0 4095); float needs
+    them."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """Red, green and blue (0 to 255) behind transparent pixels and around padded images."""
     flip: bool = False
@@ -109,6 +116,14 @@ class ImageData(Settings):
         if self.stored and not (self.shape and _larger(self.stored, self.shape)):
             larger, size = (_words(self.random_crop), _words(self.size))
             raise ValueError(f"random_crop {larger} must be larger than size {size}, the window it cuts")
+        if self.depth == 8 and self.range:
+            raise ValueError("range is for depth 16 and float: images of 8 bits go from 0 to 255")
+        if self.depth == "float" and self.range is None:
+            raise ValueError("depth float needs range, the two numbers that mean black and white, such as 0 1")
+        if self.range and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            raise ValueError(f"range {self.range[0]:g} {self.range[1]:g} must be two numbers that rise")
+        if self.depth == 16 and self.range and not all(n.is_integer() and 0 <= n <= 65535 for n in self.range):
+            raise ValueError("range with depth 16 is two whole numbers from 0 to 65535")
         if self.stream and (self.classes or self.first):
             raise ValueError("stream takes all pictures of a split: leave out classes and first")
         return self

@@ -66,8 +66,9 @@ class Sample(Many):
     """Name of the class of all samples; by default the classes take turns."""
     out: str | None = None
     """Where the samples are written; by default a folder in RUN/generated/ named after these settings."""
-    format: Literal["png", "npz", "npy", "parquet"] | None = None
-    """png writes a file per image, the others one file in total; by default png, or npz for points."""
+    format: Literal["png", "tiff", "npz", "npy", "parquet"] | None = None
+    """png and tiff write a file per image, the others one file in total; by default png, tiff where png cannot hold
+    the images, or npz for points."""
 
 
 class Figures(Drawing):

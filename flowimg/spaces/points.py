@@ -23,7 +23,8 @@ class Points(Space):
     shape: tuple[int, ...] = (2,)
     at_once: ClassVar[int] = 25_000
     in_a_figure: ClassVar[int] = 1_000_000  # more are one blot, and take gigabytes to draw
-    formats: ClassVar[tuple[str, ...]] = ("npz", "npy")
+    words = "points"
+    formats = ("npz", "npy")
 
     def encode(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """Points as they are, float32."""

@@ -17,17 +17,29 @@ Choice = TypeVar("Choice")
 class Space(ABC):
     """A space of samples x of one shape.
 
-    `levels` are the levels of a stored number, for dequantisation (None: continuous); `noise_shape` is the shape of
-    the noise that `encode` needs for a sample (None: none); `at_once` is the usual number of samples to draw at once,
-    `in_a_figure` the usual most to show in one figure; `formats` are the file formats of samples, the usual one first.
+    `noise_shape` is the shape of the noise that `encode` needs for a sample (None: none); `at_once` is the usual number
+    of samples to draw at once, `in_a_figure` the usual most to show in one figure.
     """
 
     shape: tuple[int, ...]
-    levels: ClassVar[int | None] = None
     noise_shape: ClassVar[tuple[int, ...] | None] = None
     at_once: ClassVar[int]
     in_a_figure: ClassVar[int]
-    formats: ClassVar[tuple[str, ...]]
+
+    @property
+    def levels(self) -> int | None:
+        """The levels of a stored number, for dequantisation; None if it is continuous."""
+        return None
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The kind of samples, as people say it."""
+
+    @property
+    @abstractmethod
+    def formats(self) -> tuple[str, ...]:
+        """The file formats of samples, the usual one first."""
 
     @property
     def fits_a_figure(self) -> int:

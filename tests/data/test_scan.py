@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowimg.data import scan as module
 from flowimg.data.find import find as find_in
-from flowimg.data.listing import CHUNK, CHUNK_BYTES, chunks
+from flowimg.data.listing import CHUNK, CHUNK_BYTES, Request, chunks
 from flowimg.data.pictures import Encoded
 from flowimg.data.sources import tables
 from flowimg.data.sources.known import NAMED, of_arrays
@@ -22,9 +22,9 @@ def looked(monkeypatch):
     """Names of the files that are looked at from now on."""
     names, look = [], module.look
 
-    def looking(pictures, deep=False):
+    def looking(pictures, **how):
         names.extend(os.path.basename(one.path or "bytes") for one in pictures)
-        return look(pictures, deep)
+        return look(pictures, **how)
 
     monkeypatch.setattr(module, "look", looking)
     return names
@@ -235,7 +235,7 @@ def test_modes_and_formats_are_counted(tmp_path, cache):
     source = module.Source(
         "a kind", "here", None, lambda: listing([f.read_bytes() for f in sorted(tmp_path.glob("*.*"))])
     )
-    seen = module.scan(source, cache, "key", 1)
+    seen = module.scan(source, cache, Request(), 1)
     rows = np.arange(4)
     assert seen.of_kind(rows, 0) == {"L": 2, "RGB": 2} and seen.of_kind(rows, 1) == {"PNG": 3, "BMP": 1}
     assert seen.of_kind(rows[:2], 0) == {"L": 2}

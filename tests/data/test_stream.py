@@ -18,6 +18,7 @@ from survival import ROOT, go_on
 from flowimg.data.augment import augmented
 from flowimg.data.decode import Decoding
 from flowimg.data.prefetch import Prefetch
+from flowimg.data.scan import READING
 from flowimg.data.sources.streams import open_stream
 from flowimg.data.stream import StreamBatches, keep_apart, look_into
 from flowimg.errors import DataError, WorkerError
@@ -28,7 +29,7 @@ COUNTS = [40, 7, 25, 33, 18, 60, 1, 21]
 TOTAL = sum(COUNTS)
 CPU = torch.device("cpu")
 SPACE = Pixels((1, SIDE, SIDE))
-GREY = Decoding(1, (SIDE, SIDE), "crop", (255, 255, 255), SIDE * SIDE)
+GREY = Decoding(1, (SIDE, SIDE), "crop", (255, 255, 255))
 
 
 def opened(source, cache, **asked):
@@ -300,9 +301,9 @@ def test_workers_are_gone_when_they_are_closed(stream, batches_of):
 
 
 def test_shape_and_colour_are_those_of_the_pictures(stream):
-    shape, told = look_into(stream, None, "auto", (255, 255, 255))
+    shape, told = look_into(stream, None, "auto", (255, 255, 255), READING)
     assert shape == (1, SIDE, SIDE) and told.startswith("L among the")
-    assert look_into(stream, (9, 9), "rgb", (255, 255, 255))[0] == (3, 9, 9)
+    assert look_into(stream, (9, 9), "rgb", (255, 255, 255), READING)[0] == (3, 9, 9)
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_closed_pool_leaves_no_process_and_no_thread():
 
 
 def test_what_workers_do_needs_no_torch(pool, tmp_path):
-    how = Decoding(3, None, "crop", (0, 0, 0), 108)
+    how = Decoding(3, (6, 6), "crop", (0, 0, 0))
     encoded = [Encoded(content(picture(3)))]
     assert (pool.submit(partial(decode_some, how), encoded).result()[0] == 3).all()
     assert pool.submit(look, encoded).result()[0].kind == "RGB PNG"

@@ -17,6 +17,7 @@ from flowimg.evaluation.features import (
     transformer,
 )
 from flowimg.fields.classifier import Classifier
+from flowimg.spaces.pixels import Pixels
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,11 @@ def pictures(count=6, channels=3, size=16, seed=0):
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 4, 4, generator=g)
     return (torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
+
+
+def unit(pixels):
+    """Pictures as an extractor is given them."""
+    return Pixels(tuple(pixels.shape[1:])).encode(pixels)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,7 @@ def test_random_convolutions_are_fixed_and_see_pictures_of_any_size(channels, si
     x = pictures(4, channels, size)
     first, second = (random_convolutions(channels, size, CPU) for _ in range(2))
     assert first.name == "proxy-random" and first.sha256 == second.sha256
+    x = unit(x)
     seen = first.features(x)
     assert torch.equal(seen, second.features(x)) and seen.shape[0] == 4 and seen.ndim == 2
     torch.testing.assert_close(first.features(x[2:3]), seen[2:3])  # a picture's features are its own
@@ -56,9 +63,9 @@ def test_more_noise_on_pictures_is_farther_away_in_random_convolutions():
     data, samples = pictures(300, 1, 8, 0), pictures(300, 1, 8, 1)
     extractor = random_convolutions(1, 8, CPU)
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(0))
-    real = moments(extractor.features(data))
+    real = moments(extractor.features(unit(data)))
     found = [
-        frechet(real, moments(extractor.features((samples + level * noise).clamp(0, 255).to(torch.uint8))))
+        frechet(real, moments(extractor.features(unit((samples + level * noise).clamp(0, 255).to(torch.uint8)))))
         for level in (0, 10, 30, 90)
     ]
     assert found == sorted(found) and found[-1] > 3 * found[0]
@@ -72,7 +79,7 @@ def test_features_of_a_classifier_are_what_its_last_layer_sees():
     extractor = classifier_features(model, CPU)
     assert extractor.name == "proxy-classifier"
     with torch.no_grad():
-        torch.testing.assert_close(model.head(extractor.features(x)), model(x.float() / 127.5 - 1))
+        torch.testing.assert_close(model.head(extractor.features(unit(x))), model(x.float() / 127.5 - 1))
     before = extractor.sha256
     with torch.no_grad():
         model.head.bias[0] += 1
@@ -111,10 +118,10 @@ def test_inception_sees_what_torch_fidelity_sees_grey_pictures_too(weights, tmp_
     ours = features.inception_of(weights, "0" * 64, CPU)
     x = pictures(2, 3, 16)
     with torch.no_grad():
-        torch.testing.assert_close(ours.features(x), theirs(x)[0])
+        torch.testing.assert_close(ours.features(unit(x)), theirs(x)[0])
         grey = x[:, :1]
-        torch.testing.assert_close(ours.features(grey), theirs(grey.repeat(1, 3, 1, 1))[0])
-    assert ours.features(x).shape == (2, 2048) and ours.distance == "FID"
+        torch.testing.assert_close(ours.features(unit(grey)), theirs(grey.repeat(1, 3, 1, 1))[0])
+    assert ours.features(unit(x)).shape == (2, 2048) and ours.distance == "FID"
 
 
 def test_inception_is_taken_with_the_right_hash_alone(weights, tmp_path, monkeypatch):
@@ -178,7 +185,7 @@ def test_networks_of_transformers_are_read_from_a_folder(name, tmp_path):
         "FD",
     ) and extractor.resize == "bicubic 32, antialiased"
     x = pictures(3, 3, 32)  # of the network's own size: nothing is resized
-    seen = extractor.features(x)
+    seen = extractor.features(unit(x))
     network = transformers.AutoModel.from_pretrained(tmp_path / name).eval()
     clip = name == "clip"
     mean = [0.48145466, 0.4578275, 0.40821073] if clip else [0.485, 0.456, 0.406]
@@ -193,7 +200,7 @@ def test_networks_of_transformers_are_read_from_a_folder(name, tmp_path):
         else:
             wanted = network(values).pooler_output
     torch.testing.assert_close(seen, wanted, atol=1e-4, rtol=1e-4)
-    assert extractor.features(x[:, :1]).shape == seen.shape  # grey
+    assert extractor.features(unit(x[:, :1])).shape == seen.shape  # grey
 
 
 def test_pictures_are_normalised_as_the_network_says_or_as_its_kind_is(tmp_path):
@@ -206,8 +213,8 @@ def test_pictures_are_normalised_as_the_network_says_or_as_its_kind_is(tmp_path)
     values = told([p.permute(1, 2, 0).numpy() for p in x], return_tensors="pt", do_resize=False, do_center_crop=False)
     with torch.no_grad():
         wanted = transformers.AutoModel.from_pretrained(tmp_path / "dino").eval()(values["pixel_values"]).pooler_output
-    torch.testing.assert_close(found(x), wanted, atol=1e-4, rtol=1e-4)
-    assert found.sha256 != usual.sha256 and (found(x) - usual(x)).abs().max() > 1e-2
+    torch.testing.assert_close(found(unit(x)), wanted, atol=1e-4, rtol=1e-4)
+    assert found.sha256 != usual.sha256 and (found(unit(x)) - usual(unit(x))).abs().max() > 1e-2
 
 
 def vit(folder, without, **more):
@@ -226,11 +233,11 @@ def test_a_network_without_its_pooler_is_seen_by_its_first_token_and_one_without
     network = vit(tmp_path / "classifier", "pooler.")
     one, again = (transformer(str(tmp_path / "classifier"), False, CPU) for _ in range(2))
     x = pictures(3, 3, 32)
-    assert one.sha256 == again.sha256 and torch.equal(one(x), again(x))  # nothing of it is random
+    assert one.sha256 == again.sha256 and torch.equal(one(unit(x)), again(unit(x)))  # nothing of it is random
     mean, deviation = (torch.tensor(n)[:, None, None] for n in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
         wanted = network((x.float() / 255 - mean) / deviation).last_hidden_state[:, 0]
-    torch.testing.assert_close(one(x), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one(unit(x)), wanted, atol=1e-4, rtol=1e-4)
     vit(tmp_path / "broken", "layernorm.")
     with pytest.raises(ExtractorError, match=r"is incomplete: 2 weights are missing, among them layernorm\.bias"):
         transformer(str(tmp_path / "broken"), False, CPU)
@@ -243,7 +250,7 @@ def test_of_clip_only_what_sees_pictures_is_needed(tmp_path):
     for without in ("text_", "visual_"):
         kept = {name: value for name, value in network.state_dict().items() if not name.startswith(without)}
         network.save_pretrained(tmp_path / without / "clip", state_dict=kept)
-    assert torch.equal(transformer(str(tmp_path / "text_" / "clip"), False, CPU)(x), wanted(x))
+    assert torch.equal(transformer(str(tmp_path / "text_" / "clip"), False, CPU)(unit(x)), wanted(unit(x)))
     with pytest.raises(ExtractorError, match=r"1 weights are missing, among them visual_projection\.weight"):
         transformer(str(tmp_path / "visual_" / "clip"), False, CPU)
 

@@ -1,5 +1,7 @@
 """Spread, copies and agreement, on samples whose scores are known: the data themselves, class means, wrong labels."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sklearn.datasets import load_digits
 from flowimg.evaluation import images
 from flowimg.evaluation.images import copying, nearest, within_class_spread
 from flowimg.fields.classifier import agreement, train_classifier
+from flowimg.spaces.pixels import Pixels
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_the_nearest_k_are_those_of_a_tree(k, at_once, monkeypatch):
 def test_a_mirrored_copy_is_a_copy_where_a_field_may_have_learned_it():
     g = torch.Generator().manual_seed(0)
     data = torch.randint(0, 256, (40, 3, 5, 5), generator=g, dtype=torch.uint8)
-    x = torch.cat([data[3:5], data[7:9].flip(-1), 255 - data[:1]])
+    x, data = torch.cat([data[3:5], data[7:9].flip(-1), 255 - data[:1]]).float(), data.float()
     plain, found = nearest(x, data, 2), images.nearest_or_mirrored(x, data, 2)
     assert found.row[:4, 0].tolist() == [3, 4, 7, 8] and found.distance[:4, 0].max() == 0
     assert (plain.distance[2:4, 0] > 1).all() and found.distance[4, 0] > 1
@@ -101,7 +104,7 @@ def test_a_mirrored_copy_is_a_copy_where_a_field_may_have_learned_it():
 def test_fresh_samples_are_no_copies_where_mirrored_pictures_count():
     g = torch.Generator().manual_seed(0)
     data, x = (torch.randint(0, 256, (n, 1, 3, 3), generator=g, dtype=torch.uint8) for n in (2000, 1000))
-    search = images.nearest_or_mirrored
+    search = partial(images.nearest_or_mirrored, encode=Pixels((1, 3, 3)).encode)  # of bytes
     assert copying(search(x, data), data, search) == pytest.approx(1, abs=0.03)
     assert copying(search(data[:500].flip(-1), data), data, search) == 0
 

@@ -21,6 +21,8 @@ from flowimg.flow.times import uniform_grid
 from flowimg.runs.opening import open_run
 from flowimg.sampling import writers
 from flowimg.sampling.sampler import noise
+from flowimg.spaces import pixels as pixels_space
+from flowimg.spaces.pixels import Pixels
 
 COUNT, SEED = 100, 5
 HOW = ["--count", str(COUNT), "--seed", str(SEED), "--num-steps", "2", "--precision", "fp32"]
@@ -155,17 +157,17 @@ def times(folder):
 KILLED = """
 import os, signal, sys
 from flowimg.cli import main
-from flowimg.sampling import writers
+from flowimg.spaces import pixels
 
-pixels_to_png, made = writers._png, []
+to_file, made = pixels.to_file, []
 
-def dying(pixels):
-    made.append(pixels)
+def dying(row, *how):
+    made.append(row)
     if len(made) == 30:
         os.kill(os.getpid(), signal.SIGKILL)
-    return pixels_to_png(pixels)
+    return to_file(row, *how)
 
-writers._png = dying
+pixels.to_file = dying
 main(sys.argv[1:])
 """
 
@@ -189,7 +191,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny, whole, tmp_path):
 def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_path, monkeypatch, refused):
     out, name = tmp_path / "out", "images" if form == "png" else ".parts"
     written = 0
-    save, aside = np.save, writers._png
+    save, aside = np.save, pixels_space.to_file
 
     def full(write):
         def writing(*args):
@@ -203,7 +205,7 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", full(save))
-        patch.setattr(writers, "_png", full(aside))
+        patch.setattr(pixels_space, "to_file", full(aside))
         status, said = refused("sample", tiny.classes, "--out", out, *HOW, "--format", form, "--batch-size", "32")
     assert status == 4 and "No space left" in said
     before = times(out / name)
@@ -222,14 +224,14 @@ def test_what_was_drawn_before_a_fault_is_kept(form, parts, tiny, whole, tmp_pat
 
 
 def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, monkeypatch):
-    output = writers.Output(tmp_path, "png", range(6), Condition(), ())
+    output = writers.Output(tmp_path, "png", range(6), Condition(), (), Pixels((1, 8, 8)))
     (tmp_path / "images").mkdir()
     second = threading.Event()
-    encode = writers._png
+    encode = pixels_space.to_file
 
-    def slow(pixels):
+    def slow(*row):
         assert second.wait(HANGING)  # not before the network is at the second batch
-        return encode(pixels)
+        return encode(*row)
 
     def batches():
         for number in range(3):
@@ -239,7 +241,7 @@ def test_pictures_are_written_beside_the_next_batch_and_all_of_them(tmp_path, mo
                 assert len(list((tmp_path / "images").iterdir())) >= 2
             yield np.full((2, 4, 4, 1), number, np.uint8)
 
-    monkeypatch.setattr(writers, "_png", slow)
+    monkeypatch.setattr(pixels_space, "to_file", slow)
     assert list(writers.write_parts(output, output.parts(), batches())) == [2, 2, 2]
     seen = [np.array(Image.open(tmp_path / "images" / f"{row:06d}.png")).max() for row in range(6)]
     assert seen == [0, 0, 1, 1, 2, 2]

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.utils import make_grid
 
-from flowimg.spaces.pixels import GAP, TILE, Pixels, tiled, unit
+from flowimg.spaces.depth import BYTES, WORDS, Depth
+from flowimg.spaces.formats import from_file
+from flowimg.spaces.pixels import GAP, TILE, Pixels, tiled
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
@@ -34,12 +36,6 @@ def test_every_grey_level_comes_back_as_it_was():
 def test_what_lies_within_half_a_level_is_that_level(off, level):
     x = torch.tensor([(level + off) / 127.5 - 1])
     assert Pixels((1, 1, 1)).decode(x).item() == level
-
-
-def test_bytes_and_floats_are_the_same_pictures():
-    assert torch.equal(unit(LEVELS), Pixels((1, 16, 16)).encode(LEVELS))
-    x = torch.randn(2, 3, 4, 4)
-    assert unit(x) is x
 
 
 @pytest.mark.parametrize("u", [0.001, 0.25, 0.5, 0.999])
@@ -89,9 +85,110 @@ def test_levels_and_their_half_belong_together():
 
 
 def test_pixels_of_other_levels_keep_their_own_scale():
-    class Fine(Pixels):
-        levels = 1024
-
-    fine = Fine((1, 1, 3))
+    fine = Pixels((1, 1, 3), Depth("uint16", 0, 1023))
     ends = torch.tensor([0.0, 511.5, 1023.0]).reshape(1, 1, 1, 3)
-    assert fine.half == 511.5 and fine.encode(ends).flatten().tolist() == [-1, 0, 1]
+    assert fine.half == 511.5 and fine.levels == 1024 and fine.encode(ends).flatten().tolist() == [-1, 0, 1]
+
+
+# --- other depths ----------------------------------------------------------------------------------------------------
+
+FLOATS = Depth("float32", -1000, 3000)
+
+
+def test_all_65536_levels_come_back_as_they_were():
+    levels = torch.arange(65536).reshape(1, 1, 256, 256).to(torch.uint16)
+    space = Pixels((1, 256, 256), WORDS)
+    x = space.encode(levels)
+    assert x.dtype == torch.float32 and space.decode(x).dtype == torch.uint16
+    assert torch.equal(space.decode(x).int(), levels.int())
+    wanted = (np.arange(65536) - 32767.5) / 32767.5
+    np.testing.assert_allclose(x.flatten(), wanted, atol=2**-23)
+
+
+@few
+@given(st.floats(-0.49, 0.49), st.integers(0, 4095))
+def test_scans_of_twelve_bits_fill_their_range(off, level):
+    space = Pixels((1, 1, 1), Depth("uint16", 0, 4095))
+    x = torch.tensor([(level + off) / 2047.5 - 1])
+    assert space.decode(x).item() == level and space.levels == 4096
+    assert space.decode(torch.tensor([-2.0, 2.0])).tolist() == [0, 4095]
+
+
+def test_floats_keep_their_range_and_are_not_rounded():
+    space = Pixels((1, 1, 5), FLOATS)
+    stored = torch.tensor([-1000.0, -999.5, 0.1, 1000.0, 3000.0]).reshape(1, 1, 1, 5)
+    before = stored.clone()
+    x = space.encode(stored)
+    assert torch.equal(stored, before)  # float32 is not copied by torch, and must not be written to
+    np.testing.assert_allclose(x.flatten(), [-1, -0.99975, -0.49995, 0, 1], atol=1e-7)
+    np.testing.assert_allclose(space.decode(x), stored, atol=3e-4)
+    assert space.decode(x).dtype == torch.float32 and space.levels is None
+    u = torch.full(x.shape, 0.9)
+    assert torch.equal(space.dequantise(x, u), x)  # there are no levels to spread
+
+
+def test_floats_that_begin_at_zero_are_not_written_to_either():
+    stored = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
+    x = Pixels((1, 1, 3), Depth("float32", 0, 1)).encode(stored)
+    assert x.flatten().tolist() == [-1, 0, 1] and stored.flatten().tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("channels", "depth", "alpha", "first"),
+    [
+        (1, BYTES, False, "png"), (3, BYTES, False, "png"), (4, BYTES, True, "png"), (4, BYTES, False, "tiff"),
+        (1, WORDS, False, "png"), (4, WORDS, True, "png"), (5, WORDS, False, "tiff"), (2, BYTES, False, "tiff"),
+        (1, FLOATS, False, "tiff"), (4, FLOATS, True, "tiff"),
+    ],
+)  # fmt: skip
+def test_png_is_for_what_it_holds(channels, depth, alpha, first):
+    space = Pixels((channels, 4, 6), depth, alpha)
+    assert space.formats[0] == first and ("png" in space.formats) == (first == "png")
+    rows = space.rows(torch.rand(2, channels, 4, 6) * 2 - 1).numpy()
+    for form in {first, "tiff"}:
+        assert np.array_equal(from_file(space.as_file(rows[1], form)), rows[1])
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 6), (2, 13), (3, 6), (5, 34)])
+def test_pictures_are_shown_in_bytes_and_many_channels_side_by_side(channels, width):
+    space = Pixels((channels, 4, 6), WORDS)
+    x = torch.rand(3, channels, 4, 6) * 2 - 1
+    shown = space.shown(x)
+    assert shown.shape == (3, channels if channels in (1, 3) else 1, 4, width) and shown.dtype == torch.uint8
+    bytes_of = ((x + 1) * 127.5).round()
+    if channels in (1, 3):
+        assert torch.equal(shown.float(), bytes_of)
+    else:
+        for channel in range(channels):
+            assert torch.equal(shown[:, 0, :, 7 * channel : 7 * channel + 6].float(), bytes_of[:, channel])
+        assert (shown[:, 0, :, 6::7] == 255).all()
+    for count in (1, 3, 5):
+        grid = space.grid(torch.zeros(count, channels, 4, 6), 2)
+        assert grid.shape[0] * grid.shape[1] == space.grid_pixels(count, 2)
+
+
+def test_what_is_transparent_shows_the_squares_behind_it():
+    space = Pixels((4, 16, 16), BYTES, alpha=True)
+    x = torch.ones(3, 4, 16, 16)
+    x[:, 0] = -1  # no red
+    x[1, 3], x[2, 3] = -1, 0
+    opaque, clear, half = space.shown(x)
+    assert (opaque[0] == 0).all() and (opaque[1:] == 255).all()
+    assert set(clear.unique().tolist()) == {204, 255} and (clear[0] == clear[1]).all()
+    assert clear[0, 0, 0] == 255 and clear[0, 0, 2] == 204 and clear[0, 2, 2] == 255  # squares of two pixels
+    # half transparent: half the way between; alpha 0 is level 128 of 255
+    share = 128 / 255
+    np.testing.assert_allclose(half[0], clear[0].float() * (1 - share), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (Pixels((1, 2, 2)), "grey pictures of 8 bits"),
+        (Pixels((3, 2, 2), WORDS), "RGB pictures of 16 bits"),
+        (Pixels((4, 2, 2), alpha=True), "RGBA pictures of 8 bits"),
+        (Pixels((5, 2, 2), FLOATS), "pictures of 5 channels of floating-point numbers"),
+    ],
+)
+def test_a_space_says_what_its_pictures_are(space, said):
+    assert space.words == said

@@ -16,6 +16,7 @@ from flowimg.evaluation.reference import DataSet, judge_weights, reference_of
 from flowimg.fields.classifier import Classifier
 from flowimg.names import one_line
 from flowimg.settings.run import Config
+from flowimg.spaces.pixels import Pixels
 
 MAX_PICTURES, MAX_BYTES = 200_000, 2**33
 """The maximum number of training pictures in a reference set, and of the bytes of memory they take."""
@@ -47,8 +48,9 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
         ExtractorError: If the network is unavailable.
         DataError: If the shape or the classes of the data are not those that the run was trained on.
     """
+    space: Any = build_space(config, facts)
     with state.main_process_first():  # first, because it may fail; one process downloads it for all
-        extractor = _extractor(options, facts.shape, state.device)
+        extractor = _extractor(options, space, state.device)
     # an unconditional run, too, is compared in the features of a classifier of its data's labels
     labels = extractor is None or config.data.labels
     learned = options.learned if labels == config.data.labels else None
@@ -59,7 +61,7 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
     classes, cache = len(source.facts.classes), cache_of(config)
     data = _data_set(config, source.load(torch.device("cpu")), learned) if state.is_main_process else None
     # all processes get the weights of the first one: a classifier trained elsewhere would be rounded differently
-    weights: list[Any] = [judge_weights(cache, data, classes) if data and classes > 1 else None]
+    weights: list[Any] = [judge_weights(cache, data, space, classes) if data and classes > 1 else None]
     broadcast_object_list(weights)
     judge = None
     if weights[0] is not None:
@@ -67,23 +69,32 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
         judge.load_state_dict(weights[0])
         judge = judge.eval()
     if extractor is None:
-        shape = facts.shape[0], facts.shape[1]
-        extractor = classifier_features(judge, state.device) if judge else random_convolutions(*shape, state.device)
-    reference = reference_of(cache, data, extractor) if data else None
-    return Comparison(build_space(config, facts), extractor, reference, judge)
+        extractor = classifier_features(judge, state.device) if judge else _random(space, state.device)
+    reference = reference_of(cache, data, space, extractor) if data else None
+    return Comparison(space, extractor, reference, judge)
 
 
-def _extractor(options: ComparisonOptions, shape: tuple[int, ...], device: torch.device) -> Extractor | None:
+def _random(space: Pixels, device: torch.device) -> Extractor:
+    channels, height, width = space.shape
+    return random_convolutions(channels, min(height, width), device)
+
+
+def _extractor(options: ComparisonOptions, space: Pixels, device: torch.device) -> Extractor | None:
     """The chosen network; None for `proxy`, where the data decide."""
     features = options.features
     if features == "proxy":
         return None
     if features == "proxy-random":
-        return random_convolutions(shape[0], shape[1], device)
+        return _random(space, device)
     if features.startswith("proxy"):
         raise SettingsError(
             f"there are no features {features}: proxy is the classifier of the data's labels if there are any, and "
             "proxy-random needs none"
+        )
+    if space.shape[0] not in (1, 3) and not space.alpha:
+        raise SettingsError(
+            f"--features {features} compares grey, RGB and RGBA pictures, and these have {space.shape[0]} channels: "
+            "give proxy or proxy-random, which compare all"
         )
     if features == "inception":
         return inception(options.inception, options.download, device)
@@ -98,7 +109,8 @@ def _data_set(config: Config, batches: Any, learned: str | None) -> DataSet:
             f"warning   {one_line(data.source)} has changed: the run was trained on data of fingerprint {learned} and "
             f"is compared with data of fingerprint {batches.fingerprint}"
         )
-    pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // math.prod(batches.space.shape)))
+    each = math.prod(batches.space.shape) * batches.space.depth.bytes
+    pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // each))
     held_out = batches.held_out(data.held_out) if data.held_out else None
     batches.close()
     name = f"{len(pictures.pixels):,} training pictures of {one_line(data.source)}, {data.split}"

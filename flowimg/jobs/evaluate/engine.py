@@ -173,13 +173,14 @@ class PictureEngine(Engine):
         drawn, near = self.last
         rows, data = near.row[:SHOWN], self.comparison.reference.data
         table = torch.cat([drawn.pixels[: len(rows), None], data.pictures.pixels[rows]], dim=1)
+        seen = self.comparison.space.shown(self.comparison.space.encode(table))
         columns = ["sample", *map(str, range(1, table.shape[1]))]
         label = drawn.cond.label
         names = [""] * len(rows) if label is None else [self.facts.classes[number] for number in label[: len(rows)]]
         caption = "Samples, and to their right the nearest training pictures by pixels, from near to far"
         caption += ", including mirrored ones." if data.mirrored else "."
         figure = Figure("nearest.png", "Is any sample a copy?", caption, made)
-        picture_table(table, names, columns, run.folder.figures / figure.file, "Samples and nearest training pictures")
+        picture_table(seen, names, columns, run.folder.figures / figure.file, "Samples and nearest training pictures")
         add_figures(run.folder.figures, [figure])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
     from flowimg.figures.pictures import growth_animation, picture_table
 
     made = f"step {run.step:,}, {how}"
-    numbers, space, seeds = run.facts.present, run.space, range(seed, seed + SEEDS)
+    space: Any = run.space
+    numbers, seeds = run.facts.present, range(seed, seed + SEEDS)
     classes = [run.facts.classes[number] for number in numbers]
 
     def row_name(seeds: object, number: int) -> str:
@@ -33,21 +35,21 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
         states = sampler.follow(noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), times).states
         rows, columns = [row_name(number, number) for number in seeds], [f"{t:.1f}" for t in times]
         title = f"From noise (t = 0) to picture (t = 1) ({made})"
-        picture_table(space.decode(states).transpose(0, 1), rows, columns, path, title)
+        picture_table(space.shown(states).transpose(0, 1), rows, columns, path, title)
 
     def table(path: Path) -> None:
         shown = min(len(classes), CLASSES)
         x_0 = noise(seeds, space.shape).repeat(shown, 1, 1, 1)
         x_1 = sampler.follow(x_0, Condition(torch.tensor(numbers[:shown]).repeat_interleave(SEEDS))).states[-1]
         title = f"Each class from the same noises, one seed per column ({made})"
-        pictures = space.decode(x_1).unflatten(0, (shown, SEEDS))
+        pictures = space.shown(x_1).unflatten(0, (shown, SEEDS))
         picture_table(pictures, classes[:shown], [str(number) for number in seeds], path, title)
 
     def interpolations(path: Path) -> None:
         x_0 = torch.cat([arc(a, b, 9) for a, b in pairwise(noise(range(seed, seed + 5), space.shape))])
         label = torch.tensor(numbers * 4)[:4].repeat_interleave(9)
         cond = Condition(label) if classes else Condition()
-        pictures = space.decode(sampler.follow(x_0, cond).states[-1]).unflatten(0, (4, 9))
+        pictures = space.shown(sampler.follow(x_0, cond).states[-1]).unflatten(0, (4, 9))
         rows = [row_name(f"{seed + row} to {seed + row + 1}", row) for row in range(4)]
         picture_table(pictures, rows, [f"{n}/8" for n in range(9)], path, f"Interpolation between noises ({made})")
 
