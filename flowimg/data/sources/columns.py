@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from flowimg.data.listing import Ints, Label, Request, classes_of, fraction_in, label_of, listed, several
+from flowimg.data.listing import USUAL, Ints, Label, Request, classes_of, fraction_in, label_of, listed, several
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
 from flowimg.names import one_line, word
@@ -19,8 +19,6 @@ BYTES = {"binary", "large_binary", "binary_view"}
 FLOATS = {"float16", "float32", "float64"}
 LABELS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", *TEXTS, *FLOATS}
 """Column types that labels can have; of floats only whole ones, which integers become where one is missing."""
-USUAL = ("label", "labels", "class")
-"""Names of columns that are taken for labels."""
 
 
 class Labels(NamedTuple):

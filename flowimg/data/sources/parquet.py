@@ -156,6 +156,8 @@ def _parquet_files(where: str, source: str, request: Request, below: Sequence[st
     try:
         if path.suffix.lower() == ".parquet" and os.path.isfile(path):
             return files_of_split(where, [str(path)], request.split)
+        if os.path.isfile(path):
+            raise neither(where)
         if path.is_dir() and not has_card(path):
             if not below:
                 raise neither(where)
