@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from pictures_made import content, picture, save, tar
 
 from flowimg.data.cache import cache_folder
 from flowimg.data.listing import Request
@@ -400,3 +401,59 @@ def test_fractions_are_no_classes(tmp_path):
     listing = listed(tmp_path / "x.npz")
     assert listing.labels is None and listing.unused == ("the array labels: 0.5 is no class",)
     assert "array 'labels' holds 0.5, which is no class" in complaint(tmp_path / "x.npz", label_column="labels")
+
+
+# --- .npy files in folders and tar shards -----------------------------------------------------------------------------
+
+
+def put(folder, *names):
+    """Files of one picture each, by name."""
+    made = {}
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        made[name] = noise(5, 4, 3, dtype=np.float32) + number
+        with (folder / name).open("wb") as file:
+            np.save(file, made[name])
+    return made
+
+
+def test_each_file_of_a_folder_is_a_picture_and_its_folder_the_class(tmp_path):
+    made = put(tmp_path, "wild/b.npy", "cat/z.npy", "dog/deep/er/a.NPY", "cat/a.npy")
+    assert source(tmp_path).kind == "a folder of pictures"
+    listing = listed(tmp_path)
+    names = ["cat/a.npy", "cat/z.npy", "dog/deep/er/a.NPY", "wild/b.npy"]
+    assert equal(rows_of(listing), [made[name] for name in names])
+    assert labels_of(listing) == ["cat", "cat", "dog", "wild"] and listing.unused == ()
+    assert listing.bytes.tolist() == [(tmp_path / name).stat().st_size for name in names]
+
+
+def test_folders_of_arrays_have_splits_and_metadata(tmp_path):
+    made = put(tmp_path, "train/a.npy", "train/b.npy", "test/c.npy")
+    assert equal(rows_of(listed(tmp_path, split="test")), [made["test/c.npy"]])
+    (tmp_path / "train/metadata.csv").write_text("file_name,label\nb.npy,x\na.npy,y\n")
+    listing = listed(tmp_path)
+    assert equal(rows_of(listing), [made["train/a.npy"], made["train/b.npy"]]) and labels_of(listing) == ["y", "x"]
+
+
+def test_arrays_and_other_pictures_of_a_folder_are_both_read(tmp_path):
+    put(tmp_path, "b.npy")
+    save(tmp_path / "a.png", picture(1))
+    assert [listed(tmp_path).name(row) for row in range(2)] == [str(tmp_path / name) for name in ("a.png", "b.npy")]
+
+
+def test_a_folder_that_holds_only_an_npz_file_gets_a_hint(tmp_path):
+    np.savez(tmp_path / "x.npz", images=noise(2, 3, 3))
+    assert complaint(tmp_path).endswith("no tar shards; x.npz: arrays are read if data.source names their file")
+    assert listed(tmp_path / "x.npz").count == 2
+
+
+def test_arrays_in_shards_are_pictures_only_if_they_are_named(tmp_path):
+    made = [noise(5, 4, 3) + np.uint8(number) for number in range(3)]
+    files = [
+        pair for n, one in enumerate(made) for pair in ((f"{n}.png", content(picture(n))), (f"{n}.npy", as_npy(one)))
+    ]
+    shard = tar(tmp_path / "x.tar", files)
+    assert [listed(shard).name(row) for row in range(3)] == [f"{shard}:{number}.png" for number in range(3)]
+    assert equal(rows_of(listed(shard, image_column="npy")), made)
+    shard = tar(tmp_path / "y.tar", [file for file in files if file[0].endswith(".npy")])
+    assert complaint(shard).endswith("end in jpg, png, ...; arrays are read if data.image_column is npy")
