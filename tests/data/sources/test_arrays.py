@@ -1,6 +1,7 @@
 """Files of NumPy as sources; what the listing hands on is read back by numpy itself."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -91,7 +92,12 @@ def test_only_the_rows_that_are_asked_for_are_read(tmp_path):
     array[1500] = 7
     array.flush()
     assert (tmp_path / "x.npy").stat().st_blocks * 512 < 10**8
-    assert (rows_of(listed(tmp_path / "x.npy"), [1500])[0] == 7).all()
+    tracemalloc.start()
+    try:
+        assert (rows_of(listed(tmp_path / "x.npy"), [1500])[0] == 7).all()
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_ending_may_be_in_capitals_and_the_file_in_the_order_of_fortran(tmp_path):
@@ -310,6 +316,8 @@ def test_the_split_may_come_first_or_last_and_labels_be_named_without_it(tmp_pat
         ("test", ("test", "")),
         ("images", ("", "images")),
         ("training2", ("", "training2")),
+        ("train2_images", ("", "train2_images")),
+        ("images_2test", ("", "images_2test")),
         ("contest_images", ("", "contest_images")),
     ],
 )
@@ -344,6 +352,20 @@ def test_several_candidates_are_named_with_the_setting_that_chooses(tmp_path):
     listing = listed(tmp_path / "x.npz", image_column="b", label_column="class")
     assert equal(rows_of(listing), list(arrays["b"])) and labels_of(listing) == ["5", "6"]
     assert listed(tmp_path / "x.npz", image_column="b", labels=False).labels is None
+
+
+def test_labels_of_another_split_are_no_candidates(tmp_path):
+    np.savez(
+        tmp_path / "x.npz", images=noise(3, 4, 4), train_labels=np.array([5, 6, 7]), test_labels=np.array([0, 0, 1])
+    )
+    assert labels_of(listed(tmp_path / "x.npz")) == ["5", "6", "7"]
+
+
+def test_the_very_name_comes_before_that_of_a_split(tmp_path):
+    arrays = {"images": noise(2, 4, 4), "train_images": noise(2, 5, 5)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    for name, array in arrays.items():
+        assert equal(rows_of(listed(tmp_path / "x.npz", image_column=name)), list(array))
 
 
 def test_an_array_of_no_split_beside_those_of_splits(tmp_path):
