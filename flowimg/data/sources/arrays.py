@@ -39,6 +39,7 @@ from flowimg.names import one_line, word
 ARRAY_FILES = {".npy": "an npy file", ".npz": "an npz file"}
 """Endings of files that are read here, and what they are called."""
 FORMS = "(N, H, W), (N, H, W, C) or (N, C, H, W)"
+NUMBERS = (np.bool_, np.integer, np.floating)
 SEEDS = "seeds"
 """An array of samples that we wrote; its numbers are no classes."""
 
@@ -66,7 +67,7 @@ class Array(NamedTuple):
         """Why it does not hold pictures."""
         if self.dtype.hasobject:
             return "holds Python objects, which are not read: save it as an array of numbers"
-        if self.dtype.kind not in "buif":
+        if not issubclass(self.dtype.type, NUMBERS):
             return f"holds {self.dtype}, and pictures are numbers"
         if len(self.shape) not in (3, 4):
             return f"has the shape {self.shape}, and pictures are of shape {FORMS}: reshape it"
@@ -74,7 +75,7 @@ class Array(NamedTuple):
 
     def fits(self, count: int) -> bool:
         """Whether it holds a number or a text for each of N pictures."""
-        return self.dtype.kind in "buifUS" and self.shape in ((count,), (count, 1))
+        return issubclass(self.dtype.type, (*NUMBERS, np.str_, np.bytes_)) and self.shape in ((count,), (count, 1))
 
 
 def as_npy(array: NDArray[Any]) -> bytes:
@@ -248,7 +249,7 @@ def _numbered(
 ) -> tuple[Ints | None, tuple[str, ...], float | None]:
     """The number of each label, the class names, and the fraction because of which unrequested labels are not read."""
     values, places = np.unique(cells, return_inverse=True)
-    if values.dtype.kind == "S":
+    if issubclass(values.dtype.type, np.bytes_):
         values = np.char.decode(values, "utf-8", "backslashreplace")
     labels = [label_of(value) for value in values.tolist()]
     if (broken := fraction_in(labels)) is not None and not requested:
