@@ -24,6 +24,8 @@ CHUNK = 64
 """Most pictures in a chunk, which is read and processed at once."""
 CHUNK_BYTES = 2**20
 """About the most bytes in a chunk."""
+USUAL = ("label", "labels", "class")
+"""Names of columns and arrays that are taken for labels."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Which column of a table holds the pictures and which the labels, and what its labels mean."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from flowimg.data.listing import Ints, Label, Request, classes_of, fraction_in, label_of, listed, several
+from flowimg.data.listing import USUAL, Ints, Label, Request, classes_of, fraction_in, label_of, listed, several
 from flowimg.data.pictures import Encoded
+from flowimg.data.sources.arrays import as_npy
 from flowimg.errors import DataError
 from flowimg.names import one_line, word
 
@@ -19,8 +22,6 @@ BYTES = {"binary", "large_binary", "binary_view"}
 FLOATS = {"float16", "float32", "float64"}
 LABELS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", *TEXTS, *FLOATS}
 """Column types that labels can have; of floats only whole ones, which integers become where one is missing."""
-USUAL = ("label", "labels", "class")
-"""Names of columns that are taken for labels."""
 
 
 class Labels(NamedTuple):
@@ -39,6 +40,25 @@ def stored(cell: Any) -> Encoded:
     return Encoded((cell or {}).get("bytes"), (cell or {}).get("path"))
 
 
+def reader_of(feature: Any) -> Callable[[pa.Scalar], Encoded]:
+    """What reads a cell of a column of pictures, as Arrow holds it."""
+    return partial(_array, feature.shape) if holds_arrays(feature) else lambda cell: stored(cell.as_py())
+
+
+def _array(shape: Sequence[int | None], cell: pa.Scalar) -> Encoded:
+    """A cell of a column of arrays, without a Python number for each of its numbers."""
+    lists = cell.value if isinstance(cell, pa.ExtensionScalar) else cell
+    if lists is None or not lists.is_valid:
+        return Encoded()
+    values = lists.values
+    while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        values = values.flatten()
+    array = values.to_numpy(zero_copy_only=False)
+    with suppress(ValueError):  # `datasets` does not check shapes; the decoder gives the reason why such a row is bad
+        array = array.reshape([-1 if size is None else size for size in shape])
+    return Encoded(as_npy(array))
+
+
 def name_stored(encoded: Encoded, row: int) -> str:
     """The name by which the user can identify a picture of a table."""
     if encoded.content is None and encoded.path:
@@ -47,13 +67,14 @@ def name_stored(encoded: Encoded, row: int) -> str:
 
 
 def find_image_column(where: str, features: Features, name: str | None) -> str:
-    """The column of pictures: the one requested, the only one of the type for pictures, or the only one of bytes."""
+    """The column of pictures: the one requested, or the only one of the type for pictures, else of arrays or bytes."""
     found = [column for column, feature in features.items() if holds_pictures(feature)]
     if name is not None:
         raw = getattr(_requested(where, features, name, "data.image_column"), "dtype", None) in BYTES | TEXTS
         if name not in found and not raw:
             raise DataError(f"{where}: column {name!r} (data.image_column) holds no pictures; {listed(found)} would")
         return name
+    found = [column for column in found if not holds_arrays(features[column])] or found
     found = found or [column for column, feature in features.items() if getattr(feature, "dtype", None) in BYTES]
     if not found:
         raise DataError(f"{where} has no column of pictures: its columns are {listed(features)}")
@@ -69,9 +90,14 @@ def _requested(where: str, features: Features, name: str, setting: str) -> Any:
 
 
 def holds_pictures(feature: Any) -> bool:
-    """Whether a column has the type of `datasets` for pictures, or its form in files that others wrote."""
+    """Whether a column has a type of `datasets` for pictures or arrays, or its form in files that others wrote."""
     form = set(feature) if isinstance(feature, dict) else set()
-    return isinstance(feature, datasets.Image) or form in ({"bytes", "path"}, {"bytes"})
+    return isinstance(feature, datasets.Image) or holds_arrays(feature) or form in ({"bytes", "path"}, {"bytes"})
+
+
+def holds_arrays(feature: Any) -> bool:
+    """Whether a column has a type of `datasets` for arrays of numbers that can be pictures."""
+    return isinstance(feature, datasets.Array2D | datasets.Array3D) and feature.dtype in LABELS - TEXTS
 
 
 def find_label_column(where: str, features: Features, request: Request) -> str | None:
@@ -93,7 +119,7 @@ def find_label_column(where: str, features: Features, request: Request) -> str |
 
 
 def _holds_labels(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in LABELS
+    return getattr(feature, "dtype", None) in LABELS and not hasattr(feature, "shape")  # that of arrays is of numbers
 
 
 def table_labels(

@@ -21,11 +21,14 @@ from flowimg.data.sources.splits import is_split, named
 from flowimg.errors import DataError
 from flowimg.names import one_line, text_of
 
+ARRAY = ".npy"
+"""Ending of a file of NumPy; in a folder, each is one picture."""
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),
     *(".jp2", ".tga", ".ico", ".heic", ".heif"),
+    ARRAY,
 }
-"""Endings of picture files; the last two formats are counted but cannot be read."""
+"""Endings of picture files; HEIC and HEIF are counted but cannot be read."""
 
 
 class Entry(NamedTuple):

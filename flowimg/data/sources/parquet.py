@@ -33,7 +33,7 @@ def parquet_stream(
     Raises:
         DataError: If there are none, or the split, a column or labels are missing.
     """
-    from flowimg.data.sources.columns import features_of, find_image_column, name_stored, stored, table_labels
+    from flowimg.data.sources.columns import features_of, find_image_column, name_stored, reader_of, table_labels
 
     files, unused = _parquet_files(where, source, request, below)
     try:
@@ -58,11 +58,11 @@ def parquet_stream(
         file, group, _ = groups[shard]
         with _reader(file) as opened:
             table = opened.read_row_group(group, columns=[image, labels.column] if labels.column else [image])
-        column = table[image]
+        column, read = table[image], reader_of(features[image])
         own = table[labels.column].to_pylist() if labels.column else None
         return Opened(
-            lambda row: stored(column[row].as_py()),
-            lambda row: f"{name_stored(stored(column[row].as_py()), row)} of row group {group} of {file}",
+            lambda row: read(column[row]),
+            lambda row: f"{name_stored(read(column[row]), row)} of row group {group} of {file}",
             None if own is None else np.array([numbers[label_of(cell)] for cell in own], np.int64),
         )
 
@@ -156,6 +156,8 @@ def _parquet_files(where: str, source: str, request: Request, below: Sequence[st
     try:
         if path.suffix.lower() == ".parquet" and os.path.isfile(path):
             return files_of_split(where, [str(path)], request.split)
+        if os.path.isfile(path):
+            raise neither(where)
         if path.is_dir() and not has_card(path):
             if not below:
                 raise neither(where)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowimg.data.cache import name_of, stamp_of
 from flowimg.data.listing import Listing, Request, Source, check_split
+from flowimg.data.sources.arrays import ARRAY_FILES, array_file
 from flowimg.data.sources.folders import ENDINGS, picture_folder, signature_of
 from flowimg.data.sources.known import NAMED, TORCHVISION, torchvision_set
 from flowimg.data.sources.metadata import metadata_folder
@@ -39,9 +40,12 @@ def recognise(source: str, cache: Path, request: Request) -> Source:
         ending = path.suffix.lower()
         if ending == ".tar":
             return shards(where, [str(path)], cache, request)
+        if ending in ARRAY_FILES:
+            return array_file(where, path, request)
         if ending not in TABLES:
             packed = ", unpacked," if source.lower().endswith((".tar.gz", ".tgz", ".zip")) else ""
-            raise DataError(f"{where} is neither parquet, arrow nor tar: name such a file{packed} or a folder")
+            kinds = "parquet, arrow, npy, npz nor tar"
+            raise DataError(f"{where} is neither {kinds}: name such a file{packed} or a folder")
         kind = {".arrow": "an arrow file", ".parquet": "a parquet file"}[ending]
         return _table(where, source, request, name_of(stamp_of(path)), kind, [str(path)])
     if os.path.isdir(path):

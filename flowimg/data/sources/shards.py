@@ -32,13 +32,15 @@ from flowimg.data.listing import (
     several,
 )
 from flowimg.data.pictures import Encoded, first_line
-from flowimg.data.sources.folders import ENDINGS
+from flowimg.data.sources.folders import ARRAY, ENDINGS
 from flowimg.data.sources.splits import files_of_split
 from flowimg.data.workers import Result, spread
 from flowimg.errors import DataError
 from flowimg.machine.cores import cores
 from flowimg.names import one_line, word
 
+PICTURES = ENDINGS - {ARRAY}
+"""Endings of pictures, unless data.image_column names one; an array beside a picture may be anything."""
 LABEL = "cls"
 """Ending of a file that is the label of its sample, unless data.label_column names another."""
 MOST_SHARDS = 10**6
@@ -162,7 +164,8 @@ def shard_classes(
 def no_pictures(where: str, request: Request) -> DataError:
     """The error for shards without pictures."""
     ending = one_line(request.image_column or "jpg, png, ...")
-    return DataError(f"{where} holds no pictures: its shards have no files that end in {ending}")
+    hint = "" if request.image_column else "; arrays are read if data.image_column is npy"
+    return DataError(f"{where} holds no pictures: its shards have no files that end in {ending}{hint}")
 
 
 def look_up(where: str, do: Callable[[str], Result | str], files: list[str]) -> list[Result]:
@@ -225,7 +228,7 @@ def read_shard(file: str, image: str | None, label: str | None) -> Shard | str:
                     if (folder, stem) != sample:
                         sample, number = (folder, stem), number + 1
                     kind = kind.lower()
-                    if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in ENDINGS):
+                    if kind == image or (image is None and f".{kind.rpartition('.')[2]}" in PICTURES):
                         if samples[-1:] == [number]:
                             name = one_line(member.name)
                             return f"{name} in {where} is a second picture of its sample: name one by data.image_column"

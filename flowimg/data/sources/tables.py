@@ -1,6 +1,7 @@
 """Tables that Hugging Face `datasets` reads: from the hub, from parquet or arrow files, or saved by it."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ import pyarrow.parquet as pq
 from flowimg.data.cache import NO_STAMP, name_of, stamp_of
 from flowimg.data.listing import Ints, Listing, Request, check_split
 from flowimg.data.pictures import Encoded, first_line
-from flowimg.data.sources.columns import find_image_column, name_stored, stored, table_labels, unlike_classes
+from flowimg.data.sources.columns import (
+    find_image_column,
+    holds_arrays,
+    name_stored,
+    reader_of,
+    stored,
+    table_labels,
+    unlike_classes,
+)
 from flowimg.errors import CacheError, DataError
 from flowimg.names import on_disk, one_line
 
@@ -100,22 +109,28 @@ def table_listing(
     schemas = (_schema(file) for file in files.get(split, ()))
     cells = partial(_cells, rows)
     labels = table_labels(where, rows.features, request, cells, lambda: unlike_classes(schemas))
-    pictures = rows.select_columns([image])
-    if not isinstance(rows.features[image], dict) or "path" in rows.features[image]:  # plain bytes are read as they are
+    feature, pictures = rows.features[image], rows.select_columns([image])
+    encoded: Callable[[Any], Encoded] = stored
+    more: dict[str, Any] = {}
+    if holds_arrays(feature):
+        pictures, encoded = pictures.with_format("arrow"), reader_of(feature)
+        if None not in feature.shape:
+            size = int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize
+            more["bytes"] = np.full(len(rows), size, np.int64)
+    elif not isinstance(feature, dict) or "path" in feature:  # plain bytes are read as they are
         pictures = pictures.cast_column(image, datasets.Image(decode=False))
 
     def read(some: Ints) -> list[Encoded]:
         adjacent = len(some) > 0 and some[-1] - some[0] + 1 == len(some)
-        return [stored(cell) for cell in pictures[slice(some[0], some[-1] + 1) if adjacent else some.tolist()][image]]
+        return [encoded(cell) for cell in pictures[slice(some[0], some[-1] + 1) if adjacent else some.tolist()][image]]
 
     def name(row: int) -> str:
-        return name_stored(stored(pictures[row][image]), row)
+        return name_stored(encoded(pictures[[row]][image][0]), row)
 
     stamps = _stamps(pictures, image)
     signature = str(rows._fingerprint) if stamps is None else name_of(str(rows._fingerprint), stamps)
     origin = (f"column {image}", f"column {labels.column}" if labels.column else "")
-    more: dict[str, Any] = {"stamps": stamps, "origin": origin, "signature": signature}
-    more["unused"] = (*labels.unused, *unused)
+    more |= {"stamps": stamps, "origin": origin, "signature": signature, "unused": (*labels.unused, *unused)}
     return Listing(len(rows), read, name, labels.numbers, labels.classes, **more)
 
 

@@ -18,8 +18,8 @@ HINTS: dict[tuple[str, ...], str] = {
     (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".txt", ".xml", ".yaml", ".yml"): "a table of labels is read if it is "
     "called metadata.csv, metadata.jsonl or metadata.parquet, beside the pictures that its column file_name names",
     (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".rar", ".7z"): "unpack it",
-    (".npy", ".npz", ".mat", ".h5", ".hdf5", ".dcm", ".nii", ".exr", ".hdr"): "arrays and scans are not read: save "
-    "them as PNG",
+    (".npz",): "arrays are read if data.source names their file",
+    (".mat", ".h5", ".hdf5", ".dcm", ".nii", ".exr", ".hdr"): "arrays and scans are not read: save them as PNG",
     (".tfrecord", ".tfrecords", ".mdb", ".lmdb", ".pkl", ".pickle", ".pt", ".pth", ".rec", ".bin"): "sets of this form "
     "are not read: save them as parquet or tar shards",
     (".jpe", ".jif", ".jxl", ".jxr", ".j2k", ".qoi", ".dds", ".svg", ".psd", ".pdf", ".eps"): "pictures of this form "

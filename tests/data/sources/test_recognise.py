@@ -40,7 +40,7 @@ def test_whatever_a_reader_raises_is_one_line(monkeypatch):
 
 def test_a_file_of_another_kind(tmp_path):
     save(tmp_path / "a.png", picture(0))
-    assert "neither parquet, arrow nor tar: name such a file or a folder" in complaint(tmp_path / "a.png")
+    assert "neither parquet, arrow, npy, npz nor tar: name such a file or a folder" in complaint(tmp_path / "a.png")
 
 
 @pytest.fixture

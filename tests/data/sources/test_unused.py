@@ -153,7 +153,8 @@ def test_classes_that_lie_a_folder_deeper_are_named(tmp_path, outer):
         ("Metadata.csv", "Metadata.csv: a table of labels is read if it is called metadata.csv"),
         ("annotations.json", "annotations.json: a table of labels"),
         ("more.zip", "more.zip: unpack it"),
-        ("scan.npy", "scan.npy: arrays and scans are not read"),
+        ("scan.mat", "scan.mat: arrays and scans are not read"),
+        ("sub/arrays.NPZ", "sub/arrays.NPZ: arrays are read if data.source names their file"),
         ("sub/film.MP4", "sub/film.MP4: videos are not read"),
         ("labels.txt", "labels.txt: a table of labels is read if it is called metadata.csv"),
         ("sub/a.txt", "sub/a.txt: a table of labels"),
@@ -194,6 +195,7 @@ def test_empty_folders_are_named(tmp_path):
 
 TABLES = "tables and tar shards beside other data are read if data.source names them, or a folder of their own"
 PICTURES = "pictures beside tables or tar shards are read if they have a folder of their own"
+ARRAYS = "arrays are read if data.source names their file"
 NO_ENDING = "files without an ending are not read"
 METADATA = "metadata are read beside pictures only, not beside tables or tar shards"
 
@@ -207,6 +209,7 @@ METADATA = "metadata are read beside pictures only, not beside tables or tar sha
         (["0.PARQUET", "1.tar", "README.md"], 2, [f"1.tar: {TABLES}"]),
         (["0.TAR", "metadata.jsonl", "a.png.zip"], 2, [f"metadata.jsonl: {METADATA}", "a.png.zip: unpack it"]),
         (["0.tar", "a.png"], 2, [f"a.png: {PICTURES}"]),
+        (["0.tar", "a.npy", "b.npz"], 2, [f"a.npy: {PICTURES}", f"b.npz: {ARRAYS}"]),
     ],
 )  # fmt: skip
 def test_whatever_lies_beside_the_kind_of_source_that_is_read_is_named(tmp_path, names, count, said):
