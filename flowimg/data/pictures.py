@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from flowimg.data.colours import to_srgb
+
 # Pillow would warn in every process about what is counted or refused here: odd EXIF data, large pictures
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -201,7 +203,7 @@ def _from_sixteen_bits(picture: Image.Image) -> Image.Image:
 def to_pixels(
     picture: Image.Image, channels: int, shape: tuple[int, int] | None, resize: str, background: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """Decode one picture: upright by its EXIF orientation, opaque, grey or RGB, of a shape if one is given.
+    """Decode one picture: upright by its EXIF orientation, in sRGB, opaque, grey or RGB, of a shape if one is given.
 
     Args:
         picture: As Pillow opened it.
@@ -220,6 +222,7 @@ def to_pixels(
         picture.load()
         with suppress(Exception):  # damaged EXIF data are no reason to lose a picture
             picture = ImageOps.exif_transpose(picture)
+        picture = to_srgb(picture)
         if picture.mode.startswith("I"):
             picture = _from_sixteen_bits(picture)
         if picture.has_transparency_data:
