@@ -17,10 +17,11 @@ from tqdm import tqdm
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Ints, Listing, Source, chunks
 from flowimg.data.pictures import BadPictureError, Encoded, moves, open_picture, read_bytes, to_pixels, upright_size
+from flowimg.data.readers import versions
 from flowimg.data.workers import spread
 from flowimg.names import one_line
 
-VERSION = 4
+VERSION = 5
 """Increased when scans of older versions must be repeated."""
 Arrays = dict[str, NDArray[Any]]
 
@@ -110,7 +111,8 @@ def _look(encoded: Encoded, deep: bool) -> Seen:
 
 def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
     """The file of the cache for a source's scan."""
-    return cache / "scans" / f"{name_of(VERSION, PIL.__version__, source.kind, source.where, key, deep)}.npz"
+    readers = PIL.__version__, *versions()
+    return cache / "scans" / f"{name_of(VERSION, readers, source.kind, source.where, key, deep)}.npz"
 
 
 def scan(source: Source, cache: Path, key: str, workers: int, bar: bool = False, deep: bool = False) -> Scan:

@@ -23,9 +23,9 @@ from flowimg.names import one_line, text_of
 
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),
-    *(".jp2", ".tga", ".ico", ".heic", ".heif"),
+    *(".jp2", ".tga", ".ico", ".heic", ".heif", ".hif"),
 }
-"""Endings of picture files; the last two formats are counted but cannot be read."""
+"""Endings of picture files; see `readers` for those that need another package."""
 
 
 class Entry(NamedTuple):
