@@ -121,9 +121,11 @@ def test_a_format_is_known_by_its_brands(inside, kind):
 
 
 @pytest.mark.usefixtures("writers")
-def test_a_file_goes_to_its_own_reader_whichever_was_there_first():
+@pytest.mark.parametrize("order", [KINDS, KINDS[::-1]])
+def test_a_file_goes_to_its_own_reader_whichever_was_there_first(monkeypatch, order):
     # both formats may call themselves mif1, and only the brands after that tell which one it is
     for kind in KINDS:
+        monkeypatch.setattr(Image, "ID", list(order))
         inside = content(Image.fromarray(quarters()), kind)
         opened = open_picture(inside[:8] + b"mif1" + inside[12:])
         assert opened.format == kind
