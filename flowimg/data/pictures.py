@@ -222,6 +222,7 @@ def to_pixels(
         BadPictureError: If the file is damaged.
     """
     try:
+        # never JPEG at a reduced scale (`draft`): it averages before it clips to 0 .. 255, off by levels on text
         picture.load()
         with suppress(Exception):  # damaged EXIF data are no reason to lose a picture
             picture = ImageOps.exif_transpose(picture)

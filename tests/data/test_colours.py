@@ -182,7 +182,7 @@ def test_a_shape_is_made_of_converted_colours():
 def test_alpha_is_kept_and_the_background_is_in_srgb(alpha):
     picture = opened(Image.new("RGBA", (3, 2), (*ORANGE, alpha)), DISPLAY_P3)
     converted = to_srgb(picture)
-    assert converted.mode == "RGBA" and set(converted.getchannel("A").get_flattened_data()) == {alpha}
+    assert converted.mode == "RGBA" and (np.asarray(converted)[..., 3] == alpha).all()
     share, under = alpha / 255, np.array([10, 200, 30])
     exact = p3_to_srgb(ORANGE) * share + under * (1 - share)
     assert np.abs(pixels(picture, background=tuple(under)) - exact).max() <= 1.5
