@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from flowimg.data.colours import to_srgb
 from flowimg.data.pictures import (
     GREY_MODES,
     BadPictureError,
@@ -171,7 +172,7 @@ def _picture(picture: Image.Image, content: bytes) -> Numbers:
             if picture.mode == "F":
                 return np.array(picture)[None]
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
+            upright = to_srgb(ImageOps.exif_transpose(picture))
             array = np.array(upright.convert(("LA" if clear else "L") if grey else ("RGBA" if clear else "RGB")))
         except BadPictureError:
             raise

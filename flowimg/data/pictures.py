@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from flowimg.data.colours import to_srgb
+from flowimg.data.readers import kind_of, missing
+
 # Pillow would warn in every process about what is counted or refused here: odd EXIF data, large pictures
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -31,8 +34,6 @@ LONGEST = 16
 """Most the longer side may be, in shorter sides; a longer picture is cropped to that before it is scaled."""
 PATIENCE = (0.1, 0.5)
 """Seconds to wait after each failed attempt to read a file, before the next."""
-UNSUPPORTED = {"HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")}
-"""Formats that Pillow does not read, and what their files contain after four bytes."""
 
 
 class Encoded(NamedTuple):
@@ -110,8 +111,12 @@ def open_picture(content: bytes, floats: bool = False) -> Image.Image:
     Raises:
         BadPictureError: If it is not in a format that Pillow reads, or has more than 179 million pixels.
     """
-    try:
-        picture = Image.open(io.BytesIO(content))
+    special = kind_of(content)
+    lacking = missing(special) if special else None
+    if lacking:
+        raise BadPictureError(lacking)
+    try:  # HEIC and AVIF may begin alike: which reader is asked must not depend on which was registered first
+        picture = Image.open(io.BytesIO(content), formats=[special.pillow] if special else None)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise _bad(error, content) from None
     if (picture.mode == "F" and not floats) or (picture.mode == "I" and picture.format != "PNG"):
@@ -131,8 +136,8 @@ def _bad(error: Exception, content: bytes = b"") -> BadPictureError:
         pixels = next((int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0)
         return BadPictureError(f"too large: {pixels:,} pixels, taken for a decompression bomb")
     if isinstance(error, UnidentifiedImageError):
-        kind = next((name for name, opening in UNSUPPORTED.items() if content[4:12].startswith(opening)), None)
-        why = f"{kind}, which is not supported: convert it to JPEG" if kind else "not a picture in a known format"
+        special = kind_of(content)
+        why = f"broken: {special.name} that cannot be decoded" if special else "not a picture in a known format"
         return BadPictureError(why)
     return BadPictureError(f"broken: {first_line(error)}")
 
@@ -200,7 +205,7 @@ def _from_sixteen_bits(picture: Image.Image) -> Image.Image:
 def to_pixels(
     picture: Image.Image, channels: int, shape: tuple[int, int] | None, resize: str, background: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """Decode one picture: upright by its EXIF orientation, opaque, grey or RGB, of a shape if one is given.
+    """Decode one picture: upright by its EXIF orientation, in sRGB, opaque, grey or RGB, of a shape if one is given.
 
     Args:
         picture: As Pillow opened it.
@@ -216,9 +221,11 @@ def to_pixels(
         BadPictureError: If the file is damaged.
     """
     try:
+        # never JPEG at a reduced scale (`draft`): it averages before it clips to 0 .. 255, off by levels on text
         picture.load()
         with suppress(Exception):  # damaged EXIF data are no reason to lose a picture
             picture = ImageOps.exif_transpose(picture)
+        picture = to_srgb(picture)
         if picture.mode.startswith("I"):
             picture = _from_sixteen_bits(picture)
         if picture.has_transparency_data and channels != 4:

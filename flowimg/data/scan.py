@@ -19,11 +19,12 @@ from flowimg.data.arrays import Numbers, Reading, opened, to_numbers
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Ints, Listing, Request, Source, chunks
 from flowimg.data.pictures import BadPictureError, Encoded, moves, read_bytes, to_pixels, upright_size
+from flowimg.data.readers import versions
 from flowimg.data.workers import spread
 from flowimg.names import one_line
 from flowimg.spaces.depth import Depth
 
-VERSION = 4
+VERSION = 5
 """Increased when scans of older versions must be repeated."""
 Arrays = dict[str, NDArray[Any]]
 
@@ -128,7 +129,8 @@ def _look_at_numbers(picture: Numbers, content: bytes, deep: bool, depth: Depth)
 
 def kept_at(source: Source, cache: Path, key: str, deep: bool = False) -> Path:
     """The file of the cache for a source's scan."""
-    return cache / "scans" / f"{name_of(VERSION, PIL.__version__, source.kind, source.where, key, deep)}.npz"
+    readers = PIL.__version__, *versions()
+    return cache / "scans" / f"{name_of(VERSION, readers, source.kind, source.where, key, deep)}.npz"
 
 
 def scan(source: Source, cache: Path, request: Request, workers: int, bar: bool = False, deep: bool = False) -> Scan:

@@ -38,7 +38,7 @@ from flowimg.flow.randomness import key
 from flowimg.machine.cores import cores
 from flowimg.names import one_line
 
-VERSION = 1
+VERSION = 2
 """Rises when the same settings give other pixels."""
 BLOCK = 2**24
 """Bytes moved at a time."""

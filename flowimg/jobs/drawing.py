@@ -35,7 +35,7 @@ def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, OpenRun
     """
     one_process(verb)
     settings, run = opened(settings, pick_device())
-    if "png" not in run.space.formats:
+    if not run.config.data.holds_pictures:
         raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
     return settings, run
 

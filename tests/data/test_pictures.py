@@ -412,12 +412,6 @@ def test_a_pipe_is_never_waited_for(tmp_path):
     assert why(lambda: read_bytes(Encoded(path=str(tmp_path / "pipe.png")))) == "not a regular file"
 
 
-@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1"])
-def test_a_phones_format_is_named_with_what_to_do(brand):
-    said = why(lambda: open_picture(b"\0\0\0\x18ftyp" + brand + bytes(200)))
-    assert said == "HEIC, which is not supported: convert it to JPEG"
-
-
 @pytest.mark.parametrize("junk", [b"no picture at all", b"<html></html>", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", bytes(64)])
 def test_what_is_no_picture_is_said(junk):
     assert why(lambda: decoded(junk)) in ("not a picture in a known format", "broken: cannot find IHDR chunk")

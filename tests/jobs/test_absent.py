@@ -74,7 +74,7 @@ def test_the_example_of_a_card_is_a_class_that_was_learned(tmp_path):
 
 def test_what_looks_meant_and_is_not_used_is_said_before_a_run(insects, tmp_path, capsys):
     save(insects / "logo.png", picture(3, (8, 8)))
-    for name in ("a.zip", "b.csv", "c.npz", "d.svg", "e.mp4", "f.nef"):
+    for name in ("a.zip", "b.csv", "c.npy", "d.svg", "e.mp4", "f.nef"):
         (insects / name).touch()
     main(["train", str(settings(tmp_path, insects, held_out=2)), "--run", str(tmp_path / "run")])
     warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning   not used: ")]

@@ -22,13 +22,13 @@ from flowimg.errors import DataError
 from flowimg.names import one_line, text_of
 
 ARRAY = ".npy"
-"""Ending of a file of NumPy; in a folder, each is one picture."""
+"""Ending of a file of NumPy: each is one picture in a folder without pictures of other kinds."""
 ENDINGS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"),
-    *(".jp2", ".tga", ".ico", ".heic", ".heif"),
+    *(".jp2", ".tga", ".ico", ".heic", ".heif", ".hif"),
     ARRAY,
 }
-"""Endings of picture files; HEIC and HEIF are counted but cannot be read."""
+"""Endings of picture files; see `readers` for those that need another package."""
 
 
 class Entry(NamedTuple):
@@ -137,6 +137,11 @@ def choose(where: str, entries: list[Entry], beside: Sequence[str], split: str) 
         DataError: If there are no pictures, or no such split.
     """
     pictures = [entry for entry in entries if _is_picture(entry)]
+    others = [entry for entry in pictures if not entry.path.lower().endswith(ARRAY)]
+    if arrays := [entry.path for entry in pictures if entry not in others] if _any_good(others) else []:
+        # labels or depths, rather than pictures; they must not undo the folders of classes
+        beside = [f"{several(arrays)}: arrays are read in a folder without other pictures", *beside]
+        pictures = others
     good = [entry.path for entry in pictures if entry.wrong is None]
     if not good:
         odd = next((f"; {one_line(entry.path)} is {entry.wrong}" for entry in pictures), "")
@@ -157,6 +162,10 @@ def choose(where: str, entries: list[Entry], beside: Sequence[str], split: str) 
             kinds = "classes, not as splits" if len(words) > 1 else "a class, not as a split"
             unused.append(f"{listed(words)}: read as {kinds}, because the folder {one_line(other)} is none")
     return Chosen(pictures, prefixes, [*unused, *beside])
+
+
+def _any_good(entries: list[Entry]) -> bool:
+    return any(entry.wrong is None for entry in entries)
 
 
 def picture_folder(where: str, root: Path, entries: list[Entry], beside: Sequence[str], request: Request) -> Source:

@@ -457,10 +457,14 @@ def test_folders_of_arrays_have_splits_and_metadata(tmp_path):
     assert equal(rows_of(listing), [made["train/a.npy"], made["train/b.npy"]]) and labels_of(listing) == ["y", "x"]
 
 
-def test_arrays_and_other_pictures_of_a_folder_are_both_read(tmp_path):
-    put(tmp_path, "b.npy")
-    save(tmp_path / "a.png", picture(1))
-    assert [listed(tmp_path).name(row) for row in range(2)] == [str(tmp_path / name) for name in ("a.png", "b.npy")]
+def test_arrays_beside_other_pictures_are_named_and_leave_their_classes_as_they_are(tmp_path):
+    put(tmp_path, "labels.npy", "a/0.npy")
+    for name in ("a/0.png", "b/1.png"):
+        save(tmp_path / name, picture(1))
+    listing = listed(tmp_path)
+    assert [listing.name(row) for row in range(listing.count)] == [str(tmp_path / n) for n in ("a/0.png", "b/1.png")]
+    assert labels_of(listing) == ["a", "b"]
+    assert listing.unused == ("a/0.npy and 1 more: arrays are read in a folder without other pictures",)
 
 
 def test_a_folder_that_holds_only_an_npz_file_gets_a_hint(tmp_path):

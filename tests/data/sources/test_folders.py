@@ -167,8 +167,8 @@ ODD_FILES = {
     "half.jpg": (cut_off("JPEG"), "broken: "),
     "half.png": (cut_off("PNG"), "broken: "),
     "text.jpg": (b"I am no picture", "not a picture in a known format"),
-    "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not supported: convert it to JPEG"),
-    "phone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC, which is not supported: convert it to JPEG"),
+    "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(100), ("HEIC, which needs pillow-heif: ", "broken: HEIC")),
+    "phone.jpg": (b"\0\0\0\x18ftypheic" + bytes(100), ("HEIC, which needs pillow-heif: ", "broken: HEIC")),
     "bomb.png": (png_header(30_000, 30_000), "too large: "),
 }
 ODD_ENTRIES = {
