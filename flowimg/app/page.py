@@ -34,7 +34,7 @@ def play(settings: Play) -> dict[str, Any]:
     except ImportError:
         raise MachineError("flowimg play needs Gradio: pip install -e '.[play]'") from None
     port = _free_port(settings.host, settings.port)
-    run = open_run(settings.run, settings.weights, settings.step, pick_device())
+    run = open_run(settings.run, settings.weights, settings.step, pick_device(), settings.shape)
     page = build_page(run, settle_precision(settings.precision, run.config.field.fast_in_bf16))
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     with redirect_stdout(StringIO()):  # Gradio would print other addresses

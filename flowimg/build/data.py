@@ -1,5 +1,6 @@
 """Settings to data: image sources, distributions of points, and the space of x."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,16 @@ from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
 from flowimg.data.arrays import Reading
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
+from flowimg.data.buckets import BucketBatches, Turns, nearest_shapes, shapes_of, share_out
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
 from flowimg.data.find import Found, find
 from flowimg.data.listing import absent, listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
-from flowimg.errors import DataError
+from flowimg.errors import DataError, SettingsError
 from flowimg.flow.condition import Condition
-from flowimg.flow.randomness import generator
+from flowimg.flow.randomness import generator, key
 from flowimg.machine.device import memory_bytes
 from flowimg.machine.home import settle_home
 from flowimg.names import one_line
@@ -41,7 +43,8 @@ class DataFacts(NamedTuple):
 
     `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers each further
     part of a condition has; `build_field` sets it. `absent` are the classes, by number, that no sample is of: nobody
-    can learn them, so they take no turn.
+    can learn them, so they take no turn. `buckets` are the heights and widths of `data.buckets` that have pictures, and
+    how many each has to learn from; `shape` is then the one that is nearest to a square, by which the network is built.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +52,12 @@ class DataFacts(NamedTuple):
     architecture: dict[str, Any] | None = None
     numbers: Mapping[str, int] = MappingProxyType({})
     absent: tuple[int, ...] = ()
+    buckets: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the samples: one, or that of each bucket."""
+        return [(self.shape[0], *bucket[:2]) for bucket in self.buckets] or [self.shape]
 
     @property
     def present(self) -> list[int]:
@@ -120,6 +129,22 @@ def build_space(config: Config, facts: DataFacts) -> Space:
     return SPACES[config.data.kind](config, facts)
 
 
+class Portion(NamedTuple):
+    """The samples of one shape: their space, and which they are among all."""
+
+    space: Space
+    rows: list[int]
+
+
+def portions(config: Config, facts: DataFacts, seeds: Sequence[int]) -> list[Portion]:
+    """The samples of these seeds by their shape: where there are buckets, each seed has one, in proportion."""
+    if not facts.buckets:
+        return [Portion(build_space(config, facts), list(range(len(seeds))))]
+    rows = Turns(tuple(count for *_, count in facts.buckets)).portions(seeds)
+    spaces = (build_space(config, facts._replace(shape=(facts.shape[0], h, w))) for h, w, _ in facts.buckets)
+    return [Portion(space, some) for space, some in zip(spaces, rows, strict=True) if some]
+
+
 def _points(config: Config) -> FoundData:
     data: Any = config.data
     toy = build_toy(config)
@@ -130,7 +155,7 @@ def _points(config: Config) -> FoundData:
 
 def _images(config: Config) -> FoundData:
     data: Any = config.data
-    return (_streamed if data.stream else _stored)(config, data)
+    return (_streamed if data.stream else _bucketed if data.buckets else _stored)(config, data)
 
 
 def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
@@ -156,7 +181,26 @@ def find_images(data: ImageData) -> Found:
     """The images of a source, checked but not decoded into the cache."""
     names = "source subset root split image_column label_column labels classes first channels background max_bad"
     options = data.model_dump(include=set(names.split()))
-    return find(cache=_cache(data), workers=data.workers, bar=True, shape=data.shape, depth=depth_of(data), **options)
+    how: dict[str, Any] = {"shape": data.shape, "shapes": shapes_of_buckets(data), "depth": depth_of(data)}
+    return find(cache=_cache(data), workers=data.workers, bar=True, **how, **options)
+
+
+def shapes_of_buckets(data: ImageData) -> tuple[tuple[int, int], ...]:
+    """The shapes of `data.buckets`, the one nearest to a square first.
+
+    Raises:
+        SettingsError: If two of them are the same.
+    """
+    if data.buckets is None:
+        return ()
+    shapes = shapes_of(data.buckets.area, data.buckets.ratios, data.buckets.multiple)
+    if twice := [shape for number, shape in enumerate(shapes) if shape in shapes[:number]]:
+        height, width = twice[0]
+        raise SettingsError(
+            f"data.buckets gives the shape {height} {width} twice: give ratios farther apart, a larger area, or a "
+            "smaller multiple"
+        )
+    return tuple(sorted(shapes, key=lambda shape: abs(math.log(shape[1] / shape[0]))))
 
 
 def store_images(data: ImageData, found: Found) -> Stored:
@@ -188,6 +232,46 @@ def _stored(config: Config, data: ImageData) -> FoundData:
     story = f"{one_line(data.source)}: {found.story}; {_held_out(data)}"
     trained = None if found.labels is None else np.delete(found.labels, hold_out(len(found.labels), data.held_out))
     facts = DataFacts(found.shape, found.classes, absent=absent(trained, found.classes))
+    return FoundData(facts, story, load, found.unused)
+
+
+def _bucketed(config: Config, data: ImageData) -> FoundData:
+    """Images in several shapes: each bucket is found and stored as a set of its own."""
+    found, shapes = find_images(data), shapes_of_buckets(data)
+    which = nearest_shapes(found.sizes, shapes)
+    rows = {shape: np.flatnonzero(which == number) for number, shape in enumerate(shapes)}
+    parts = [found.part(some, *shape) for shape, some in rows.items() if len(some)]
+    counts = [len(part.rows) for part in parts]
+    if sum(counts) - len(counts) < data.held_out:
+        raise DataError(
+            f"data.held_out {data.held_out} leaves too little to train on: {sum(counts)} images in {len(counts)} "
+            "buckets, each of which needs one; give a smaller one, or 0 for none"
+        )
+    held = share_out(data.held_out, counts)
+
+    def load(device: torch.device) -> Batches:
+        stored = [store_images(data, part) for part in parts]
+        some = [one for one in zip(parts, stored, held, strict=True) if len(one[1].images.pixels) > one[2]]
+        on_gpu = sum(one.images.pixels.nbytes for one in stored) <= data.gpu_share * memory_bytes(device)
+        buckets, bad = [], [*found.bad]
+        for number, (part, kept, apart) in enumerate(some):
+            images = kept.images.to(device) if device.type != "cpu" and on_gpu else kept.images
+            common = _common(config, data, part.shape, device) | {"seed": key("bucket", config.seed, number)}
+            rows_apart = hold_out(len(images.pixels), apart)
+            buckets.append(ImageBatches(images, rows_apart, kept.fingerprint, **common))
+            bad += kept.bad
+        return BucketBatches(tuple(buckets), tuple(bad), **_common(config, data, found.shape, device))
+
+    shares = [f"{h} x {w} ({len(some):,})" for (h, w), some in rows.items()]
+    story = f"{one_line(data.source)}: {found.story}; buckets, height x width: {', '.join(shares)}; {_held_out(data)}"
+    learned = [(*part.shape[1:], len(part.rows) - apart) for part, apart in zip(parts, held, strict=True)]
+    trained: list[Any] = [
+        np.delete(part.labels, hold_out(len(part.rows), apart))
+        for part, apart in zip(parts, held, strict=True)
+        if part.labels is not None
+    ]
+    lacking = absent(np.concatenate(trained) if trained else None, found.classes)
+    facts = DataFacts((found.shape[0], *shapes[0]), found.classes, absent=lacking, buckets=tuple(learned))
     return FoundData(facts, story, load, found.unused)
 
 
@@ -241,8 +325,10 @@ def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
     Raises:
         DataError: With the difference.
     """
-    if before.shape != now.shape:
-        new, old = (" x ".join(map(str, facts.shape)) for facts in (now, before))
+    shapes = [facts.shapes for facts in (now, before)]
+    # of buckets, one shape may have been chosen
+    if shapes[0] != shapes[1] and not (now.buckets and not before.buckets and before.shape in shapes[0]):
+        new, old = (", ".join(" x ".join(map(str, shape)) for shape in some) for some in shapes)
         differs = f"pictures of {new}, and the run was trained on {old}"
     elif before.classes and before.classes != now.classes:
         differs = f"the classes {listed(now.classes)}, and the run was trained on {listed(before.classes)}"

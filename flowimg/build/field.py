@@ -40,6 +40,12 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
             f"field.pretrained {settings.pretrained} is not a folder or hub id of a UNet2DModel in safetensors: "
             f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from None
+    halvings = len(network.config["block_out_channels"]) - 1
+    if odd := [bucket for bucket in facts.buckets if bucket[0] % 2**halvings or bucket[1] % 2**halvings]:
+        raise DataError(
+            f"data.buckets has pictures of {odd[0][0]} x {odd[0][1]}, which do not halve {halvings} times, as the "
+            f"network asks: give data.buckets.multiple {2**halvings}, or a multiple of it"
+        )
     return unet.UNetField(network, classes, settings.gradient_checkpointing, facts.numbers)
 
 

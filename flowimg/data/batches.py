@@ -46,6 +46,19 @@ class Batches(ABC):
     def held_out(self, count: int) -> Batch:
         """Data that no step sees: the first `count` of those held out, or all of them."""
 
+    @property
+    def parts(self) -> "tuple[Batches, ...]":
+        """Data of one shape each: all of it, or its buckets."""
+        return (self,)
+
+    def first(self, count: int, batch_size: int) -> list[tuple[int, range]]:
+        """Steps, and positions in their batches, of the first samples; of several shapes, some of each."""
+        return [(step, range(min(batch_size, count - at))) for step, at in enumerate(range(0, count, batch_size))]
+
+    def part(self, shape: tuple[int, ...]) -> "Batches":
+        """The part whose samples have this shape."""
+        return self
+
     def rows(self, step: int, positions: range) -> list[int] | None:
         """Which rows of the data set a step sees at these positions; None where there is no data set."""
         return None

@@ -34,7 +34,7 @@ class Found(NamedTuple):
     `rows` (N,) are the rows of the source's listing that are requested and good, `hashes` (N, 16) those of their files;
     `labels` (N,) are None without classes; `shape` (C, H, W) is that of a decoded picture; `story` describes what was
     found; `bad` are left out; `open` returns the listing; `scan` is the file of the cache with the scan; `unused` are
-    remarks on what looks meant and is not used.
+    remarks on what looks meant and is not used; `sizes` (N, 2) are the heights and widths of the files.
     """
 
     rows: Ints
@@ -48,6 +48,15 @@ class Found(NamedTuple):
     open: Callable[[], Listing]
     scan: Path
     unused: tuple[str, ...]
+    sizes: NDArray[np.int32]
+
+    def part(self, rows: NDArray[np.int64], height: int, width: int) -> "Found":
+        """Some of them, in another shape; bad ones belong to no part."""
+        labels = None if self.labels is None else self.labels[rows]
+        shape = (self.shape[0], height, width)
+        return self._replace(
+            rows=self.rows[rows], hashes=self.hashes[rows], labels=labels, sizes=self.sizes[rows], shape=shape, bad=()
+        )
 
 
 def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = False, **requested: Any) -> Found:
@@ -96,7 +105,20 @@ def find(source: str, cache: Path, *, workers: int | None = None, bar: bool = Fa
     story += f"; {len(bad):,} bad left out" if bad else ""
     hashes, labels = seen.table["hashes"][rows], None if labels is None else labels[rows].astype(np.int64)
     file = kept_at(known, cache, request.key)
-    return Found(rows, hashes, labels, tuple(classes), shape, story, bad, where, known.list, file, seen.unused)
+    return Found(
+        rows,
+        hashes,
+        labels,
+        tuple(classes),
+        shape,
+        story,
+        bad,
+        where,
+        known.list,
+        file,
+        seen.unused,
+        seen.table["sizes"][rows],
+    )
 
 
 def select(
@@ -145,13 +167,13 @@ def refuse_many(where: str, bad: Collection[Bad], count: int, most: float) -> No
 def _shape(where: str, seen: Scan, rows: Ints, request: Request) -> tuple[Shape, str]:
     """The shape of a decoded picture, and a description of the files' sizes and modes."""
     sizes, modes = seen.of_size(rows), seen.of_kind(rows, 0)
-    if request.shape is None and len(sizes) > 1:
+    if request.shape is None and len(sizes) > 1 and not request.shapes:
         common = ", ".join(f"{w} x {h} ({count:,})" for (h, w), count in sizes.most_common(3))
         raise DataError(f"{where} has pictures of {len(sizes)} sizes, {common}: give the one to use by data.size")
     smallest, largest = (f"{w} x {h}" for h, w in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
     described = smallest if len(sizes) == 1 else f"{len(sizes)} sizes from {smallest} to {largest}"
     tinted = len(set(request.background)) > 1 and bool(seen.table["clear"][rows].any())
-    height, width = request.shape or next(iter(sizes))
+    height, width = request.shape or next(iter(request.shapes), None) or next(iter(sizes))
     try:
         channels = channels_of(request.channels, modes, tinted)
     except ValueError as error:

@@ -42,6 +42,7 @@ class Request:
         classes: Use only pictures of these classes; empty means all.
         first: Use only the first N good pictures of these.
         shape: Height and width after resizing; None requires all pictures to have the same size.
+        shapes: Heights and widths of several shapes, each for the pictures that are nearest to it; empty for one.
         channels: "grey", "rgb", "rgba", "auto" (grey if no picture has colour; arrays as they are), or "all": every
             channel, and every page of a TIFF, as they are.
         depth: How their numbers are stored.
@@ -58,6 +59,7 @@ class Request:
     classes: Sequence[str] = ()
     first: int | None = None
     shape: tuple[int, int] | None = None
+    shapes: Sequence[tuple[int, int]] = ()
     channels: str = "auto"
     depth: Depth = BYTES
     background: Sequence[int] = (255, 255, 255)

@@ -5,7 +5,7 @@ The sampler and the reference set come as arguments; the caller gathers the shar
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowimg.data.batches import evenly
-from flowimg.evaluation.distances import NEAREST, SUBSET, Moments, frechet, kid, moments, neighbourhoods
+from flowimg.data.cache import name_of
+from flowimg.evaluation.distances import NEAREST, SUBSET, Moments, frechet, kid, merge, moments, neighbourhoods
 from flowimg.evaluation.features import Extractor, distance_name
 from flowimg.evaluation.images import Nearest, copying, nearest, nearest_or_mirrored, within_class_spread
-from flowimg.evaluation.reference import DataSet, Reference
+from flowimg.evaluation.reference import KEPT, DataSet, Reference
 from flowimg.fields.classifier import Classifier, agreement
 from flowimg.flow.condition import Condition
 from flowimg.sampling.sampler import Sampler
@@ -70,7 +71,7 @@ def joined(shares: Sequence[DrawnShare], cond: Condition, kept: int) -> SampleFe
 
 
 def draw_share(
-    sampler: Sampler, comparison: Comparison, seeds: range, cond: Condition, mine: Sequence[int], kept: int
+    sampler: Sampler, comparison: Comparison, seeds: Sequence[int], cond: Condition, mine: Sequence[int], kept: int
 ) -> DrawnShare:
     """Draw this process's share of the samples, and compute their features.
 
@@ -97,14 +98,42 @@ def draw_share(
     return DrawnShare(nfe, not_finite, features, pixels)
 
 
+def pooled(drawn: Sequence[SampleFeatures], comparisons: Sequence[Comparison]) -> tuple[SampleFeatures, Comparison]:
+    """The samples of several shapes, and what they are compared with, as one set each: features, and no pixels.
+
+    The data of a shape count by their number, as the samples do.
+    """
+    references = [one.reference for one in comparisons if one.reference is not None]
+    counts = [one.moments.number for one in references]
+    shares = [max(1, round(KEPT * count / sum(counts))) for count in counts]
+    features = [one.features[evenly(len(one.features), most)] for one, most in zip(references, shares, strict=True)]
+    data = references[0].data
+    name = f"{sum(counts):,}{data.name[data.name.index(' ') :]}"
+    named = data._replace(name=name, sha256=name_of(*(one.data.sha256 for one in references)))
+    whole = Reference(named, reduce(merge, (one.moments for one in references)), torch.cat(features))
+    samples = SampleFeatures(
+        sum(one.number for one in drawn),
+        max(one.nfe for one in drawn),
+        reduce(merge, (one.moments for one in drawn)),
+        torch.cat([one.features for one in drawn]),
+        torch.zeros(0),
+        reduce(Condition.cat, (one.cond for one in drawn)),
+        sum(one.not_finite for one in drawn),
+    )
+    return samples, comparisons[0]._replace(reference=whole, judge=None)
+
+
 def distance(drawn: SampleFeatures, comparison: Comparison) -> float:
     """The Fréchet distance of samples; only for the first process."""
     assert comparison.reference is not None
     return frechet(comparison.reference.moments, drawn.moments)
 
 
-def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any], Nearest]:
-    """All scores of samples, and the training pictures nearest to them; only for the first process."""
+def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any], Nearest | None]:
+    """All scores of samples, and the training pictures nearest to them; only for the first process.
+
+    Samples without pixels, which are of several shapes, are compared by their features only.
+    """
     reference = comparison.reference
     assert reference is not None
     fewer = min(len(reference.features), len(drawn.features))
@@ -119,6 +148,8 @@ def score(drawn: SampleFeatures, comparison: Comparison) -> tuple[dict[str, Any]
         # equal numbers: more data would lower the coverage, however good the samples
         data = reference.features[evenly(len(reference.features), len(drawn.features))]
         scores |= neighbourhoods(data, drawn.features[: len(data)])._asdict()
+    if not len(drawn.pixels):
+        return scores, None
     pixels = reference.data.pictures.pixels
     search = partial(nearest_or_mirrored if reference.data.mirrored else nearest, encode=comparison.space.encode)
     found = search(drawn.pixels[:1000], pixels, 4)
@@ -152,8 +183,11 @@ def left_out(scores: dict[str, Any]) -> str | None:
         "precision": f"precision, recall, density and coverage need {NEAREST + 1} training pictures and samples",
         "judge": "judge needs held-out pictures (data.held_out)",
         "spread": "spread needs 2 pictures of a class, and 2 samples",
+        "nearest": "nearest and what belongs to classes need one shape (--shape)",
     }
     of_classes = {"judge", "spread"} if "agreement" not in scores else set()
+    if "kid" not in scores:
+        del needs["nearest"]
     missing = [need for name, need in needs.items() if name not in scores and name not in of_classes]
     return "; ".join(missing) or None
 

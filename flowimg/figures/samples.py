@@ -1,8 +1,8 @@
 """Figures of samples: pictures in a grid, points in a plot beside data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -29,6 +29,37 @@ def draw_samples(space: Space, x: Tensor, cond: Condition, path: Path, title: st
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen(DRAWN, space)(space, x, cond, path, title)
+
+
+class Samples(NamedTuple):
+    """Samples of one space, x of shape (N, *D), and their condition."""
+
+    space: Space
+    x: Tensor
+    cond: Condition
+
+
+def draw_portions(portions: Sequence[Samples], path: Path, title: str = "") -> None:
+    """Write the figure of samples of several shapes as a PNG: a grid for each, one below the other.
+
+    Args:
+        portions: The samples of each shape; with a single one, the figure is that of `draw_samples`.
+        path: The file of the PNG.
+        title: See `draw_samples`.
+    """
+    grids: list[Image.Image] = []
+    for part in portions:
+        draw_samples(*part, path, title)
+        if len(portions) == 1:
+            return
+        with Image.open(path) as drawn:
+            grids.append(drawn.convert("RGB"))
+    sheet = Image.new("RGB", (max(grid.width for grid in grids), sum(grid.height for grid in grids)), "white")
+    top = 0
+    for grid in grids:
+        sheet.paste(grid, (0, top))
+        top += grid.height
+    sheet.save(path)
 
 
 def check_grid(space: Any, count: int, columns: int | None, instead: str) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,8 @@ from flowimg.data.listing import Request
 from flowimg.data.scan import HASH, Scan, scan
 from flowimg.data.sources.recognise import recognise
 from flowimg.errors import DataError, SettingsError
-from flowimg.figures.samples import check_grid, save_grid
+from flowimg.figures.samples import Samples, check_grid, draw_portions
+from flowimg.flow.condition import Condition
 from flowimg.jobs.drawing import check_places
 from flowimg.machine.cores import cores
 from flowimg.machine.home import settle_home
@@ -225,12 +226,17 @@ def preview(settings: Preview, config: Config | None = None) -> dict[str, Any]:
 def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     """Draw a grid of the first pictures of a run, and warn if there is next to nothing to see in them."""
     fresh = batches.seen_from(0)  # a resumed run may count from another sample
-    seen = [fresh(step, range(min(batch_size, count - at)))[0] for step, at in enumerate(range(0, count, batch_size))]
+    seen: dict[torch.Size, list[torch.Tensor]] = {}
+    for step, positions in fresh.first(count, batch_size):
+        x_1, _ = fresh(step, positions)
+        seen.setdefault(x_1.shape[1:], []).append(x_1.cpu())
     fresh.close()
-    pictures = torch.cat(seen).cpu()
-    save_grid(batches.space, pictures, path)
-    if float(pictures.max()) < DARK / 127.5 - 1 - 1e-6:
-        print(f"warning   the first {len(pictures)} pictures are nearly black: {nearly_black(batches.space.depth)}")
+    spaces = [replace(batches.space, shape=tuple(shape)) for shape in seen]
+    parts = [Samples(space, torch.cat(x), Condition()) for space, x in zip(spaces, seen.values(), strict=True)]
+    draw_portions(parts, path)
+    if max(float(part.x.max()) for part in parts) < DARK / 127.5 - 1 - 1e-6:
+        number = sum(len(part.x) for part in parts)
+        print(f"warning   the first {number} pictures are nearly black: {nearly_black(batches.space.depth)}")
 
 
 def prepare(config: Config) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flowimg.settings.verbs import Drawing, Interpolate, Invert, Many, Sample
 
 def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, OpenRun]:
     """The settings with their precision settled, and the run."""
-    run = open_run(settings.run, settings.weights, settings.step, device)
+    run = open_run(settings.run, settings.weights, settings.step, device, settings.shape)
     return settle(settings, run.config), run
 
 

@@ -32,7 +32,7 @@ def export(settings: Export) -> dict[str, Any]:
         raise SettingsError(f"{out} exists and is not overwritten: name a new folder")
     if settings.push_to_hub is not None and settings.push_to_hub.count("/") != 1:
         raise SettingsError(f"--push-to-hub {settings.push_to_hub} is not a repository: give OWNER/NAME")
-    run = open_run(settings.run, settings.weights, settings.step, pick_device())
+    run = open_run(settings.run, settings.weights, settings.step, pick_device(), settings.shape)
     if getattr(run.field, "exports", None) is None:
         raise SettingsError(
             f"{settings.run} has a field of kind {run.config.field.kind}: diffusers knows only the U-Net"

@@ -130,7 +130,7 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
     if settings.split is None:
         if not config.data.held_out:
             raise SettingsError(f"{settings.run} has no held-out pictures (data.held_out is 0): give another --split")
-        batches = build_source(config).load(torch.device("cpu"))
+        batches = build_source(config).load(torch.device("cpu")).part(space.shape)
         x_1, cond = batches.held_out(min(count, config.data.held_out))
         of = "held-out pictures"
     else:
@@ -138,7 +138,7 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
         config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
         source = build_source(config)
         check_same(config, run.facts, source.facts)
-        batches = source.load(torch.device("cpu"))
+        batches = source.load(torch.device("cpu")).part(space.shape)
         pictures = batches.some(count)
         x_1, cond = space.encode(pictures.pixels), Condition(pictures.labels)
         of = f"pictures of {one_line(config.data.source)}, {settings.split}"

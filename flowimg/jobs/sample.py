@@ -1,6 +1,7 @@
 """`flowimg sample`: samples of a run from seeds, distributed over processes, streamed to disk, resumable."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from flowimg.build.data import build_condition
+from flowimg.build.data import build_condition, portions
 from flowimg.errors import MachineError, SettingsError
-from flowimg.figures.samples import draw_samples
+from flowimg.figures.samples import Samples, draw_portions
 from flowimg.files import read_json, write_json
 from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
 from flowimg.runs.opening import OpenRun, weights_name
 from flowimg.sampling.sampler import Sampler, seeds_from
-from flowimg.sampling.writers import Output, check_format, first_rows, join, missing, write_parts
+from flowimg.sampling.writers import SINGLE, Output, check_format, first_rows, join, missing, write_parts
 from flowimg.settings.verbs import Drawing, Sample
 
 
@@ -34,6 +35,9 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     field = compiled(run, settings, settings.count, state)  # which refuses before anything is written
     sampler = sampler_of(run, settings, field, settings.batch_size)
     cond = build_condition(run.config, run.facts, seeds, label)
+    shares = portions(run.config, run.facts, seeds)
+    if len(run.facts.buckets) > 1 and form not in SINGLE:
+        raise SettingsError(f"--format {form} holds pictures of one shape: give one by --shape, or --format png")
 
     about = _about(settings, run, label) | {"format": form}
     usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
@@ -41,18 +45,25 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     kept = _kept(folder, about)
     if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
         raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
-    output = Output(folder, form, seeds, cond, run.facts.classes, run.space)
-    check_format(output)
-    lacking = _lacking(output, about, kept, state)
-    todo = share(lacking, state.process_index, state.num_processes)
-    nfe = _draw(sampler, run, output, todo, sum(map(len, lacking)), state)
+    outputs = [
+        Output(folder, form, [seeds[row] for row in rows], cond.rows(rows), run.facts.classes, space)
+        for space, rows in shares
+    ]
+    for output in outputs:
+        check_format(output)
+    nfe = 0
+    for output in outputs:
+        lacking = _lacking(output, about, kept, state)
+        todo = share(lacking, state.process_index, state.num_processes)
+        sampler = replace(sampler, shape=output.space.shape)
+        nfe = max(nfe, _draw(sampler, output, todo, sum(map(len, lacking)), state))
     state.wait_for_everyone()
     nfe = max(gather_object([nfe]))  # few samples are not enough for every process
-    left: list[Any] = [missing(output)]
+    left: list[Any] = [[part for output in outputs for part in missing(output)]]
     broadcast_object_list(left)
     if left[0]:
         raise MachineError(f"{folder} lacks samples that other processes drew: it must be on a disk they share")
-    told = _finish(output, about, nfe or kept.get("nfe"), run) if state.is_main_process else None
+    told = _finish(outputs, about, nfe or kept.get("nfe"), run) if state.is_main_process else None
     leave_together()
     return told
 
@@ -74,14 +85,11 @@ def _lacking(output: Output, about: dict[str, Any], kept: dict[str, Any], state:
     return lacking[0]
 
 
-def _draw(
-    sampler: Sampler, run: OpenRun, output: Output, todo: Sequence[range], lacking: int, state: PartialState
-) -> int:
+def _draw(sampler: Sampler, output: Output, todo: Sequence[range], lacking: int, state: PartialState) -> int:
     """Draw and write these parts; the evaluations each sample took.
 
     Args:
         sampler: Draws them.
-        run: Of which they are samples.
         output: Where to.
         todo: The parts that this process draws.
         lacking: Samples that all processes together draw.
@@ -94,7 +102,7 @@ def _draw(
         nonlocal nfe
         for batch in sampler.samples([output.seeds[row] for row in rows], output.cond.rows(rows)):
             nfe = max(nfe, batch.nfe)
-            yield run.space.rows(batch.x_1).numpy()
+            yield output.space.rows(batch.x_1).numpy()
 
     before = len(output.seeds) - lacking
     desc = None if state.num_processes == 1 else f"process 1 of {state.num_processes}"
@@ -105,25 +113,31 @@ def _draw(
     return nfe
 
 
-def _finish(output: Output, about: dict[str, Any], nfe: int | None, run: OpenRun) -> dict[str, Any]:
+def _finish(outputs: Sequence[Output], about: dict[str, Any], nfe: int | None, run: OpenRun) -> dict[str, Any]:
     """Write the grid, the one file of all samples, and their description."""
-    figure = output.folder / "grid.png"
-    count = min(run.space.in_a_figure, run.space.fits_a_figure, len(output.seeds))
-    if all(output.path(part).exists() for part in output.parts() if part.start < count):  # else it was drawn before
-        seen = run.space.of_rows(torch.from_numpy(first_rows(output, count)))
-        draw_samples(run.space, seen, output.cond.rows(slice(count)), figure, f"step {run.step}")
-    join(output)
-    write_json(output.folder / "samples.json", {**about, "nfe": nfe})
+    folder, file = outputs[0].folder, outputs[0].file
+    figure = folder / "grid.png"
+    most = min(run.space.in_a_figure, run.space.fits_a_figure) // len(outputs)
+    shown = [(output, min(most, len(output.seeds))) for output in outputs]
+    if all(out.path(part).exists() for out, n in shown for part in out.parts() if part.start < n):  # else drawn before
+        drawn = [
+            Samples(out.space, out.space.of_rows(torch.from_numpy(first_rows(out, n))), out.cond.rows(slice(n)))
+            for out, n in shown
+        ]
+        draw_portions(drawn, figure, f"step {run.step}")
+    for output in outputs:
+        join(output)
+    write_json(folder / "samples.json", {**about, "nfe": nfe})
     cost = f", {nfe} evaluations each" if nfe else ""
-    print(f"{len(output.seeds):,} samples of step {run.step}{cost}: {output.file}")
+    print(f"{sum(len(output.seeds) for output in outputs):,} samples of step {run.step}{cost}: {file}")
     print(f"the grid: {figure}")
-    where = {"run": run.folder.path, "folder": output.folder, "samples": output.file, "grid": figure}
+    where = {"run": run.folder.path, "folder": folder, "samples": file, "grid": figure}
     return {**{name: str(path) for name, path in where.items()}, **about, "nfe": nfe}
 
 
 def _about(settings: Sample, run: OpenRun, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must match to resume into a folder."""
-    idle = {"run", "out", "batch_size", "compile", "format", "label", "step"}
+    idle = {"run", "out", *(() if settings.shape else ("shape",)), "batch_size", "compile", "format", "label", "step"}
     idle |= {"num_steps", "times", "shift"} if settings.adaptive else {"tolerance"}
     idle |= {"guidance_interval"} if settings.guidance == 1 else set()
     return {
@@ -143,6 +157,7 @@ def how_name(settings: Drawing, run: OpenRun, label: int | None) -> str:
         settings.times: settings.times != "uniform" and not adaptive,
         f"shift{settings.shift:g}": settings.shift != 1 and not adaptive,
         f"class{label}": label is not None,
+        "x".join(map(str, settings.shape or ())): settings.shape is not None,
         settings.precision: settings.precision != "fp32",
         f"guidance{settings.guidance:g}": settings.guidance != 1,
         f"from{low:g}to{high:g}": settings.guidance != 1 and settings.guidance_interval != (0, 1),

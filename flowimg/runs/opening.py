@@ -52,7 +52,13 @@ def made_by(run: OpenRun, weights: str | float, precision: str) -> dict[str, Any
     }
 
 
-def open_run(run: str, weights: str | float, step: int | None, device: torch.device) -> OpenRun:
+def open_run(
+    run: str,
+    weights: str | float,
+    step: int | None,
+    device: torch.device,
+    shape: tuple[int, int] | None = None,
+) -> OpenRun:
     """Read a run back from its folder.
 
     Args:
@@ -60,8 +66,9 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
         weights: "ema", "raw", or the length of an average that is made of those kept aside.
         step: The checkpoint of this step, or averages at it; None for the newest.
         device: Where the field goes.
+        shape: Height and width to draw, of a run with `data.buckets`; None keeps all of them.
     Raises:
-        SettingsError: If the folder holds no run, or no averages to make this one of.
+        SettingsError: If the folder holds no run, no averages to make this one of, or another shape.
         CheckpointError: If there is no whole checkpoint, or not the one asked for.
     """
     folder = find_run(run)
@@ -85,7 +92,25 @@ def open_run(run: str, weights: str | float, step: int | None, device: torch.dev
     field = build_field(config, facts)
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)
-    return OpenRun(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
+    facts = facts if shape is None else _of_shape(facts, shape, run)
+    usual = build_space(config, facts._replace(shape=_usual_shape(facts)))
+    return OpenRun(folder, config, facts, usual, field, at, sha256, about.get("data"))
+
+
+def _usual_shape(facts: DataFacts) -> tuple[int, ...]:
+    """The shape of what is drawn where a verb draws one: the run's, or of buckets without it the commonest."""
+    tall, wide, _ = max(facts.buckets, key=lambda bucket: bucket[2], default=(0, 0, 0))
+    there = not facts.buckets or facts.shape[1:] in [bucket[:2] for bucket in facts.buckets]
+    return facts.shape if there else (facts.shape[0], tall, wide)
+
+
+def _of_shape(facts: DataFacts, shape: tuple[int, int], run: str) -> DataFacts:
+    """The facts of the pictures of one bucket."""
+    there: list[tuple[int, ...]] = [bucket[:2] for bucket in facts.buckets] or [facts.shape[1:]]
+    if shape not in there:
+        known = ", ".join(" ".join(map(str, one)) for one in there)
+        raise SettingsError(f"--shape {shape[0]} {shape[1]} is none that {run} learned: {known or 'it has points'}")
+    return facts._replace(shape=(facts.shape[0], *shape), buckets=())
 
 
 def find_checkpoint(folder: RunFolder, step: int | None) -> Path:
@@ -116,12 +141,16 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
         CheckpointError: If no data look like that.
     """
     shape, classes, absent = state.get("shape"), state.get("classes"), state.get("absent", [])
+    buckets = state.get("buckets", [])
     right = isinstance(shape, list) and len(shape) in (1, 3) and all(whole(n) and 1 <= n <= 4096 for n in shape)
     right = right and isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     right = right and isinstance(absent, list) and all(whole(n) and 0 <= n < len(classes or ()) for n in absent)
+    right = right and isinstance(buckets, list) and all(isinstance(one, list) and len(one) == 3 for one in buckets)
+    right = right and all(whole(n) and n >= 1 for one in buckets for n in one)
     if not right:
         raise CheckpointError(f"{path} records an impossible shape of the data: {str(shape)[:60]}")
-    return DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"), absent=tuple(absent))
+    facts = DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"), absent=tuple(absent))
+    return facts._replace(buckets=tuple(map(tuple, buckets)))
 
 
 def shapes_of(config: Config, facts: DataFacts) -> dict[str, torch.Size]:

@@ -34,7 +34,7 @@ class Output(NamedTuple):
 
     folder: Path
     form: str
-    seeds: range
+    seeds: Sequence[int]
     cond: Condition
     classes: tuple[str, ...]
     space: Any

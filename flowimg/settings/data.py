@@ -31,6 +31,23 @@ class PointData(Settings):
     """Number of new points for the held-out loss."""
 
 
+class Buckets(Settings):
+    """A few shapes of about one area, to which images are sorted by their ratios of width to height."""
+
+    area: Annotated[int, Field(ge=16, le=4096**2)] = 4096
+    """Pixels of an image, about: height times width."""
+    ratios: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1, max_length=32)] = (
+        0.5,
+        0.75,
+        1.0,
+        1.5,
+        2.0,
+    )
+    """Ratios of width to height; an image goes to the nearest one, and is cropped or padded to its shape."""
+    multiple: Annotated[int, Field(ge=1, le=64)] = 8
+    """Heights and widths are multiples of this; each level of a U-Net after the first needs a factor of 2."""
+
+
 class ImageData(Settings):
     """Images, decoded once into a cache, or streamed."""
 
@@ -58,6 +75,8 @@ class ImageData(Settings):
         Side | tuple[Side, Side] | None, one_of("null, 2 to 4096 pixels per side, and two of them: height, width"), PAIR
     ] = None
     """Resize all images to squares of this side, or to this height and width; null if they have one size already."""
+    buckets: Buckets | None = None
+    """Instead of size: several shapes, and each batch is of one of them."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
     """crop: scale and crop the centre; pad: scale and pad; stretch: ignore proportions; keep: crop or pad only."""
     random_crop: Annotated[
@@ -71,7 +90,7 @@ class ImageData(Settings):
     channel, and every page of a TIFF."""
     depth: Annotated[Literal[8, 16, "float"], one_of("8, 16 and float")] = 8
     """Bits of a number of an image: 8, 16, or float for floating-point numbers as they are in the file."""
-    range: tuple[float, float] | None = None
+    range: Annotated[tuple[float, float] | None, PAIR] = None
     """The numbers that mean black and white: with depth 16 by default 0 and 65535 (12-bit images: 0 4095); float needs
     them."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
@@ -116,6 +135,8 @@ class ImageData(Settings):
         if self.stored and not (self.shape and _larger(self.stored, self.shape)):
             larger, size = (_words(self.random_crop), _words(self.size))
             raise ValueError(f"random_crop {larger} must be larger than size {size}, the window it cuts")
+        if self.buckets:
+            self._fits_buckets()
         if self.depth == 8 and self.range:
             raise ValueError("range is for depth 16 and float: images of 8 bits go from 0 to 255")
         if self.depth == "float" and self.range is None:
@@ -127,6 +148,13 @@ class ImageData(Settings):
         if self.stream and (self.classes or self.first):
             raise ValueError("stream takes all pictures of a split: leave out classes and first")
         return self
+
+    def _fits_buckets(self) -> None:
+        for name, given in (("size", self.size), ("random_crop", self.random_crop), ("stream", self.stream)):
+            if given:
+                raise ValueError(f"buckets and {name}: give one of the two, as buckets decide the shapes of all images")
+        if self.resize == "keep":
+            raise ValueError("buckets and resize keep: images are scaled to their bucket, so give crop, pad or stretch")
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from flowimg.settings.base import Fraction, Label, Length, Positive, SampleSeed, Seed, Settings, Weights, one_of
-from flowimg.settings.data import ImageData
+from flowimg.settings.data import PAIR, ImageData
 from flowimg.settings.sampling import Solver, Solving
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -28,6 +28,9 @@ class OfWeights(OfRun):
     """Which weights: their moving average (ema), the last ones (raw), or a post-hoc average of this length."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Load the checkpoint of this step; by default the newest."""
+    shape: Annotated[tuple[Positive, Positive] | None, PAIR] = None
+    """Height and width to draw, of a run with data.buckets; by default all of them in proportion where a verb draws
+    many images, else the one nearest to a square."""
 
 
 class Drawing(OfWeights, Solving):

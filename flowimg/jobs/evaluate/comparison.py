@@ -34,8 +34,10 @@ class ComparisonOptions(NamedTuple):
     learned: str | None = None
 
 
-def build_comparison(config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> Comparison:
-    """A network, and the run's data in its features.
+def build_comparisons(
+    config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState
+) -> list[Comparison]:
+    """A network, and the run's data in its features, for each shape of the samples.
 
     Args:
         config: The run.
@@ -48,7 +50,10 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
         ExtractorError: If the network is unavailable.
         DataError: If the shape or the classes of the data are not those that the run was trained on.
     """
-    space: Any = build_space(config, facts)
+    spaces: list[Any] = [build_space(config, facts._replace(shape=shape)) for shape in facts.shapes]
+    space = spaces[0]
+    if len(spaces) > 1 and options.features == "proxy":  # a classifier would have to be trained on all shapes
+        options = options._replace(features="proxy-random")
     with state.main_process_first():  # first, because it may fail; one process downloads it for all
         extractor = _extractor(options, space, state.device)
     # an unconditional run, too, is compared in the features of a classifier of its data's labels
@@ -59,7 +64,13 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
         source = build_source(config)
     check_same(config, facts, source.facts)
     classes, cache = len(source.facts.classes), cache_of(config)
-    data = _data_set(config, source.load(torch.device("cpu")), learned) if state.is_main_process else None
+    sets: list[DataSet | None] = [None] * len(spaces)
+    if state.is_main_process:
+        batches = source.load(torch.device("cpu"))
+        _warn_if_changed(config, batches.fingerprint, learned)
+        sets = [_data_set(config, batches.part(one.shape)) for one in spaces]
+        batches.close()
+    data = sets[0] if len(sets) == 1 else None
     # all processes get the weights of the first one: a classifier trained elsewhere would be rounded differently
     weights: list[Any] = [judge_weights(cache, data, space, classes) if data and classes > 1 else None]
     broadcast_object_list(weights)
@@ -70,8 +81,10 @@ def build_comparison(config: Config, facts: DataFacts, options: ComparisonOption
         judge = judge.eval()
     if extractor is None:
         extractor = classifier_features(judge, state.device) if judge else _random(space, state.device)
-    reference = reference_of(cache, data, space, extractor) if data else None
-    return Comparison(space, extractor, reference, judge)
+    return [
+        Comparison(one, extractor, reference_of(cache, some, one, extractor) if some else None, judge)
+        for one, some in zip(spaces, sets, strict=True)
+    ]
 
 
 def _random(space: Pixels, device: torch.device) -> Extractor:
@@ -101,17 +114,20 @@ def _extractor(options: ComparisonOptions, space: Pixels, device: torch.device) 
     return transformer(features, options.download, device)
 
 
-def _data_set(config: Config, batches: Any, learned: str | None) -> DataSet:
-    """The training and held-out pictures; a warning is printed if they changed since the run was trained."""
+def _warn_if_changed(config: Config, now: str | None, learned: str | None) -> None:
     data: Any = config.data
-    if learned not in (None, batches.fingerprint):
+    if learned not in (None, now):
         print(
             f"warning   {one_line(data.source)} has changed: the run was trained on data of fingerprint {learned} and "
-            f"is compared with data of fingerprint {batches.fingerprint}"
+            f"is compared with data of fingerprint {now}"
         )
+
+
+def _data_set(config: Config, batches: Any) -> DataSet:
+    """The training and held-out pictures of one shape."""
+    data: Any = config.data
     each = math.prod(batches.space.shape) * batches.space.depth.bytes
     pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // each))
     held_out = batches.held_out(data.held_out) if data.held_out else None
-    batches.close()
     name = f"{len(pictures.pixels):,} training pictures of {one_line(data.source)}, {data.split}"
     return DataSet(name, fingerprint(pictures), pictures, held_out, data.flip or data.augment > 0)

@@ -6,15 +6,26 @@ An engine takes a sampler and returns scores with how they were made; `flowimg e
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from flowimg.build.data import DataFacts, build_condition, build_toy
+from flowimg.build.data import DataFacts, build_condition, build_toy, portions
 from flowimg.errors import SettingsError
-from flowimg.evaluation.comparison import SampleFeatures, distance, draw_share, joined, left_out, measured_with, score
+from flowimg.evaluation.comparison import (
+    Comparison,
+    SampleFeatures,
+    distance,
+    draw_share,
+    joined,
+    left_out,
+    measured_with,
+    pooled,
+    score,
+)
 from flowimg.evaluation.distances import NEAREST
 from flowimg.evaluation.images import Nearest
 from flowimg.evaluation.points import PointScores, failures, score_points
@@ -22,7 +33,7 @@ from flowimg.evaluation.record import made_how
 from flowimg.evaluation.reference import KEPT
 from flowimg.figures.record import Figure, add_figures
 from flowimg.flow.randomness import generator
-from flowimg.jobs.evaluate.comparison import ComparisonOptions, build_comparison
+from flowimg.jobs.evaluate.comparison import ComparisonOptions, build_comparisons
 from flowimg.machine.processes import share
 from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Sampler
@@ -114,7 +125,7 @@ class PictureEngine(Engine):
 
     def __init__(self, config: Config, facts: DataFacts, options: ComparisonOptions, state: PartialState) -> None:
         super().__init__(config, facts, options, state)
-        self.comparison = build_comparison(config, facts, options, state)
+        self.comparisons = build_comparisons(config, facts, options, state)
         self.last: tuple[SampleFeatures, Nearest] | None = None
 
     @classmethod
@@ -130,32 +141,47 @@ class PictureEngine(Engine):
 
     def _drawn(
         self, sampler: Sampler, seeds: range, inside: Inside = nullcontext, kept: int = KEPT
-    ) -> SampleFeatures | None:
-        """The samples of these seeds in features, on the first process; None if a process gave up its share."""
-        mine = share(range(len(seeds)), self.state.process_index, self.state.num_processes)
-        cond, own = build_condition(self.config, self.facts, seeds), None
-        with inside():
-            own = draw_share(sampler, self.comparison, seeds, cond, mine, kept)
-        shares = gather_object([own])
-        return joined(shares, cond, kept) if self.state.is_main_process and None not in shares else None
+    ) -> tuple[SampleFeatures, Comparison] | None:
+        """The samples of these seeds in features, and what they are compared with, on the first process.
 
-    def _how(self, drawn: SampleFeatures, how: Solving, seeds: range) -> dict[str, Any]:
+        None if a process gave up its share. Samples of several shapes, in proportion, are pooled.
+        """
+        cond = build_condition(self.config, self.facts, seeds)
+        by_shape = {one.space.shape: one for one in self.comparisons}
+        parts: list[tuple[SampleFeatures, Comparison]] = []
+        for space, rows in portions(self.config, self.facts, seeds):
+            comparison, own = by_shape[space.shape], None
+            mine = share(range(len(rows)), self.state.process_index, self.state.num_processes)
+            drawer, some = replace(sampler, shape=space.shape), [seeds[row] for row in rows]
+            with inside():
+                own = draw_share(drawer, comparison, some, cond.rows(rows), mine, kept)
+            shares = gather_object([own])
+            if None in shares:
+                return None
+            if self.state.is_main_process:
+                parts.append((joined(shares, cond.rows(rows), kept), comparison))
+        if not self.state.is_main_process:
+            return None
+        return pooled(*zip(*parts, strict=True)) if len(self.comparisons) > 1 else parts[0]
+
+    def _how(self, drawn: SampleFeatures, comparison: Comparison, how: Solving, seeds: range) -> dict[str, Any]:
         """How the scores of these samples were made."""
-        return {**made_how(how.record, seeds, drawn.nfe), **measured_with(self.comparison, drawn)}
+        return {**made_how(how.record, seeds, drawn.nfe), **measured_with(comparison, drawn)}
 
     def __call__(self, sampler: Sampler, how: Solving, seeds: range, inside: Inside = nullcontext) -> Scored:
-        drawn = self._drawn(sampler, seeds, inside)
-        if drawn is None:
+        found = self._drawn(sampler, seeds, inside)
+        if found is None:
             return None
-        scores, near = score(drawn, self.comparison)
-        self.last = drawn, near
+        drawn, comparison = found
+        scores, near = score(drawn, comparison)
+        self.last = (drawn, near) if near else None
         if missing := left_out(scores):
             print(f"left out  {missing}")
-        return {**scores, **self._how(drawn, how, seeds)}
+        return {**scores, **self._how(drawn, comparison, how, seeds)}
 
     def quick(self, sampler: Sampler, how: Solving, seeds: range) -> Scored:
-        drawn = self._drawn(sampler, seeds, kept=0)  # the other scores take as long as drawing
-        return None if drawn is None else {**self._how(drawn, how, seeds), "score": distance(drawn, self.comparison)}
+        found = self._drawn(sampler, seeds, kept=0)  # the other scores take as long as drawing
+        return None if found is None else {**self._how(*found, how, seeds), "score": distance(*found)}
 
     def exceeded(self, settings: Evaluate, scores: dict[str, Any]) -> list[str]:
         limit, sentences = settings.max_frechet, []
@@ -168,12 +194,13 @@ class PictureEngine(Engine):
     def show(self, run: OpenRun, made: str) -> None:
         from flowimg.figures.pictures import picture_table  # matplotlib is slow to import
 
-        assert self.last is not None
-        assert self.comparison.reference is not None
-        drawn, near = self.last
-        rows, data = near.row[:SHOWN], self.comparison.reference.data
+        if self.last is None:
+            return
+        (drawn, near), comparison = self.last, self.comparisons[0]
+        assert comparison.reference is not None
+        rows, data = near.row[:SHOWN], comparison.reference.data
         table = torch.cat([drawn.pixels[: len(rows), None], data.pictures.pixels[rows]], dim=1)
-        seen = self.comparison.space.shown(self.comparison.space.encode(table))
+        seen = comparison.space.shown(comparison.space.encode(table))
         columns = ["sample", *map(str, range(1, table.shape[1]))]
         label = drawn.cond.label
         names = [""] * len(rows) if label is None else [self.facts.classes[number] for number in label[: len(rows)]]

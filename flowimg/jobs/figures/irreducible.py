@@ -37,10 +37,11 @@ NOT_AUGMENTED = ", of pictures that are not augmented"
 def find_irreducible(folder: RunFolder, config: Config, batches: Batches | None) -> Irreducible | None:
     """The irreducible loss of a run: as stored in its folder, or estimated from the data and stored.
 
-    None if the noise is coupled to the data, for which there is no closed form, or if the data are unavailable.
+    None if the noise is coupled to the data, for which there is no closed form, if the data are unavailable, or have
+    several shapes.
     """
     path = folder.figures / "floor.json"
-    if not build_objective(config).coupling.independent:
+    if not build_objective(config).coupling.independent or getattr(config.data, "buckets", None):
         return None
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from flowimg.build.data import build_condition
+from flowimg.build.data import build_condition, portions
 from flowimg.figures.record import Drawable, Figure
-from flowimg.figures.samples import draw_samples
+from flowimg.figures.samples import Samples, draw_portions
 from flowimg.flow.condition import Condition
 from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Sampler, arc, noise
@@ -55,7 +55,10 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
 
     def growth(path: Path) -> None:
         seeds, start = range(min(run.config.grid.count, space.fits_a_figure)), path.with_name(".noise.png")
-        draw_samples(space, noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), start)
+        cond = build_condition(run.config, run.facts, seeds)
+        parts = portions(run.config, run.facts, seeds)
+        drawn = [Samples(s, noise([seeds[row] for row in rows], s.shape), cond.rows(rows)) for s, rows in parts]
+        draw_portions(drawn, start)
         growth_animation([(0, start), *run.folder.grids()], path)
         start.unlink()
 

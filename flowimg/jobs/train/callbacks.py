@@ -2,18 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from flowimg.build.data import build_condition
+from flowimg.build.data import build_condition, portions
 from flowimg.errors import ExtractorError, Stopped
 from flowimg.evaluation.record import distance_in, keep, scores_of
-from flowimg.figures.samples import draw_samples
+from flowimg.figures.samples import Samples, draw_portions
 from flowimg.flow.condition import Condition
 from flowimg.jobs.evaluate.comparison import ComparisonOptions
 from flowimg.jobs.evaluate.engine import ENGINES
@@ -60,8 +61,8 @@ def _grids(session: Session) -> Callback:
         print(
             f"warning   grids show the first {len(seeds):,} of {config.grid.count:,} samples: no more fit in a figure"
         )
-    cond = build_condition(config, session.facts, seeds)
-    pace = Pace()
+    cond, pace = build_condition(config, session.facts, seeds), Pace()
+    shares = portions(config, session.facts, seeds)
 
     def callback(state: Training) -> None:
         # a run that was asked to end draws no more
@@ -73,12 +74,18 @@ def _grids(session: Session) -> Callback:
         session.status.at("drawing samples")
         began = time.perf_counter()
         for weights, module in (("ema", state.ema), ("raw", state.field)):
+            drawn: list[Samples] = []
             with strategy.whole(module) as field:
-                x_1 = _draw_together(session, session.sampler(field, grid), field, seeds, cond)
-            if strategy.is_first and x_1 is not None:
+                for space, rows in shares:
+                    sampler = replace(session.sampler(field, grid), shape=space.shape)
+                    x_1 = _draw_together(session, sampler, field, [seeds[row] for row in rows], cond.rows(rows))
+                    if x_1 is None:
+                        break
+                    drawn.append(Samples(space, x_1, cond.rows(rows)))
+            if strategy.is_first and len(drawn) == len(shares):
                 path = session.folder.grid(state.step, weights)
                 try:
-                    draw_samples(session.space, x_1, cond, path, f"{weights} at step {state.step}")
+                    draw_portions(drawn, path, f"{weights} at step {state.step}")
                     track_picture(strategy.accelerator, f"samples/{weights}", path, state.step)
                 except OSError as error:
                     print(f"warning   no grid at step {state.step} ({error})")
@@ -90,7 +97,7 @@ def _grids(session: Session) -> Callback:
 
 
 def _draw_together(
-    session: Session, sampler: Sampler, field: nn.Module, seeds: range, cond: Condition
+    session: Session, sampler: Sampler, field: nn.Module, seeds: Sequence[int], cond: Condition
 ) -> Tensor | None:
     """Samples of these seeds, each process drawing its share; None if one of them was asked to end meanwhile."""
     strategy = session.strategy

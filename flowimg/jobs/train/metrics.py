@@ -3,14 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowimg.flow.condition import Condition
 from flowimg.flow.irreducible import means_by_time
 from flowimg.flow.objectives import Draw
 from flowimg.jobs.train.session import Session
@@ -42,13 +42,13 @@ TRIED_SECONDS = 0.5
 def write_metrics(session: Session) -> Callback:
     """Write a line of metrics.jsonl every `log_every` steps, and show progress."""
     config, span, strategy = session.config, session.span, session.strategy
-    held_out: Draw | None = None
+    held_out: list[Draw] = []
     progress = _progress(session)
     waiting: list[str] = []
     full_speed: float | None = None  # samples a second, if the network were matrix products only
     apart = config.data.held_out
-    x_1, cond = session.batches.held_out(apart) if apart else (torch.zeros(0), Condition())
-    often = looks_every(config, len(x_1))
+    kept = [part.held_out(apart) for part in session.batches.parts] if apart else []
+    often = looks_every(config, sum(len(x_1) for x_1, _ in kept))
 
     def callback(state: Training) -> None:
         nonlocal full_speed, held_out
@@ -57,8 +57,8 @@ def write_metrics(session: Session) -> Callback:
             step, every = state.step, config.train.log_every
             looks = apart > 0 and (step // often > (step - every) // often or span.is_last(state))
             if looks:
-                held_out = held_out or state.objective.fixed_draw(x_1, cond)
-            record = _record(state, held_out if looks else None, session.status)
+                held_out = held_out or [state.objective.fixed_draw(*batch) for batch in kept if len(batch[0])]
+            record = _record(state, held_out if looks else [], session.status)
             state.window = Window()
             if strategy.is_first:
                 # points are too small for it to say anything; known after the first steps, which wait for nothing
@@ -92,25 +92,26 @@ def looks_every(config: Config, count: int) -> int:
 
 
 @torch.no_grad()
-def _held_out_loss(state: Training, field: nn.Module, draw: Draw, status: Status) -> float:
-    """The mean over the held-out data, of which each process has its share."""
+def _held_out_loss(state: Training, field: nn.Module, draws: Sequence[Draw], status: Status) -> float:
+    """The mean over the held-out data of each shape, of which each process has its share."""
     strategy = state.strategy
-    mine = torch.arange(len(draw.t))[strategy.process :: strategy.processes]
     micro = len(state.micro_batches()[0])
     least = 1 if state.graphs else micro  # what fits with gradients fits without, unless graphs hold the memory
 
-    def look(part: slice) -> Tensor:
+    def look(draw: Draw, mine: Tensor, part: slice) -> Tensor:
         return state.objective.loss(field, draw.rows(mine[part])).float().sum()
 
     total = torch.zeros((), device=strategy.device)
     with status.during("evaluating on held-out data"), strategy.autocast():
-        for part in in_parts(look, len(mine), max(AT_ONCE, micro), least):
-            total += part
+        for draw in draws:
+            mine = torch.arange(len(draw.t))[strategy.process :: strategy.processes]
+            for part in in_parts(partial(look, draw, mine), len(mine), max(AT_ONCE, micro), least):
+                total += part
         total = total.cpu().to(strategy.device)  # here, where no other process is waited for
-    return float(strategy.sum(total)) / len(draw.t)
+    return float(strategy.sum(total)) / sum(len(draw.t) for draw in draws)
 
 
-def _record(state: Training, held_out: Draw | None, status: Status) -> dict[str, Any]:
+def _record(state: Training, held_out: Sequence[Draw], status: Status) -> dict[str, Any]:
     """One line of metrics; the one place where the host waits for the device, and all processes for each other."""
     window, strategy = state.window, state.strategy
     record: dict[str, Any] = {"step": state.step, "samples": state.samples}
@@ -133,7 +134,7 @@ def _record(state: Training, held_out: Draw | None, status: Status) -> dict[str,
             "samples_per_second": window.steps * state.objective.batch_size / window.seconds,
             "data_wait": window.data_seconds / window.seconds,
         }
-    if held_out is not None:
+    if held_out:
         for name, module in (("held_out_loss", state.field), ("held_out_loss_ema", state.ema)):
             with strategy.whole(module) as field:
                 record[name] = _finite(_held_out_loss(state, field, held_out, status))

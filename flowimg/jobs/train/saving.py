@@ -180,6 +180,7 @@ def _about(state: Training, session: Session) -> dict[str, Any]:
     return {
         "shape": session.facts.shape,
         "classes": session.facts.classes,
+        **({"buckets": session.facts.buckets} if session.facts.buckets else {}),
         **({"absent": session.facts.absent} if session.facts.absent else {}),
         "seed": session.config.seed,
         "architecture": architecture_of(session.config, state.field),

@@ -73,7 +73,7 @@ def banner(
 ) -> None:
     """Print what was found and what is to be done; `how` says how the network is computed."""
     strategy, train = state.strategy, config.train
-    shape = " x ".join(str(n) for n in source.facts.shape)
+    shape = ", ".join(" x ".join(map(str, shape)) for shape in source.facts.shapes)
     parameters = sum(p.numel() for p in state.strategy.template.parameters())
     seen, count = train.steps * train.batch_size, batches.size
     processes, micro = strategy.processes, len(state.micro_batches()[0])
