@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
 from flowimg.data.arrays import Reading
 from flowimg.data.batches import Batches, ImageBatches, PointBatches
-from flowimg.data.buckets import BucketBatches, Turns, nearest_shapes, shapes_of, share_out
+from flowimg.data.buckets import BucketBatches, Turns, cut_away, nearest_shapes, shapes_of, share_out
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
 from flowimg.data.find import Found, find
@@ -235,12 +236,29 @@ def _stored(config: Config, data: ImageData) -> FoundData:
     return FoundData(facts, story, load, found.unused)
 
 
+def parts_of(data: ImageData, found: Found) -> list[Found]:
+    """The pictures that were found, all of one shape: whole, or those of each bucket that has some."""
+    if not data.buckets:
+        return [found]
+    shapes = shapes_of_buckets(data)
+    which = nearest_shapes(found.sizes, shapes)
+    rows = [np.flatnonzero(which == number) for number in range(len(shapes))]
+    return [found.part(some, *shape) for shape, some in zip(shapes, rows, strict=True) if len(some)]
+
+
+def told_of_buckets(data: ImageData, sizes: NDArray[np.int32]) -> str:
+    """The pictures in each bucket, and how much of their area is cut away there, and in squares."""
+    shapes = shapes_of_buckets(data)
+    counts = np.bincount(nearest_shapes(sizes, shapes), minlength=len(shapes)).tolist()
+    shares = [f"{height} x {width} ({count:,})" for (height, width), count in zip(shapes, counts, strict=True)]
+    lost = f"; {cut_away(sizes, shapes):.1%} of the area is cut away, {cut_away(sizes, [(1, 1)]):.1%} in squares"
+    return f"buckets, height x width: {', '.join(shares)}{lost if data.resize == 'crop' else ''}"
+
+
 def _bucketed(config: Config, data: ImageData) -> FoundData:
     """Images in several shapes: each bucket is found and stored as a set of its own."""
     found, shapes = find_images(data), shapes_of_buckets(data)
-    which = nearest_shapes(found.sizes, shapes)
-    rows = {shape: np.flatnonzero(which == number) for number, shape in enumerate(shapes)}
-    parts = [found.part(some, *shape) for shape, some in rows.items() if len(some)]
+    parts = parts_of(data, found)
     counts = [len(part.rows) for part in parts]
     if sum(counts) - len(counts) < data.held_out:
         raise DataError(
@@ -262,8 +280,7 @@ def _bucketed(config: Config, data: ImageData) -> FoundData:
             bad += kept.bad
         return BucketBatches(tuple(buckets), tuple(bad), **_common(config, data, found.shape, device))
 
-    shares = [f"{h} x {w} ({len(some):,})" for (h, w), some in rows.items()]
-    story = f"{one_line(data.source)}: {found.story}; buckets, height x width: {', '.join(shares)}; {_held_out(data)}"
+    story = f"{one_line(data.source)}: {found.story}; {told_of_buckets(data, found.sizes)}; {_held_out(data)}"
     learned = [(*part.shape[1:], len(part.rows) - apart) for part, apart in zip(parts, held, strict=True)]
     trained: list[Any] = [
         np.delete(part.labels, hold_out(len(part.rows), apart))

@@ -25,6 +25,8 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
     from flowimg.fields import unet  # imports diffusers, which takes seconds
 
     (channels, height, width), classes = facts.shape, len(facts.classes)
+    if settings.pretrained is None:
+        _check_buckets(facts, len(settings.channels) - 1)
     try:
         if settings.pretrained is None:
             options = settings.model_dump(exclude={"kind", "pretrained", "gradient_checkpointing"})
@@ -40,13 +42,21 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
             f"field.pretrained {settings.pretrained} is not a folder or hub id of a UNet2DModel in safetensors: "
             f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from None
-    halvings = len(network.config["block_out_channels"]) - 1
+    _check_buckets(facts, len(network.config["block_out_channels"]) - 1)
+    return unet.UNetField(network, classes, settings.gradient_checkpointing, facts.numbers)
+
+
+def _check_buckets(facts: DataFacts, halvings: int) -> None:
+    """Refuse buckets that the levels of a U-Net cannot halve.
+
+    Raises:
+        DataError: If there are such.
+    """
     if odd := [bucket for bucket in facts.buckets if bucket[0] % 2**halvings or bucket[1] % 2**halvings]:
         raise DataError(
             f"data.buckets has pictures of {odd[0][0]} x {odd[0][1]}, which do not halve {halvings} times, as the "
             f"network asks: give data.buckets.multiple {2**halvings}, or a multiple of it"
         )
-    return unet.UNetField(network, classes, settings.gradient_checkpointing, facts.numbers)
 
 
 FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}

@@ -56,6 +56,16 @@ def nearest_shapes(sizes: NDArray[np.int32], shapes: Sequence[tuple[int, int]]) 
     return np.abs(ratios[:, None] - wanted).argmin(1)
 
 
+def cut_away(sizes: NDArray[np.int32], shapes: Sequence[tuple[int, int]]) -> float:
+    """The share of the pictures' area that `crop` cuts away if each is brought to the nearest of these shapes.
+
+    A picture of ratio r that is scaled to cover a shape of ratio R keeps min(r, R) / max(r, R) of its area.
+    """
+    ratios = sizes[:, 1] / sizes[:, 0]
+    wanted = np.array([width / height for height, width in shapes])[nearest_shapes(sizes, shapes)]
+    return float(1 - (np.minimum(ratios, wanted) / np.maximum(ratios, wanted)).mean())
+
+
 @dataclass(frozen=True)
 class Turns:
     """Which bucket a step takes, and how often it was taken before.

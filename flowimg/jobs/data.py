@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowimg.build.data import build_source, build_space, depth_of, find_images, store_images
+from flowimg.build.data import build_source, build_space, depth_of, find_images, parts_of, store_images, told_of_buckets
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request
@@ -69,7 +69,9 @@ def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
     bad = [{"name": seen.names[row], "reason": seen.wrong[row]} for row in rows[~well[rows]].tolist()]
     duplicates = _duplicates(seen, good)
     listing = source.list() if duplicates else None
-    classes = _count_classes(seen, good)
+    classes, told = _count_classes(seen, good), None
+    if settings.buckets and len(good):
+        told = told_of_buckets(settings, seen.table["sizes"][good])
     sparse = max(SPARSE, SPARSE_SHARE * sum(classes.values()) / max(len(classes), 1))
     result = {
         "source": settings.source,
@@ -86,6 +88,8 @@ def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
         "dark": int((seen.table["brightest"][good] < DARK).sum()),
         "why_dark": nearly_black(depth),
         "classes": classes,
+        "buckets": told,
+        "channels": settings.channels,
         "near_empty": [name for name, count in classes.items() if count < sparse],
         "twice": [[one_line(listing.name(row)) for row in group] for group in duplicates] if listing else [],
         "left_alone": list(seen.unused),
@@ -147,10 +151,14 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     for head in ("sizes", "modes", "formats"):
         texts = [f"{name} ({count:,})" for name, count in found[head].items()]
         line(head, ", ".join(texts[:8]) + (f", ... {len(texts):,} in all" if len(texts) > 8 else ""))
+    if found["buckets"]:
+        line("buckets", found["buckets"].removeprefix("buckets, "))
     if found["transparent"]:
-        line("", f"{found['transparent']:,} are transparent: laid over data.background")
+        kept = {"rgba": "which is kept", "all": "which is kept"}.get(found["channels"], "laid over data.background")
+        line("", f"{found['transparent']:,} are transparent: {kept}")
     if found["moving"]:
-        line("", f"{found['moving']:,} have several frames or pages: the first is used")
+        used = "each page of a TIFF is a channel" if found["channels"] == "all" else "the first is used"
+        line("", f"{found['moving']:,} have several frames or pages: {used}")
     if found["dark"]:
         line("warning", f"{found['dark']:,} are nearly black: {found['why_dark']}")
     if classes:
@@ -252,20 +260,25 @@ def prepare(config: Config) -> dict[str, Any]:
         print(f"data      {story}\ncache     {cache}: where each picture is stored; none is decoded")
         return {"cache": str(cache), "story": story}
     found = find_images(data)
-    stored = store_images(data, found)
-    pixels, bad = stored.images.pixels, (*found.bad, *stored.bad)
+    stores = [store_images(data, part) for part in parts_of(data, found)]
+    bad = [*found.bad, *(one for stored in stores for one in stored.bad)]
     print(f"data      {one_line(data.source)}: {found.story}")
     for name, reason in bad[:20]:
         print(f"left out  {name}: {reason}")
-    kind = "bytes" if pixels.dtype == torch.uint8 else str(pixels.dtype).removeprefix("torch.")
-    size = f"{' x '.join(map(str, pixels.shape))} {kind}, {pixels.nbytes / 2**20:,.1f} MiB"
-    print(f"store     {stored.folder}: {size}, {time.perf_counter() - began:.1f} s")
-    print("          it may be deleted at any time, and is then made again")
+    for stored in stores:
+        pixels = stored.images.pixels
+        kind = "bytes" if pixels.dtype == torch.uint8 else str(pixels.dtype).removeprefix("torch.")
+        print(
+            f"store     {stored.folder}: {' x '.join(map(str, pixels.shape))} {kind}, {pixels.nbytes / 2**20:,.1f} MiB"
+        )
+    print(f"          {time.perf_counter() - began:.1f} s; it may be deleted at any time, and is then made again")
+    first = stores[0]
     return {
-        "store": str(stored.folder),
-        "shape": list(pixels.shape),
-        "bytes": pixels.nbytes,
-        "fingerprint": stored.fingerprint,
+        "store": str(first.folder),
+        "stores": [str(stored.folder) for stored in stores],
+        "shape": list(first.images.pixels.shape),
+        "bytes": sum(stored.images.pixels.nbytes for stored in stores),
+        "fingerprint": first.fingerprint,
         "bad": [one._asdict() for one in bad],
         "story": found.story,
     }

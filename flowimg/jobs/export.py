@@ -5,6 +5,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from flowimg.build.data import build_space
 from flowimg.errors import MachineError, SettingsError
 from flowimg.files import filled, write_text
 from flowimg.machine.device import pick_device
@@ -15,6 +16,7 @@ from flowimg.runs.opening import OpenRun, open_run, weights_name
 from flowimg.settings.reading import changed, dump, flatten
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Export
+from flowimg.spaces.depth import BYTES
 
 STEPS = Export.model_fields["num_steps"].default
 """Euler steps in the example of the model card: the default of `flowimg sample`."""
@@ -74,6 +76,8 @@ def write_model(
 
     folder = folder.resolve()  # "." has a name too
     network = _network(run)
+    height, width = run.facts.shape[1:]
+    network.register_to_config(sample_size=height if height == width else (height, width))  # one shape may be chosen
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     with filled(folder) as aside:
@@ -83,19 +87,18 @@ def write_model(
         write_text(aside / "README.md", _card(run, grid, num_steps, weights))
 
 
-def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float) -> str:
-    """The model card: a description, three lines of code, and the settings of the run."""
-    config, facts = run.config, run.facts
-    parameters = sum(p.numel() for p in _network(run).parameters())
-    name, shown = one_line(text_of(run.folder.path.resolve().name)), _without_paths(config)
-    (channels, height, width), data = facts.shape, in_markdown(shown.data.source)
-    learned = [facts.classes[number] for number in facts.present]
-    which = f"conditional on {len(learned)} classes" if facts.classes else "unconditional"
-    guidance = ", guidance_scale=2.0" if facts.classes and config.train.label_drop > 0 else ""
+def _use(run: OpenRun, space: Any, num_steps: int) -> tuple[str, str]:
+    """Three lines of code that draw a picture, and what else there is to know of it."""
+    config, facts, more = run.config, run.facts, ""
+    # Pillow has pictures of 8 bits only, and none of five channels
+    plain = space.depth == BYTES and "png" in space.formats
+    drawn, form = ("picture", "") if plain else ("numbers", ', output_type="np"')
     if facts.classes:
+        learned = [facts.classes[number] for number in facts.present]
+        guidance = ", guidance_scale=2.0" if config.train.label_drop > 0 else ""
         use = f"""from flowimg.sampling.pipeline import LabelPipeline
 pipeline = LabelPipeline.from_pretrained("FOLDER")
-picture = pipeline([{learned[0]!r}], num_inference_steps={num_steps}{guidance}).images[0]"""
+{drawn} = pipeline([{learned[0]!r}], num_inference_steps={num_steps}{guidance}{form}).images[0]"""
         lacking = [in_markdown(facts.classes[number]) for number in facts.absent]
         unlearned = f" There was no picture of {', '.join(lacking)}." if lacking else ""
         more = f"""
@@ -105,8 +108,28 @@ itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfold
     else:
         use = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
-picture = pipeline(num_inference_steps={num_steps}).images[0]"""
-        more = ""
+{drawn} = pipeline(num_inference_steps={num_steps}{form}).images[0]"""
+    if not plain:
+        low, high = space.depth.low, space.depth.high
+        stored = f"`numbers * {high - low:g}{f' + {low:g}' if low else ''}`{', rounded,' if space.depth.whole else ''}"
+        more += f"\nThe numbers, (H, W, C), go from 0 to 1; {stored} are those of the pictures it learned from.\n"
+    if facts.buckets:
+        shape = facts.buckets[-1][:2]
+        network = f"`pipeline.unet.register_to_config(sample_size={shape})`"
+        how = f"`shape={shape}` in the call" if facts.classes else network
+        more += f"\nIt draws {facts.shape[1]} x {facts.shape[2]} (height x width), and another shape by {how}.\n"
+    return use, more
+
+
+def _card(run: OpenRun, grid: Path | None, num_steps: int, weights: str | float) -> str:
+    """The model card: a description, three lines of code, and the settings of the run."""
+    config, facts = run.config, run.facts
+    parameters = sum(p.numel() for p in _network(run).parameters())
+    name, shown = one_line(text_of(run.folder.path.resolve().name)), _without_paths(config)
+    space: Any = build_space(config, facts)
+    sizes, data = " or ".join(f"{w} x {h}" for _, h, w in facts.shapes), in_markdown(shown.data.source)
+    which = f"conditional on {len(facts.present)} classes" if facts.classes else "unconditional"
+    use, more = _use(run, space, num_steps)
     pictured = f"![Samples at step {int(grid.stem.split('_')[1])}](samples.png)" if grid else ""
     average = {"ema": "averaged (EMA)", "raw": "raw"}.get(str(weights), f"averaged ({weights_name(weights)})")
     return f"""---
@@ -118,7 +141,8 @@ tags: [flow-matching, flowimg]
 
 {pictured}
 
-A U-Net of {parameters:,} parameters that draws pictures of {width} x {height} pixels in {channels} channel(s), {which};
+A U-Net of {parameters:,} parameters that draws {space.words}, {sizes} pixels,
+{which};
 trained by flow matching on {data} with flowimg: {run.step:,} steps of {config.train.batch_size}, {average} weights.
 
 ## Use

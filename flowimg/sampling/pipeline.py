@@ -55,6 +55,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         output_type: str = "pil",
+        shape: tuple[int, int] | None = None,
     ) -> ImagePipelineOutput:
         """Draw a picture of each of these classes.
 
@@ -63,7 +64,9 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
             generator: One, or a list of one a picture.
             guidance_scale: 1 is none; above, pictures fit their class better and vary less.
             num_inference_steps: Euler steps. A single one is taken without the `shift_terminal` of the scheduler.
-            output_type: "pil" or "np", (B, H, W, C) in [0, 1].
+            output_type: "pil" or "np", (B, H, W, C) in [0, 1]; Pillow knows pictures of 8 bits and 1, 3 or 4 channels.
+            shape: Height and width; by default the `sample_size` of the network. Another one than it was trained on
+                may look wrong.
         Raises:
             ValueError: If a label is not the name of a class, or of one that was not learned, or there are none.
         """
@@ -75,7 +78,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
         cond = torch.tensor(numbers, device=device)
         free = torch.full_like(cond, len(names))
         size, channels = self.unet.config["sample_size"], self.unet.config["in_channels"]
-        sides = (size, size) if isinstance(size, int) else size
+        sides = shape or ((size, size) if isinstance(size, int) else size)
         x = randn_tensor((len(numbers), channels, *sides), generator, device, self.unet.dtype)
         scheduler = self.scheduler
         if num_inference_steps == 1 and scheduler.config.get("shift_terminal"):  # it would divide by zero
