@@ -156,7 +156,7 @@ def _points(config: Config) -> FoundData:
 
 def _images(config: Config) -> FoundData:
     data: Any = config.data
-    return (_streamed if data.stream else _bucketed if data.buckets else _stored)(config, data)
+    return (_streamed if data.stream else _bucketed if data.buckets.area else _stored)(config, data)
 
 
 def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def shapes_of_buckets(data: ImageData) -> tuple[tuple[int, int], ...]:
     Raises:
         SettingsError: If two of them are the same.
     """
-    if data.buckets is None:
+    if not data.buckets.area:
         return ()
     shapes = shapes_of(data.buckets.area, data.buckets.ratios, data.buckets.multiple)
     if twice := [shape for number, shape in enumerate(shapes) if shape in shapes[:number]]:
@@ -238,7 +238,7 @@ def _stored(config: Config, data: ImageData) -> FoundData:
 
 def parts_of(data: ImageData, found: Found) -> list[Found]:
     """The pictures that were found, all of one shape: whole, or those of each bucket that has some."""
-    if not data.buckets:
+    if not data.buckets.area:
         return [found]
     shapes = shapes_of_buckets(data)
     which = nearest_shapes(found.sizes, shapes)

@@ -70,7 +70,7 @@ def check(settings: Check, config: Config | None = None) -> dict[str, Any]:
     duplicates = _duplicates(seen, good)
     listing = source.list() if duplicates else None
     classes, told = _count_classes(seen, good), None
-    if settings.buckets and len(good):
+    if settings.buckets.area and len(good):
         told = told_of_buckets(settings, seen.table["sizes"][good])
     sparse = max(SPARSE, SPARSE_SHARE * sum(classes.values()) / max(len(classes), 1))
     result = {

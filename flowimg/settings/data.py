@@ -34,8 +34,8 @@ class PointData(Settings):
 class Buckets(Settings):
     """A few shapes of about one area, to which images are sorted by their ratios of width to height."""
 
-    area: Annotated[int, Field(ge=16, le=4096**2)] = 4096
-    """Pixels of an image, about: height times width."""
+    area: Annotated[int, Field(ge=16, le=4096**2)] | None = None
+    """Pixels of an image, about: height times width. Null for no buckets."""
     ratios: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1, max_length=32)] = (
         0.5,
         0.75,
@@ -75,8 +75,8 @@ class ImageData(Settings):
         Side | tuple[Side, Side] | None, one_of("null, 2 to 4096 pixels per side, and two of them: height, width"), PAIR
     ] = None
     """Resize all images to squares of this side, or to this height and width; null if they have one size already."""
-    buckets: Buckets | None = None
-    """Instead of size: several shapes, and each batch is of one of them."""
+    buckets: Buckets = Buckets()
+    """With an area, instead of size: several shapes, and each batch is of one of them."""
     resize: Literal["crop", "pad", "stretch", "keep"] = "crop"
     """crop: scale and crop the centre; pad: scale and pad; stretch: ignore proportions; keep: crop or pad only."""
     random_crop: Annotated[
@@ -135,7 +135,7 @@ class ImageData(Settings):
         if self.stored and not (self.shape and _larger(self.stored, self.shape)):
             larger, size = (_words(self.random_crop), _words(self.size))
             raise ValueError(f"random_crop {larger} must be larger than size {size}, the window it cuts")
-        if self.buckets:
+        if self.buckets.area:
             self._fits_buckets()
         if self.depth == 8 and self.range:
             raise ValueError("range is for depth 16 and float: images of 8 bits go from 0 to 255")

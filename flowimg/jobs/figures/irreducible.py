@@ -41,7 +41,7 @@ def find_irreducible(folder: RunFolder, config: Config, batches: Batches | None)
     several shapes.
     """
     path = folder.figures / "floor.json"
-    if not build_objective(config).coupling.independent or getattr(config.data, "buckets", None):
+    if not build_objective(config).coupling.independent or _has_buckets(config):
         return None
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -59,6 +59,11 @@ def find_irreducible(folder: RunFolder, config: Config, batches: Batches | None)
     folder.figures.mkdir(parents=True, exist_ok=True)
     write_json(path, {**irreducible._asdict(), "by_t": by_t}, indent=None)
     return irreducible
+
+
+def _has_buckets(config: Config) -> bool:
+    buckets = getattr(config.data, "buckets", None)
+    return buckets is not None and buckets.area is not None
 
 
 def estimate_irreducible(config: Config, batches: Batches) -> Irreducible:
