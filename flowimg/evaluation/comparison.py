@@ -183,7 +183,7 @@ def left_out(scores: dict[str, Any]) -> str | None:
         "precision": f"precision, recall, density and coverage need {NEAREST + 1} training pictures and samples",
         "judge": "judge needs held-out pictures (data.held_out)",
         "spread": "spread needs 2 pictures of a class, and 2 samples",
-        "nearest": "nearest and what belongs to classes need one shape (--shape)",
+        "nearest": "nearest and the scores of classes need one shape (--shape)",
     }
     of_classes = {"judge", "spread"} if "agreement" not in scores else set()
     if "kid" not in scores:

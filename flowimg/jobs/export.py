@@ -142,8 +142,8 @@ tags: [flow-matching, flowimg]
 {pictured}
 
 A U-Net of {parameters:,} parameters that draws {space.words}, {sizes} pixels,
-{which}; trained by flow matching on {data} with flowimg:
-{run.step:,} steps of {config.train.batch_size}, {average} weights.
+{which}; trained by flow matching on {data}
+with flowimg: {run.step:,} steps of {config.train.batch_size}, {average} weights.
 
 ## Use
 

@@ -25,7 +25,7 @@ from flowimg.settings.run import Config
 from flowimg.settings.verbs import OfWeights, Sample
 from flowimg.spaces.space import Space
 
-UNUSED = {"run", "weights", "step", "out", "format", "compile"}
+UNUSED = {"shape", "run", "weights", "step", "out", "format", "compile"}
 """Options of `flowimg sample` that say what to load and what to write."""
 
 
@@ -52,7 +52,7 @@ class Drawn:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Images as (N, H, W, C) uint8; points as (N, 2)."""
+        """Images as (N, H, W, C), of the type that is stored: uint8 by default; points as (N, 2)."""
         return self.space.rows(self.x).numpy()
 
     def save(self, path: str | Path) -> None:
@@ -70,8 +70,8 @@ class Run:
     `velocity` is the network, an nn.Module (x, t, cond=None) -> v; `classes` are the names of the classes, in order.
     """
 
-    def __init__(self, run: opening.OpenRun, weights: str | float) -> None:
-        self._run, self._weights = run, weights
+    def __init__(self, run: opening.OpenRun, weights: str | float, shape: tuple[int, int] | None = None) -> None:
+        self._run, self._weights, self._shape = run, weights, shape
         self.config, self.step, self.space = run.config, run.step, run.space
         self.classes = run.facts.classes
         self.velocity: nn.Module = run.field
@@ -91,7 +91,7 @@ class Run:
         run = self._run
         if unused := sorted(how.keys() & UNUSED):
             raise SettingsError(
-                f"sample() takes no {' or '.join(unused)}: load() chooses the weights, and no file is written"
+                f"sample() takes no {' or '.join(unused)}: load() chooses weights and shape, and no file is written"
             )
         options = {"run": str(run.folder.path), "count": count, "seed": seed, **how}
         settings = settle(validate(Sample, options, "sample"), run.config)
@@ -110,12 +110,17 @@ class Run:
         Raises:
             SettingsError: If an option is unknown or out of range, or does not fit the run.
         """
-        run = {"run": str(self._run.folder.path), "weights": self._weights, "step": self.step}
+        run: dict[str, Any] = {"run": str(self._run.folder.path), "weights": self._weights, "step": self.step}
+        run["shape"] = self._shape
         return evaluate(validate(Evaluate, run | options, "evaluate")) or {}
 
 
 def load_run(
-    run: str | Path, weights: str | float = "ema", step: int | None = None, device: torch.device | str | None = None
+    run: str | Path,
+    weights: str | float = "ema",
+    step: int | None = None,
+    device: torch.device | str | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Run:
     """Load a run from its folder.
 
@@ -124,11 +129,12 @@ def load_run(
         weights: "ema", "raw", or the length of a post-hoc average.
         step: The checkpoint of this step; None for the newest.
         device: Where the network goes; None for the GPU if there is one.
+        shape: Height and width to draw, of a run with `data.buckets`; None for the one nearest to a square.
 
     Raises:
-        SettingsError: If the folder holds no run, or not these weights.
+        SettingsError: If the folder holds no run, or not these weights, or no pictures of this shape.
         CheckpointError: If there is no whole checkpoint.
     """
-    validate(OfWeights, {"run": str(run), "weights": weights, "step": step}, "load")
+    validate(OfWeights, {"run": str(run), "weights": weights, "step": step, "shape": shape}, "load")
     where = pick_device() if device is None else torch.device(device)
-    return Run(opening.open_run(str(run), weights, step, where), weights)
+    return Run(opening.open_run(str(run), weights, step, where, shape), weights, shape)

@@ -41,7 +41,7 @@ def test_what_one_process_does_while_others_wait_has_a_stage_of_its_own(tmp_path
     for name in ("draw_figures", "draw_curves", "write_report"):
         monkeypatch.setattr(run, name, lambda *args, **more: None)
     for holder, name in (
-        (callbacks, "write_report"), (callbacks, "draw_samples"), (metrics, "in_parts"), (Prefetch, "__call__"),
+        (callbacks, "write_report"), (callbacks, "draw_portions"), (metrics, "in_parts"), (Prefetch, "__call__"),
         (Strategy, "wait"), (loop, "train_step"), (loop, "clip"), (Strategy, "sum"),
     ):  # fmt: skip
         noted(holder, name)
@@ -49,7 +49,7 @@ def test_what_one_process_does_while_others_wait_has_a_stage_of_its_own(tmp_path
     main(["train", str(settings), "--run", str(tmp_path / "run")])
     assert stages == {
         "write_report": {"writing the report"},
-        "draw_samples": {"drawing samples"},
+        "draw_portions": {"drawing samples"},
         "in_parts": {"evaluating on held-out data"},
         "__call__": {"waiting for data"},
         "wait": {"drawing samples", "saving"},
