@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowimg.build.data import DataFacts
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.cli import main
 from flowimg.settings.reading import load

@@ -19,7 +19,8 @@ from figures import Line, boards_figure, frequency_figure
 from pydantic import Field
 from torch import nn
 
-from flowimg.build.data import DataFacts, build_toy
+from flowimg.build.data import build_toy
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.build.sampler import build_sampler
 from flowimg.errors import FlowimgError, SettingsError, Stopped

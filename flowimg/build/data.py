@@ -1,92 +1,25 @@
-"""Settings to data: image sources, distributions of points, and the space of x."""
+"""Settings to data: points or images, the space of x, and what is drawn of it."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from flowimg.build.facts import DataFacts, FoundData
+from flowimg.build.images import found_images, pixels_of
 from flowimg.conditions.labels import labelled, turns
 from flowimg.data import toys
-from flowimg.data.arrays import Reading
-from flowimg.data.batches import Batches, ImageBatches, PointBatches
-from flowimg.data.buckets import BucketBatches, Turns, cut_away, nearest_shapes, shapes_of, share_out
+from flowimg.data.batches import PointBatches
+from flowimg.data.buckets import Turns
 from flowimg.data.cache import cache_folder
-from flowimg.data.decode import Decoding
-from flowimg.data.find import Found, find
-from flowimg.data.listing import absent, listed
-from flowimg.data.store import Stored, hold_out, store
-from flowimg.data.workers import share_of_cores
-from flowimg.errors import DataError, SettingsError
 from flowimg.flow.condition import Condition
-from flowimg.flow.randomness import generator, key
-from flowimg.machine.device import memory_bytes
-from flowimg.machine.home import settle_home
-from flowimg.names import one_line
-from flowimg.settings.data import ImageData, PointData
+from flowimg.flow.randomness import generator
+from flowimg.settings.data import PointData
 from flowimg.settings.run import Config
-from flowimg.spaces.depth import BYTES, WORDS, Depth
-from flowimg.spaces.pixels import Pixels
 from flowimg.spaces.points import Points
 from flowimg.spaces.space import Space
-
-MOST_UNUSED = 5
-"""Most remarks on unused files that a run prints."""
-
-
-class DataFacts(NamedTuple):
-    """What a network must know of the data: the shape of a sample, and the names of the classes, if it uses them.
-
-    `architecture` is that of a pretrained network, in a run that continues. `numbers` is how many numbers each further
-    part of a condition has; `build_field` sets it. `absent` are the classes, by number, that no sample is of: nobody
-    can learn them, so they take no turn. `buckets` are the heights and widths of `data.buckets` that have pictures, and
-    how many each has to learn from; `shape` is then the one that is nearest to a square, by which the network is built.
-    """
-
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    architecture: dict[str, Any] | None = None
-    numbers: Mapping[str, int] = MappingProxyType({})
-    absent: tuple[int, ...] = ()
-    buckets: tuple[tuple[int, int, int], ...] = ()
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the samples: one, or that of each bucket."""
-        return [(self.shape[0], *bucket[:2]) for bucket in self.buckets] or [self.shape]
-
-    @property
-    def present(self) -> list[int]:
-        """The classes, by number, that have samples."""
-        return [number for number in range(len(self.classes)) if number not in self.absent]
-
-
-class FoundData(NamedTuple):
-    """Data before loading: their facts, and a line that describes them.
-
-    `load` makes batches of them on a device; images are decoded only then. `unused` are remarks on what looks meant and
-    is not used.
-    """
-
-    facts: DataFacts
-    story: str
-    load: Callable[[torch.device], Batches]
-    unused: tuple[str, ...] = ()
-
-    def doubts(self) -> list[str]:
-        """Warnings before a run: classes without samples, and what lies there unused."""
-        names = [self.facts.classes[number] for number in self.facts.absent]
-        lines = [f"no picture to train on is of class {listed(names)}: samples are of other classes"] if names else []
-        lines += [f"not used: {remark}" for remark in self.unused[:MOST_UNUSED]]
-        if (more := len(self.unused) - MOST_UNUSED) > 0:
-            lines.append(f"not used: {more} more, which flowimg data check lists")
-        return lines
-
 
 TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
     "checkerboard": lambda s: toys.Checkerboard(s.cells),
@@ -96,22 +29,9 @@ TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
     "rings": lambda s: toys.Rings(),
 }
 
-DEPTHS: dict[int | str, Depth] = {8: BYTES, 16: WORDS, "float": Depth("float32", 0, 1)}
-
-
-def depth_of(data: ImageData) -> Depth:
-    """How the numbers of a run's pictures are stored."""
-    low, high = data.range or DEPTHS[data.depth][1:]
-    return Depth(DEPTHS[data.depth].type, low, high)
-
-
-def _pixels(data: Any, shape: tuple[int, ...]) -> Pixels:
-    return Pixels(shape, depth_of(data), data.channels == "rgba")
-
-
 SPACES: dict[str, Callable[[Config, DataFacts], Space]] = {
     "points": lambda config, facts: _plane(build_toy(config)),
-    "images": lambda config, facts: _pixels(config.data, facts.shape),
+    "images": lambda config, facts: pixels_of(config.data, facts.shape),
 }
 
 
@@ -154,171 +74,7 @@ def _points(config: Config) -> FoundData:
     return FoundData(DataFacts((2,), classes), story, partial(PointBatches, toy, data.labels, config.seed))
 
 
-def _images(config: Config) -> FoundData:
-    data: Any = config.data
-    return (_streamed if data.stream else _bucketed if data.buckets.area else _stored)(config, data)
-
-
-def _common(config: Config, data: ImageData, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """What all batches of images take: `PictureBatches`."""
-    return {
-        "space": _pixels(data, shape), "batch_size": config.train.batch_size, "device": device, "seed": config.seed,
-        "flip": data.flip, "window": data.shape if data.random_crop else None, "augment": data.augment,
-    }  # fmt: skip
-
-
-def _held_out(data: ImageData) -> str:
-    return f"{data.held_out:,} held out" if data.held_out else "none held out, so there is no held-out loss"
-
-
-def _cache(data: ImageData) -> Path:
-    """The cache folder of images, also for packages that read them and cannot write their own."""
-    cache = cache_folder(data.cache)
-    settle_home(cache)
-    return cache
-
-
-def find_images(data: ImageData) -> Found:
-    """The images of a source, checked but not decoded into the cache."""
-    names = "source subset root split image_column label_column labels classes first channels background max_bad"
-    options = data.model_dump(include=set(names.split()))
-    how: dict[str, Any] = {"shape": data.shape, "shapes": shapes_of_buckets(data), "depth": depth_of(data)}
-    return find(cache=_cache(data), workers=data.workers, bar=True, **how, **options)
-
-
-def shapes_of_buckets(data: ImageData) -> tuple[tuple[int, int], ...]:
-    """The shapes of `data.buckets`, the one nearest to a square first.
-
-    Raises:
-        SettingsError: If two of them are the same.
-    """
-    if not data.buckets.area:
-        return ()
-    shapes = shapes_of(data.buckets.area, data.buckets.ratios, data.buckets.multiple)
-    if twice := [shape for number, shape in enumerate(shapes) if shape in shapes[:number]]:
-        height, width = twice[0]
-        raise SettingsError(
-            f"data.buckets gives the shape {height} {width} twice: give ratios farther apart, a larger area, or a "
-            "smaller multiple"
-        )
-    return tuple(sorted(shapes, key=lambda shape: abs(math.log(shape[1] / shape[0]))))
-
-
-def store_images(data: ImageData, found: Found) -> Stored:
-    """Decode the images that were found, unless the cache holds them already."""
-    options = data.model_dump(include={"resize", "background", "max_bad", "workers"})
-    reading = Reading(depth_of(data), data.channels == "all")
-    return store(found, cache_folder(data.cache), cut_from=data.stored, reading=reading, bar=True, **options)
-
-
-def _stored(config: Config, data: ImageData) -> FoundData:
-    found = find_images(data)
-
-    def check_enough(count: int, what: str) -> None:
-        if count <= data.held_out:
-            less = "give a smaller data.held_out, or 0 for none"
-            raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {what}; {less}")
-
-    def load(device: torch.device) -> Batches:
-        stored = store_images(data, found)
-        images, count = stored.images, len(stored.images.pixels)
-        check_enough(count, f"{count} images are good")
-        if device.type != "cpu" and images.pixels.nbytes <= data.gpu_share * memory_bytes(device):
-            images = images.to(device)
-        apart, left_out = hold_out(count, data.held_out), (*found.bad, *stored.bad)
-        common = _common(config, data, found.shape, device)
-        return ImageBatches(images, apart, stored.fingerprint, left_out, **common)
-
-    check_enough(len(found.rows), f"{one_line(data.source)} has {len(found.rows)} images")
-    story = f"{one_line(data.source)}: {found.story}; {_held_out(data)}"
-    trained = None if found.labels is None else np.delete(found.labels, hold_out(len(found.labels), data.held_out))
-    facts = DataFacts(found.shape, found.classes, absent=absent(trained, found.classes))
-    return FoundData(facts, story, load, found.unused)
-
-
-def parts_of(data: ImageData, found: Found) -> list[Found]:
-    """The pictures that were found, all of one shape: whole, or those of each bucket that has some."""
-    if not data.buckets.area:
-        return [found]
-    shapes = shapes_of_buckets(data)
-    which = nearest_shapes(found.sizes, shapes)
-    rows = [np.flatnonzero(which == number) for number in range(len(shapes))]
-    return [found.part(some, *shape) for shape, some in zip(shapes, rows, strict=True) if len(some)]
-
-
-def told_of_buckets(data: ImageData, sizes: NDArray[np.int32]) -> str:
-    """The pictures in each bucket, and how much of their area is cut away there, and in squares."""
-    shapes = shapes_of_buckets(data)
-    counts = np.bincount(nearest_shapes(sizes, shapes), minlength=len(shapes)).tolist()
-    shares = [f"{height} x {width} ({count:,})" for (height, width), count in zip(shapes, counts, strict=True)]
-    lost = f"; {cut_away(sizes, shapes):.1%} of the area is cut away, {cut_away(sizes, [(1, 1)]):.1%} in squares"
-    return f"buckets, height x width: {', '.join(shares)}{lost if data.resize == 'crop' else ''}"
-
-
-def _bucketed(config: Config, data: ImageData) -> FoundData:
-    """Images in several shapes: each bucket is found and stored as a set of its own."""
-    found, shapes = find_images(data), shapes_of_buckets(data)
-    parts = parts_of(data, found)
-    counts = [len(part.rows) for part in parts]
-    if sum(counts) - len(counts) < data.held_out:
-        raise DataError(
-            f"data.held_out {data.held_out} leaves too little to train on: {sum(counts)} images in {len(counts)} "
-            "buckets, each of which needs one; give a smaller one, or 0 for none"
-        )
-    held = share_out(data.held_out, counts)
-
-    def load(device: torch.device) -> Batches:
-        stored = [store_images(data, part) for part in parts]
-        some = [one for one in zip(parts, stored, held, strict=True) if len(one[1].images.pixels) > one[2]]
-        on_gpu = sum(one.images.pixels.nbytes for one in stored) <= data.gpu_share * memory_bytes(device)
-        buckets, bad = [], [*found.bad]
-        for number, (part, kept, apart) in enumerate(some):
-            images = kept.images.to(device) if device.type != "cpu" and on_gpu else kept.images
-            common = _common(config, data, part.shape, device) | {"seed": key("bucket", config.seed, number)}
-            rows_apart = hold_out(len(images.pixels), apart)
-            buckets.append(ImageBatches(images, rows_apart, kept.fingerprint, **common))
-            bad += kept.bad
-        return BucketBatches(tuple(buckets), tuple(bad), **_common(config, data, found.shape, device))
-
-    story = f"{one_line(data.source)}: {found.story}; {told_of_buckets(data, found.sizes)}; {_held_out(data)}"
-    learned = [(*part.shape[1:], len(part.rows) - apart) for part, apart in zip(parts, held, strict=True)]
-    trained: list[Any] = [
-        np.delete(part.labels, hold_out(len(part.rows), apart))
-        for part, apart in zip(parts, held, strict=True)
-        if part.labels is not None
-    ]
-    lacking = absent(np.concatenate(trained) if trained else None, found.classes)
-    facts = DataFacts((found.shape[0], *shapes[0]), found.classes, absent=lacking, buckets=tuple(learned))
-    return FoundData(facts, story, load, found.unused)
-
-
-def _streamed(config: Config, data: ImageData) -> FoundData:
-    from flowimg.data.sources.streams import open_stream
-    from flowimg.data.stream import StreamBatches, keep_apart, look_into
-
-    options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
-    stream = open_stream(cache=_cache(data), **options)
-    reading = Reading(depth_of(data), data.channels == "all")
-    shape, seen = look_into(stream, data.shape, data.channels, data.background, reading)
-    try:
-        held = keep_apart(stream.counts, data.held_out)
-    except ValueError as error:
-        lack = f"data.held_out {data.held_out} leaves too little to train on: {error}"
-        raise DataError(f"{lack}; give a smaller one, or 0 for none") from None
-    channels, height, width = shape
-    height, width = data.stored or (height, width)
-    how = Decoding(channels, (height, width), data.resize, data.background, *reading)
-
-    def load(device: torch.device) -> Batches:
-        workers, common = data.workers or share_of_cores(), _common(config, data, shape, device)
-        return StreamBatches(stream, how, held, data.open_shards, workers, data.max_bad, **common)
-
-    kinds = f"{len(stream.classes)} classes: {listed(stream.classes)}" if stream.classes else "no classes"
-    story = f"{one_line(data.source)}: {stream.story}, {seen}; {kinds}; {_held_out(data)}"
-    return FoundData(DataFacts(shape, stream.classes, absent=stream.absent), story, load, stream.unused)
-
-
-KINDS: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images": _images}
+KINDS: dict[str, Callable[[Config], FoundData]] = {"points": _points, "images": found_images}
 
 
 def cache_of(config: Config) -> Path:
@@ -334,22 +90,3 @@ def build_condition(config: Config, facts: DataFacts, seeds: Sequence[int], labe
 def build_source(config: Config) -> FoundData:
     """The data of a run, found and checked but not yet loaded."""
     return KINDS[config.data.kind](config)
-
-
-def check_same(config: Config, before: DataFacts, now: DataFacts) -> None:
-    """Refuse data with another shape or other classes than the run was trained on.
-
-    Raises:
-        DataError: With the difference.
-    """
-    shapes = [facts.shapes for facts in (now, before)]
-    # of buckets, one shape may have been chosen
-    if shapes[0] != shapes[1] and not (now.buckets and not before.buckets and before.shape in shapes[0]):
-        new, old = (", ".join(" x ".join(map(str, shape)) for shape in some) for some in shapes)
-        differs = f"pictures of {new}, and the run was trained on {old}"
-    elif before.classes and before.classes != now.classes:
-        differs = f"the classes {listed(now.classes)}, and the run was trained on {listed(before.classes)}"
-    else:
-        return
-    data: Any = config.data
-    raise DataError(f"{one_line(data.source)}, {data.split}, has {differs}: give back the data of the run")

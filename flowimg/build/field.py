@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowimg.build.data import DataFacts
+from flowimg.build.facts import DataFacts
 from flowimg.errors import DataError
 from flowimg.fields.cpu.norm import library
 from flowimg.flow.randomness import SEEDS, key

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowimg.build.data import build_source, build_space, depth_of, find_images, parts_of, store_images, told_of_buckets
+from flowimg.build.data import build_source, build_space
+from flowimg.build.images import depth_of, find_images, parts_of, store_images, told_of_buckets
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowimg.build.data import build_source, build_toy, check_same
+from flowimg.build.data import build_source, build_toy
+from flowimg.build.facts import check_same
 from flowimg.build.sampler import build_solver, build_times
 from flowimg.data.toys import Toy
 from flowimg.errors import SettingsError

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flowimg.build.data import DataFacts, FoundData, build_source
+from flowimg.build.data import build_source
+from flowimg.build.facts import DataFacts, FoundData
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.build.strategy import strategy_of

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowimg.build.data import DataFacts, build_space
+from flowimg.build.data import build_space
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.errors import CheckpointError, SettingsError
 from flowimg.machine.processes import is_first

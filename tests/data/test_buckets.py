@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pictures_made import save
 from PIL import Image
 
-from flowimg.build.data import build_source, portions, shapes_of_buckets
+from flowimg.build.data import build_source, portions
+from flowimg.build.images import shapes_of_buckets
 from flowimg.data.buckets import Turns, cut_away, floor_sum, nearest_shapes, shapes_of, share_out
 from flowimg.errors import DataError, SettingsError
 from flowimg.settings.data import Buckets, ImageData

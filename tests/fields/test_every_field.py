@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
-from flowimg.build.data import DataFacts
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import FIELDS
 from flowimg.flow.condition import NO_CLASS, Condition
 from flowimg.settings.reading import validate

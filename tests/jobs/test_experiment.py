@@ -9,7 +9,8 @@ from frequency import run as experiment
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowimg.build.data import DataFacts, build_toy
+from flowimg.build.data import build_toy
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.build.sampler import build_sampler
 from flowimg.cli import main

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import flowimg
-from flowimg.build.data import DataFacts
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.cli import main
 from flowimg.data.order import sample_indices

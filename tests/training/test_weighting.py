@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from flowimg.build.data import DataFacts, build_source
+from flowimg.build.data import build_source
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.build.strategy import strategy_of

@@ -7,7 +7,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from flowimg.build.data import DataFacts, build_source, build_space, cache_of, check_same
+from flowimg.build.data import build_source, build_space, cache_of
+from flowimg.build.facts import DataFacts, check_same
 from flowimg.data.store import fingerprint
 from flowimg.errors import SettingsError
 from flowimg.evaluation.comparison import Comparison

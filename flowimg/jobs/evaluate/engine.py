@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from flowimg.build.data import DataFacts, build_condition, build_toy, portions
+from flowimg.build.data import build_condition, build_toy, portions
+from flowimg.build.facts import DataFacts
 from flowimg.errors import SettingsError
 from flowimg.evaluation.comparison import (
     Comparison,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from flowimg.build.data import DataFacts, FoundData, build_source
+from flowimg.build.data import build_source
+from flowimg.build.facts import DataFacts, FoundData
 from flowimg.build.field import build_field
 from flowimg.build.flow import build_objective
 from flowimg.data.batches import Batches

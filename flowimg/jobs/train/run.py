@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from flowimg.build.data import DataFacts, build_space
+from flowimg.build.data import build_space
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import blocks_of
 from flowimg.build.sampler import build_sampler
 from flowimg.build.strategy import strategy_of

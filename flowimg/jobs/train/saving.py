@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowimg.build.data import DataFacts, build_space
+from flowimg.build.data import build_space
+from flowimg.build.facts import DataFacts
 from flowimg.build.field import architecture_of
 from flowimg.errors import CheckpointError, MachineError
 from flowimg.jobs.export import grid_for, write_model

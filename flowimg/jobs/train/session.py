@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from flowimg.build.data import DataFacts
+from flowimg.build.facts import DataFacts
 from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
 from flowimg.runs.folder import RunFolder

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flowimg.build.data import FoundData
+from flowimg.build.facts import FoundData
 from flowimg.data.batches import Batches
 from flowimg.errors import CheckpointError, NotFiniteError
 from flowimg.files import read_json, write_json
