@@ -229,7 +229,8 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     fresh.close()
     pictures = torch.cat(seen).cpu()
     save_grid(batches.space, pictures, path)
-    if float(pictures.max()) < DARK / 127.5 - 1 - 1e-6:
+    colours = pictures[:, :3] if batches.space.alpha else pictures
+    if float(colours.max()) < DARK / 127.5 - 1 - 1e-6:
         print(f"warning   the first {len(pictures)} pictures are nearly black: {nearly_black(batches.space.depth)}")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from contextlib import suppress
 
 import imagecodecs
 import numpy as np
@@ -97,10 +98,8 @@ def test_pages_of_another_shape_are_not_channels():
 def test_what_is_damaged_raises_and_prints_nothing(caplog, capsys):
     whole = to_file(rows(20, 20, 1, "uint16"), "tiff")
     for cut in range(8, len(whole), 7):
-        try:
+        with suppress(Exception):
             pages(whole[:cut], True).read()
-        except Exception as error:
-            assert str(error) or type(error).__name__
     assert capsys.readouterr() == ("", "") and not caplog.records
 
 
