@@ -32,6 +32,8 @@ MOST_BYTES = 2**30
 """Most bytes of a file; no picture of an accepted size has more."""
 LONGEST = 16
 """Most the longer side may be, in shorter sides; a longer picture is cropped to that before it is scaled."""
+MARKS = (b"eXIf", b"Raw profile", b"adobe.xmp")
+"""What stands in a PNG that says how it is to be turned."""
 PATIENCE = (0.1, 0.5)
 """Seconds to wait after each failed attempt to read a file, before the next."""
 
@@ -119,6 +121,8 @@ def open_picture(content: bytes, floats: bool = False) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=[special.pillow] if special else None)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise bad_picture(error, content) from None
+    if picture.format == "PNG" and not any(mark in content for mark in MARKS):
+        picture.info["exif"] = b""  # Pillow would decode all pixels to look for it behind them
     if (picture.mode == "F" and not floats) or (picture.mode == "I" and picture.format != "PNG"):
         kind = "floating-point" if picture.mode == "F" else "32-bit"
         how = "give data.depth float, and data.range"

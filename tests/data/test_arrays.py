@@ -313,6 +313,14 @@ def test_pages_are_channels_where_all_are_wanted_and_else_the_first_is_taken(sha
     assert opened(content, Reading(WORDS)).moving
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32"])
+def test_whole_numbers_of_other_types_in_a_tiff(dtype):
+    array = np.arange(42, dtype=dtype).reshape(6, 7)
+    assert np.array_equal(read(tiff(array))[0], array)
+    if dtype.startswith("int"):
+        assert "numbers from -1 to 41" in why(tiff(np.where(array == 3, -1, array).astype(dtype)))
+
+
 def test_pages_with_transparency_are_channels_like_others():
     stack = random(2, 6, 7, 2)
     content = tiff(stack, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
