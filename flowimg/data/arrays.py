@@ -28,8 +28,10 @@ from flowimg.spaces.formats import PNG, TIFF, pages, png_of, png_of_words
 
 NPY = b"\x93NUMPY"
 """What a file of NumPy begins with."""
-MOST_BYTES = 2**31
-"""Most bytes of the numbers of a picture."""
+MOST = 2**28
+"""Most numbers of a picture: four channels of 8192 x 8192, or 1024 pages of 512 x 512."""
+SMALL, PACKED = 2**24, 4096
+"""A TIFF has at most so many numbers, or so many to a byte: of all compressions, few pack more."""
 ASKED = {"grey": 1, "rgb": 3, "rgba": 4}
 """The channels of what `data.channels` names."""
 COUNTS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -159,6 +161,8 @@ def _tiff(content: bytes, reading: Reading) -> Numbers:
     except Exception as error:  # tifffile raises almost anything on a damaged file
         raise bad_picture(error) from None
     channels, height, width = found.shape
+    if math.prod(found.shape) > max(SMALL, PACKED * len(content)):  # nobody waits for what a damaged header promises
+        raise BadPictureError(f"broken: {len(content):,} bytes do not hold {math.prod(found.shape):,} numbers")
     _check(math.prod(found.shape), found.type, reading.depth)
     size = (width, height) if found.orientation in LYING else (height, width)
 
@@ -173,8 +177,10 @@ def _check(count: int, kind: np.dtype[Any], depth: Depth) -> None:
     """Refuse what is too large, and numbers that a depth has no place for."""
     if kind.kind not in "buif":
         raise BadPictureError(f"it holds no numbers, but {kind}")
-    if count * kind.itemsize > MOST_BYTES:
-        raise BadPictureError(f"too large: {count:,} numbers of type {kind.name}")
+    if count < 1:
+        raise BadPictureError("broken: it has no pixels")
+    if count > MOST:
+        raise BadPictureError(f"too large: {count:,} numbers, and {MOST:,} are read")
     if depth.whole and kind.kind == "f":
         raise BadPictureError("it holds floating-point numbers: give data.depth float, and data.range")
     if depth.bytes == 1 and kind.name not in ("bool", "uint8", "uint16"):

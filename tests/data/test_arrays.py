@@ -178,7 +178,7 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory():
     whole = as_npy(random(40, 50))
     head = as_npy(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (8192, 8192), (0, 0)))[:128]
     assert why(head + whole[128:]) == "broken: the array is cut off"
-    head = head.replace(b"(8192, 8192)", b"(819200, 8192)")
+    head = head.replace(b"(8192, 8192)", b"(81920, 8192)")
     assert "too large" in why(head[:128] + whole[128:])
 
 
@@ -401,6 +401,19 @@ def test_what_was_cut_off_is_bad(kind, share, every):
             read(content, FLOATS if kind == "float" else WORDS, every=every)
     else:
         assert why(content, every=every)
+
+
+def with_tag(content, tag, value):
+    """A TIFF, of little-endian numbers, that has another value of a tag."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        at = file.pages[0].tags[tag].valueoffset
+    return content[:at] + struct.pack("<I", value) + content[at + 4 :]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(2**31, "do not hold"), (2**21, "do not hold"), (0, "no pixels")])
+@pytest.mark.parametrize("every", [False, True])
+def test_what_a_damaged_header_promises_is_not_waited_for(rows, said, every):
+    assert said in why(with_tag(WHOLE["LZW"], 257, rows), every=every)
 
 
 # --- channels --------------------------------------------------------------------------------------------------------
