@@ -31,7 +31,7 @@ NPY = b"\x93NUMPY"
 MOST = 2**28
 """Most numbers of a picture: four channels of 8192 x 8192, or 1024 pages of 512 x 512."""
 SMALL, PACKED = 2**24, 4096
-"""A TIFF has at most so many numbers, or so many to a byte: of all compressions, few pack more."""
+"""Most numbers of a TIFF of any size, and most numbers per byte of a larger one: hardly any compression packs more."""
 ASKED = {"grey": 1, "rgb": 3, "rgba": 4}
 """The channels of what `data.channels` names."""
 COUNTS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -175,13 +175,13 @@ def _tiff(content: bytes, reading: Reading) -> Numbers:
 
 def _check(count: int, kind: np.dtype[Any], depth: Depth) -> None:
     """Refuse what is too large, and numbers that a depth has no place for."""
-    if kind.kind not in "buif":
+    if not issubclass(kind.type, np.bool_ | np.integer | np.floating):
         raise BadPictureError(f"it holds no numbers, but {kind}")
     if count < 1:
         raise BadPictureError("broken: it has no pixels")
     if count > MOST:
         raise BadPictureError(f"too large: {count:,} numbers, and {MOST:,} are read")
-    if depth.whole and kind.kind == "f":
+    if depth.whole and issubclass(kind.type, np.floating):
         raise BadPictureError("it holds floating-point numbers: give data.depth float, and data.range")
     if depth.bytes == 1 and kind.name not in ("bool", "uint8", "uint16"):
         how = "save it as uint8, or give data.depth 16 or float"

@@ -63,7 +63,9 @@ def _in_depth(array: NDArray[Any], alpha: bool, depth: Depth) -> NDArray[Any]:
     kind = array.dtype
     if kind == np.bool_:
         return _spread(array, depth)
-    if alpha and kind.kind == "u" and depth not in (BYTES, WORDS):  # data.range is about colours
+    if (
+        alpha and issubclass(kind.type, np.unsignedinteger) and depth not in (BYTES, WORDS)
+    ):  # data.range is about colours
         opaque = _spread(array[-1:] / np.iinfo(kind).max, depth)
         return np.concatenate([_in_depth(array[:-1], False, depth), opaque])
     type_ = np.dtype(depth.type).type

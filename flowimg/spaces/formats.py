@@ -107,13 +107,13 @@ def pages(content: bytes, every: bool) -> Pages:
     plane = [axes.index("Y"), axes.index("X")]
     height, width = (found.shape[axis] for axis in plane)
     channels = math.prod(found.shape) // max(height * width, 1)
-    alone = math.prod(first.shape) == math.prod(found.shape)
-    alpha = alone and len(extra) == 1 and extra[0] in ALPHA and channels in (2, 4)
+    single = math.prod(first.shape) == math.prod(found.shape)
+    alpha = single and len(extra) == 1 and extra[0] in ALPHA and channels in (2, 4)
 
     def read() -> NDArray[Any]:
         array = np.moveaxis(found.asarray(), plane, [-2, -1])  # what is left are channels, in the order of the file
         array = np.ascontiguousarray(array.reshape(channels, height, width))
-        if first.photometric == WHITE_IS_ZERO and kind.kind == "u":
+        if first.photometric == WHITE_IS_ZERO and issubclass(kind.type, np.unsignedinteger):
             array = array.dtype.type(2**first.bitspersample - 1) - array
         return _apart(array) if alpha and extra[0] == MULTIPLIED else array
 
@@ -122,7 +122,7 @@ def pages(content: bytes, every: bool) -> Pages:
 
 def _apart(array: NDArray[Any]) -> NDArray[Any]:
     """Colours (C, H, W) that were stored multiplied by how opaque they are, the last channel, without it."""
-    full = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    full = np.iinfo(array.dtype).max if issubclass(array.dtype.type, np.unsignedinteger) else 1
     colours: NDArray[Any] = (
         array[:-1] * (full / np.maximum(array[-1:].astype(np.float64), 1e-6 * full)) * (array[-1:] > 0)
     )

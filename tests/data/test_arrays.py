@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from contextlib import suppress
 
@@ -414,6 +415,12 @@ def with_tag(content, tag, value):
 @pytest.mark.parametrize("every", [False, True])
 def test_what_a_damaged_header_promises_is_not_waited_for(rows, said, every):
     assert said in why(with_tag(WHOLE["LZW"], 257, rows), every=every)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    assert why(WHOLE["RGB PNG"]) == "it needs the package imagecodecs: pip install -e '.[formats]'"
+    assert read(WHOLE["PNG"]).shape == (1, 20, 30)  # Pillow reads it
 
 
 # --- channels --------------------------------------------------------------------------------------------------------

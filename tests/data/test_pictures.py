@@ -496,7 +496,7 @@ def turned_png(where):
         "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
     }[where]  # fmt: skip
     chunk = struct.pack(">I", len(inside)) + name + inside + struct.pack(">I", zlib.crc32(name + inside))
-    at = len(whole) - 12 if where == "behind" else 33
+    at = len(whole) - 12 if where in ("behind", "xmp") else 33
     return whole[:at] + chunk + whole[at:]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
+import datasets
 import imagecodecs
 import numpy as np
 import pytest
@@ -548,3 +549,14 @@ def test_bad_pictures_among_those_of_16_bits_are_left_out(tmp_path):
     kept = stored(found, reading=Reading(WORDS), max_bad=0.5)
     assert np.array_equal(kept.images.pixels.numpy(), levels()[[0, 3]])
     assert [Path(bad.name).name for bad in kept.bad] == ["2.npy"] and "data.depth float" in kept.bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "depth"), [("uint16", WORDS), ("float32", UNIT), ("uint16", Depth("uint16", 0, 4095))]
+)
+def test_arrays_of_a_table_are_stored_as_they_are(tmp_path, dtype, depth):
+    pictures = (np.random.default_rng(0).random((4, 5, 6, 7)) * depth.high).astype(dtype)
+    features = datasets.Features(pixels=datasets.Array3D((5, 6, 7), dtype))
+    datasets.Dataset.from_dict({"pixels": list(pictures)}, features).to_parquet(tmp_path / "train.parquet")
+    kept = stored(find(tmp_path, depth=depth), reading=Reading(depth)).images.pixels
+    assert kept.dtype == getattr(torch, dtype) and np.array_equal(kept.numpy(), pictures)
