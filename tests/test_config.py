@@ -11,6 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flowimg.build.data import depth_of
 from flowimg.errors import SettingsError
 from flowimg.settings.base import Settings
 from flowimg.settings.evaluate import Evaluate
@@ -192,6 +193,50 @@ def test_every_wrong_value_has_its_own_line(refusal):
 )
 def test_values_that_do_not_fit_each_other_are_refused(text, sentence, refusal):
     assert refusal(text).endswith(f"a.yaml: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("range: [0, 1]", "range is for depth 16 and float: images of 8 bits go from 0 to 255"),
+        ("depth: float", "depth float needs range, the two numbers that mean black and white, such as 0 1"),
+        ("depth: float, range: [1, 0]", "range 1 0 must be two numbers that rise"),
+        ("depth: float, range: [3, 3]", "range 3 3 must be two numbers that rise"),
+        ("depth: 16, range: [4095, 0]", "range 4095 0 must be two numbers that rise"),
+        ("depth: 16, range: [0, 4095.5]", "range with depth 16 is two whole numbers from 0 to 65535"),
+        ("depth: 16, range: [0, 65536]", "range with depth 16 is two whole numbers from 0 to 65535"),
+        ("depth: 16, range: [-1, 4095]", "range with depth 16 is two whole numbers from 0 to 65535"),
+        (
+            "depth: 16, range: [0, 4095], channels: rgba",
+            "channels rgba with depth 16 goes from 0 to 65535: leave out range",
+        ),
+    ],
+)
+def test_depths_and_ranges_that_do_not_fit_each_other_are_refused(text, sentence, refusal):
+    assert refusal(f"data: {{kind: images, {text}}}\nfield: {{kind: unet}}").endswith(f": {sentence}")
+
+
+@pytest.mark.parametrize("text", ["depth: 12", "depth: '16'", "depth: double", "range: [0]", "range: 3",
+                                  "range: [0, .nan]", "range: [-.inf, 1]"])  # fmt: skip
+def test_depths_and_ranges_that_are_none_are_refused(text, refusal):
+    said = refusal(f"data: {{kind: images, {text}}}\nfield: {{kind: unet}}")
+    assert f": data.{text.split(':')[0]}" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        ("depth: 16", ("uint16", 0, 65535)),
+        ("depth: 16, range: [0, 4095]", ("uint16", 0, 4095)),
+        ("depth: 16, range: [0, 65535], channels: rgba", ("uint16", 0, 65535)),
+        ("depth: float, range: [-1000, 3000.5]", ("float32", -1000, 3000.5)),
+        ("depth: 8", ("uint8", 0, 255)),
+    ],
+)
+def test_depths_and_ranges_that_fit(text, depth, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"data: {{kind: images, {text}}}\nfield: {{kind: unet}}")
+    assert depth_of(load(str(file)).data) == depth
 
 
 # --- wrong keys and kinds --------------------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.arrays import Numbers, Reading, opened, to_numbers
+from flowimg.data.arrays import Numbers, Reading, opened
+from flowimg.data.numbers import to_numbers
 from flowimg.data.pictures import BadPictureError, Encoded, read_bytes, to_pixels
 from flowimg.data.scan import HASH
 from flowimg.spaces.depth import BYTES, Depth
 
 
 class Decoding(NamedTuple):
-    """How pictures become pixels; see `arrays.to_numbers`. `every` wants every channel and page of a file."""
+    """How pictures become pixels; see `numbers.to_numbers`. `every` wants every channel and page of a file."""
 
     channels: int
     shape: tuple[int, int]

@@ -32,6 +32,8 @@ MOST_BYTES = 2**30
 """Most bytes of a file; no picture of an accepted size has more."""
 LONGEST = 16
 """Most the longer side may be, in shorter sides; a longer picture is cropped to that before it is scaled."""
+MARKS = (b"eXIf", b"Raw profile", b"adobe.xmp")
+"""What stands in a PNG that says how it is to be turned."""
 PATIENCE = (0.1, 0.5)
 """Seconds to wait after each failed attempt to read a file, before the next."""
 
@@ -118,7 +120,9 @@ def open_picture(content: bytes, floats: bool = False) -> Image.Image:
     try:  # HEIC and AVIF may begin alike: which reader is asked must not depend on which was registered first
         picture = Image.open(io.BytesIO(content), formats=[special.pillow] if special else None)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise _bad(error, content) from None
+        raise bad_picture(error, content) from None
+    if picture.format == "PNG" and not any(mark in content for mark in MARKS):
+        picture.info["exif"] = b""  # Pillow would decode all pixels to look for it behind them
     if (picture.mode == "F" and not floats) or (picture.mode == "I" and picture.format != "PNG"):
         kind = "floating-point" if picture.mode == "F" else "32-bit"
         how = "give data.depth float, and data.range"
@@ -126,7 +130,7 @@ def open_picture(content: bytes, floats: bool = False) -> Image.Image:
     return picture
 
 
-def _bad(error: Exception, content: bytes = b"") -> BadPictureError:
+def bad_picture(error: Exception, content: bytes = b"") -> BadPictureError:
     """The reason why a picture cannot be used."""
     if isinstance(error, BadPictureError):
         return error
@@ -139,6 +143,8 @@ def _bad(error: Exception, content: bytes = b"") -> BadPictureError:
         special = kind_of(content)
         why = f"broken: {special.name} that cannot be decoded" if special else "not a picture in a known format"
         return BadPictureError(why)
+    if isinstance(error, ImportError) or "requires the 'imagecodecs'" in str(error):
+        return BadPictureError("it needs the package imagecodecs: pip install -e '.[formats]'")
     return BadPictureError(f"broken: {first_line(error)}")
 
 
@@ -238,6 +244,6 @@ def to_pixels(
             fill = Image.new("RGBA" if channels == 4 else "RGB", (1, 1), around).convert(mode).getpixel((0, 0))
             picture = to_shape(picture, shape, resize, fill)
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise _bad(error) from None
+        raise bad_picture(error) from None
     pixels = np.array(picture)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))

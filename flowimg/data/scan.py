@@ -15,9 +15,10 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flowimg.data.arrays import Numbers, Reading, opened, to_numbers
+from flowimg.data.arrays import Numbers, Reading, opened
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Ints, Listing, Request, Source, chunks
+from flowimg.data.numbers import to_numbers
 from flowimg.data.pictures import BadPictureError, Encoded, moves, read_bytes, to_pixels, upright_size
 from flowimg.data.readers import versions
 from flowimg.data.workers import spread
@@ -119,9 +120,9 @@ def _look(encoded: Encoded, deep: bool, reading: Reading) -> Seen:
 def _look_at_numbers(picture: Numbers, content: bytes, deep: bool, depth: Depth) -> Seen:
     brightest = 255
     if deep:
-        array = picture.load()
-        array = to_numbers(picture, len(array), None, "keep", (255, 255, 255), depth)
-        brightest = int(255 * (float(array.max()) - depth.low) / (depth.high - depth.low))
+        array = to_numbers(picture, picture.channels, None, "keep", (255, 255, 255), depth)
+        highest = float((array[:-1] if picture.alpha else array).max())  # what is opaque is not bright
+        brightest = round(255 * (highest - depth.low) / (depth.high - depth.low))
         content = repr(array.shape).encode() + array.tobytes()
     hashed, (height, width) = blake2b(content, digest_size=HASH).digest(), picture.size
     return Seen(hashed, height, width, f"{picture.mode} {picture.form}", picture.alpha, picture.moving, brightest)

@@ -243,7 +243,8 @@ def draw_preview(batches: Any, count: int, batch_size: int, path: Path) -> None:
     spaces = [replace(batches.space, shape=tuple(shape)) for shape in seen]
     parts = [Samples(space, torch.cat(x), Condition()) for space, x in zip(spaces, seen.values(), strict=True)]
     draw_portions(parts, path)
-    if max(float(part.x.max()) for part in parts) < DARK / 127.5 - 1 - 1e-6:
+    colours = [part.x[:, :3] if batches.space.alpha else part.x for part in parts]
+    if max(float(some.max()) for some in colours) < DARK / 127.5 - 1 - 1e-6:
         number = sum(len(part.x) for part in parts)
         print(f"warning   the first {number} pictures are nearly black: {nearly_black(batches.space.depth)}")
 

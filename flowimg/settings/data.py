@@ -1,6 +1,5 @@
 """Where x_1 comes from: points of a known distribution, or images."""
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -141,10 +140,13 @@ class ImageData(Settings):
             raise ValueError("range is for depth 16 and float: images of 8 bits go from 0 to 255")
         if self.depth == "float" and self.range is None:
             raise ValueError("depth float needs range, the two numbers that mean black and white, such as 0 1")
-        if self.range and not -math.inf < self.range[0] < self.range[1] < math.inf:
+        if self.range and self.range[0] >= self.range[1]:
             raise ValueError(f"range {self.range[0]:g} {self.range[1]:g} must be two numbers that rise")
         if self.depth == 16 and self.range and not all(n.is_integer() and 0 <= n <= 65535 for n in self.range):
             raise ValueError("range with depth 16 is two whole numbers from 0 to 65535")
+        if self.depth == 16 and self.channels == "rgba" and self.range not in (None, (0, 65535)):
+            # in files of 16 bits, 65535 is opaque, whatever the colours
+            raise ValueError("channels rgba with depth 16 goes from 0 to 65535: leave out range")
         if self.stream and (self.classes or self.first):
             raise ValueError("stream takes all pictures of a split: leave out classes and first")
         return self

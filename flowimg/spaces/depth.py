@@ -20,7 +20,7 @@ class Depth(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether the numbers are whole ones."""
-        return np.dtype(self.type).kind == "u"
+        return np.issubdtype(self.type, np.unsignedinteger)
 
     @property
     def levels(self) -> int | None:

@@ -5,8 +5,11 @@ tifffile. Both are imported when they are first needed.
 """
 
 import io
+import logging
+import math
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,21 +20,26 @@ PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """What files of these formats begin with."""
 KINDS = {1: 0, 3: 2, 4: 6}
 """The number by which a PNG calls grey, RGB and RGBA pictures."""
-ALPHA = (1, 2)
-"""The numbers by which a TIFF calls a channel that says how opaque a pixel is."""
+MULTIPLIED = 1
+ALPHA = (MULTIPLIED, 2)
+"""The numbers by which a TIFF calls a channel that says how opaque a pixel is; colours may be multiplied by it."""
+WHITE_IS_ZERO = 0
+"""The number by which a TIFF says that its numbers go from white to black."""
 
 
 class Pages(NamedTuple):
-    """The numbers of a TIFF, shape (C, H, W), and what is known of them.
+    """What is known of a TIFF before its numbers are read.
 
-    `alpha` says whether the last channel is how opaque a pixel is; `orientation` is as in EXIF; `pages` is their
-    number.
+    `shape` is (C, H, W), as in the file; `type` is that of its numbers; `alpha` says whether the last channel is how
+    opaque a pixel is; `orientation` is as in EXIF; `total` is the number of pages; `read` returns the numbers.
     """
 
-    array: NDArray[Any]
+    shape: tuple[int, int, int]
+    type: np.dtype[Any]
     alpha: bool
     orientation: int
-    pages: int
+    total: int
+    read: Callable[[], NDArray[Any]]
 
 
 def to_file(rows: NDArray[Any], form: str, alpha: bool = False) -> bytes:
@@ -59,15 +67,15 @@ def to_file(rows: NDArray[Any], form: str, alpha: bool = False) -> bytes:
 def from_file(content: bytes) -> NDArray[Any]:
     """The picture of a file that `to_file` made, shape (H, W, C)."""
     if content.startswith(TIFF):
-        return pages(content, every=True).array.transpose(1, 2, 0)
-    if content.startswith(PNG) and png_bits(content) == 16:
+        return pages(content, every=True).read().transpose(1, 2, 0)
+    if content.startswith(PNG) and png_of(content)[0]:
         return _unfiltered(content)
     return np.atleast_3d(np.array(Image.open(io.BytesIO(content))))
 
 
-def png_bits(content: bytes) -> int:
-    """Bits of a number of a PNG."""
-    return content[24] if len(content) > 24 else 8
+def png_of(content: bytes) -> tuple[bool, bool]:
+    """Of a PNG, whether it has 16 bits, and whether it is grey; a palette is not."""
+    return len(content) > 25 and content[24] == 16, len(content) > 25 and content[25] in (0, 4)
 
 
 def png_of_words(content: bytes) -> NDArray[np.uint16]:
@@ -82,25 +90,44 @@ def png_of_words(content: bytes) -> NDArray[np.uint16]:
 
 
 def pages(content: bytes, every: bool) -> Pages:
-    """The numbers of a TIFF: of its first page, or of every page, each one or more channels.
+    """The first page of a TIFF, or all pages that are like it, each one or more channels.
 
     Raises:
-        ValueError: If it cannot be read, or would take more than 2 GiB.
+        Exception: Almost any, if it cannot be read; so does `read`.
     """
     import tifffile
 
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        first: Any = file.pages[0]
-        found: Any = file.series[0] if every else first
-        if int(np.prod(found.shape)) * found.dtype.itemsize > 2**31:
-            raise ValueError(f"its numbers take more than 2 GiB, shape {found.shape}")
-        axes, array, count = found.axes, found.asarray(), len(file.pages)
-        extra, tag = first.extrasamples, first.tags.get(274)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is raised, in one sentence
+    file = tifffile.TiffFile(io.BytesIO(content))
+    first: Any = file.pages[0]
+    found: Any = file.series[0] if every else first
+    axes, kind, extra, tag = found.axes, found.dtype, first.extrasamples, first.tags.get(274)
+    if kind is None or not {"Y", "X"} <= set(axes):
+        raise ValueError(f"a TIFF of the axes {axes}")
     plane = [axes.index("Y"), axes.index("X")]
-    array = np.moveaxis(array, plane, [-2, -1])  # what is left are channels, in the order of the file
-    array = np.ascontiguousarray(array.reshape(-1, *array.shape[-2:]))
-    alpha = len(extra) == 1 and extra[0] in ALPHA and len(array) in (2, 4)
-    return Pages(array, alpha, int(tag.value) if tag else 1, count)
+    height, width = (found.shape[axis] for axis in plane)
+    channels = math.prod(found.shape) // max(height * width, 1)
+    single = math.prod(first.shape) == math.prod(found.shape)
+    alpha = single and len(extra) == 1 and extra[0] in ALPHA and channels in (2, 4)
+
+    def read() -> NDArray[Any]:
+        array = np.moveaxis(found.asarray(), plane, [-2, -1])  # what is left are channels, in the order of the file
+        array = np.ascontiguousarray(array.reshape(channels, height, width))
+        if first.photometric == WHITE_IS_ZERO and issubclass(kind.type, np.unsignedinteger):
+            array = array.dtype.type(2**first.bitspersample - 1) - array
+        return _apart(array) if alpha and extra[0] == MULTIPLIED else array
+
+    return Pages((channels, height, width), kind, alpha, int(tag.value) if tag else 1, len(file.pages), read)
+
+
+def _apart(array: NDArray[Any]) -> NDArray[Any]:
+    """Colours (C, H, W) that were stored multiplied by how opaque they are, the last channel, without it."""
+    full = np.iinfo(array.dtype).max if issubclass(array.dtype.type, np.unsignedinteger) else 1
+    colours: NDArray[Any] = (
+        array[:-1] * (full / np.maximum(array[-1:].astype(np.float64), 1e-6 * full)) * (array[-1:] > 0)
+    )
+    colours = np.round(np.minimum(colours, full)) if full != 1 else colours
+    return np.concatenate([colours.astype(array.dtype), array[-1:]])
 
 
 def _png_of_bytes(rows: NDArray[np.uint8]) -> bytes:

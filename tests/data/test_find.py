@@ -2,14 +2,17 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures_made import complaint, content, dataset, decode, find, listing, numbers, picture, save, told
 from PIL import ExifTags, Image
 
+import flowimg.data.store
 from flowimg.data.pictures import RESIZES
 from flowimg.data.sources.known import NAMED
+from flowimg.spaces.depth import WORDS
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 ANIMALS = ("cat", "dog", "wild")
@@ -243,3 +246,41 @@ def test_a_disk_that_fails_is_said_and_nothing_of_it_is_kept(tmp_path, monkeypat
     assert "2.png could not be read now (input/output error), one of 1: retry once the disk is healthy" in said
     monkeypatch.setattr(os, "open", opening)
     assert numbers(decode(find(tmp_path / "p"))) == [0, 1, 2, 3]
+
+
+# --- any number of channels ------------------------------------------------------------------------------------------
+
+
+def arrays(folder, *channels, dtype=np.uint8):
+    """Arrays of these numbers of channels."""
+    folder.mkdir()
+    for number, count in enumerate(channels):
+        np.save(folder / f"{number}.npy", np.zeros((count, 8, 9), dtype))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked", "found"),
+    [((5, 5), "auto", 5), ((5,), "all", 5), ((1, 3), "auto", 3), ((1, 3), "rgba", 4), ((2,), "auto", 2)],
+)
+def test_arrays_have_the_channels_that_they_have(tmp_path, channels, asked, found):
+    assert find(arrays(tmp_path / "a", *channels), channels=asked).shape == (found, 8, 9)
+
+
+@pytest.mark.parametrize(("channels", "asked"), [((5, 6, 5), "auto"), ((3, 1), "all"), ((5, 3), "auto")])
+def test_several_numbers_of_channels_are_one_sentence_that_says_what_decides(tmp_path, channels, asked):
+    said = complaint(arrays(tmp_path / "a", *channels), channels=asked)
+    one, other = sorted(set(channels))
+    assert said.endswith(f"has pictures of {one} and {other} channels: give data.channels")
+
+
+def test_pages_are_channels_where_all_are_wanted(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((7, 8, 9), np.uint16), photometric="minisblack")
+    assert find(tmp_path, channels="all", depth=WORDS).shape == (7, 8, 9)
+    assert find(tmp_path, channels="auto", depth=WORDS).shape == (1, 8, 9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_numbers_without_a_white_are_refused_before_anything_is_decoded(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(flowimg.data.store, "_fill", None)
+    assert "data.depth" in complaint(arrays(tmp_path / "a", 3, dtype=dtype))

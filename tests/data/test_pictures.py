@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import tracemalloc
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures_made import png_header
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngImageFile
 
 from flowimg.data.pictures import (
     RESIZES,
@@ -478,3 +481,40 @@ def test_notes_that_cannot_be_read_cost_no_picture(note):
     picture = open_picture(content.getvalue())
     assert upright_size(picture) == (9, 5)
     assert level(to_pixels(picture, 3, None, "crop", WHITE)) == [90, 90, 90]
+
+
+def turned_png(where):
+    """A PNG, 5 wide and 8 tall, that says at the end or in another way than others that it is to be turned."""
+    exif, whole = Image.Exif(), content_of_png(noise(5, 8))
+    exif[ExifTags.Base.Orientation] = 6
+    full = exif.tobytes()
+    told = full.removeprefix(b"Exif\0\0")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    name, inside = {
+        "before": (b"eXIf", told), "behind": (b"eXIf", told),
+        "profile": (b"tEXt", b"Raw profile type exif\0\nexif\n%d\n" % len(full) + full.hex().encode()),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }[where]  # fmt: skip
+    chunk = struct.pack(">I", len(inside)) + name + inside + struct.pack(">I", zlib.crc32(name + inside))
+    at = len(whole) - 12 if where in ("behind", "xmp") else 33
+    return whole[:at] + chunk + whole[at:]
+
+
+def content_of_png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("where", ["before", "behind", "profile", "xmp"])
+def test_wherever_a_png_says_how_it_is_turned_it_is_turned(where):
+    picture = open_picture(turned_png(where))
+    assert upright_size(picture) == (8, 5)
+    assert np.array_equal(to_pixels(picture, 3, None, "crop", WHITE).transpose(1, 2, 0), np.rot90(noise(5, 8), -1))
+
+
+def test_the_size_of_a_png_is_known_without_its_pixels(monkeypatch):
+    """A scan of many would take as long as decoding them."""
+    picture = open_picture(content_of_png(noise(5, 8)))
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert upright_size(picture) == (5, 8) and not moves(picture)

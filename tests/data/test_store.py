@@ -1,3 +1,5 @@
+import io
+import json
 import os
 import shutil
 import subprocess
@@ -6,7 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
+import datasets
+import imagecodecs
+import numpy as np
 import pytest
+import tifffile
 import torch
 from crash_store import POINTS
 from hypothesis import given, settings
@@ -17,9 +23,12 @@ from PIL import Image
 from flowimg.data import listing as listing_module
 from flowimg.data import store as store_module
 from flowimg.data import workers
+from flowimg.data.arrays import Reading
+from flowimg.data.batches import ImageBatches
 from flowimg.data.sources.known import NAMED
 from flowimg.data.store import Images, fingerprint, hold_out
 from flowimg.errors import CacheError, DataError
+from flowimg.spaces.depth import BYTES, WORDS, Depth
 from flowimg.spaces.pixels import Pixels
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -413,3 +422,141 @@ def test_two_processes_at_once_make_one_store_and_both_are_right(spoilt, cache):
     made = stored(find(source, max_bad=0.5), max_bad=0.5)
     assert made.fingerprint == name and numbers(made.images) == order
     assert builds(cache) == [made.folder.name]
+
+
+# --- other depths ----------------------------------------------------------------------------------------------------
+
+UNIT = Depth("float32", 0, 1)
+
+
+def levels():
+    """Every number of 16 bits once, as four pictures of (1, 128, 128)."""
+    return np.random.default_rng(0).permutation(65536).astype(np.uint16).reshape(4, 1, 128, 128)
+
+
+def saved(folder, pictures, kind):
+    """Pictures (N, C, H, W) as files, written by others than us."""
+    folder.mkdir()
+    for number, planes in enumerate(pictures):
+        file, last = folder / f"{number}.{kind}", np.ascontiguousarray(planes.transpose(1, 2, 0)).squeeze()
+        if kind == "npy":
+            np.save(file, planes)
+        elif kind == "png":
+            file.write_bytes(imagecodecs.png_encode(last))
+        else:
+            tifffile.imwrite(file, planes if len(planes) > 1 else last, photometric="minisblack")
+    return folder
+
+
+def batches(images, space, **options):
+    usual = {"flip": False, "seed": 3, "batch_size": len(images.pixels), "device": torch.device("cpu")}
+    return ImageBatches(images, torch.arange(0), space=space, **(usual | options))
+
+
+@pytest.mark.parametrize("kind", ["png", "npy", "tif"])
+def test_all_65536_levels_survive_from_file_to_store_to_x_to_file(tmp_path, kind):
+    folder = saved(tmp_path / "a", levels(), kind)
+    found = stored(find(folder, depth=WORDS), reading=Reading(WORDS))
+    assert found.images.pixels.dtype == torch.uint16 and found.folder.joinpath("pixels").stat().st_size == 2 * 65536
+    assert np.array_equal(found.images.pixels.numpy(), levels())
+    space = Pixels((1, 128, 128), WORDS)
+    ordered = batches(found.images, space)
+    x = ordered(0, range(4))[0]
+    rows = ordered.rows(0, range(4))
+    for form in ("png", "tiff"):
+        files = [space.as_file(row, form) for row in space.rows(x).numpy()]
+        read = imagecodecs.png_decode if form == "png" else lambda file: tifffile.imread(io.BytesIO(file))
+        assert np.array_equal(np.stack([read(file) for file in files]), levels()[rows, 0])
+
+
+def test_floats_survive_from_file_to_store_to_x(tmp_path):
+    pictures = np.random.default_rng(1).random((3, 1, 8, 9), np.float32)
+    pictures[0, 0, 0, :2] = 0, 1
+    found = stored(find(saved(tmp_path / "a", pictures, "tif"), depth=UNIT), reading=Reading(UNIT))
+    assert found.images.pixels.dtype == torch.float32
+    assert np.array_equal(found.images.pixels.numpy(), pictures)
+    ordered = batches(found.images, Pixels((1, 8, 9), UNIT))
+    x, rows = ordered(0, range(3))[0], ordered.rows(0, range(3))
+    np.testing.assert_allclose(x, pictures[rows] * 2 - 1, atol=1e-7)
+    assert np.array_equal(found.images.pixels.numpy(), pictures)  # nobody wrote to the store
+
+
+@pytest.mark.parametrize("kind", ["tif", "npy"])
+@pytest.mark.parametrize("depth", [WORDS, UNIT])
+def test_five_channels_are_flipped_cut_and_augmented_as_they_are_stored(tmp_path, kind, depth):
+    pictures = np.random.default_rng(2).random((12, 5, 10, 12))
+    pictures = (pictures * depth.high).astype(depth.type)
+    every = {"channels": "all", "depth": depth}
+    found = stored(find(saved(tmp_path / "a", pictures, kind), **every), reading=Reading(depth, every=True))
+    assert found.images.pixels.shape == (12, 5, 10, 12)
+    pictures = pictures[[0, 1, 10, 11, *range(2, 10)]]  # in the order of their names
+    assert np.array_equal(found.images.pixels.numpy(), pictures)
+    ordered = batches(found.images, Pixels((5, 6, 7), depth), flip=True, window=(6, 7))
+    x = ordered(0, range(12))[0].numpy()
+    exact, seen = pictures.astype(np.float64) / depth.high * 2 - 1, set()
+    for row, found_x in zip(ordered.rows(0, range(12)), x, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(exact[row], (6, 7), (1, 2))
+        off = [np.abs(windows[..., ::step] - found_x[:, None, None]).max((0, 3, 4)) for step in (1, -1)]
+        assert sum(int((o < 1e-6).sum()) for o in off) == 1
+        seen.add(np.argmin(np.stack(off)))
+    assert len(seen) > 8 and min(seen) < 5 * 6 <= max(seen)  # many corners, mirrored and not
+    cond, other = (batches(found.images, Pixels((5, 10, 12), depth), augment=share)(0, range(12)) for share in (1.0, 0))
+    assert cond[0].shape == other[0].shape and not torch.equal(cond[0], other[0])
+    gray = Images(found.images.pixels[:, 3:4].clone(), None, ())
+    alone = batches(gray, Pixels((1, 10, 12), depth), augment=1.0)(0, range(12))[0]
+    assert torch.equal(alone[:, 0], cond[0][:, 3])  # each channel moves as a picture of its own would
+
+
+def test_a_store_made_before_there_were_other_types_is_one_of_bytes(tmp_path, monkeypatch):
+    fill(tmp_path / "a")
+    first = stored(find(tmp_path / "a"))
+    file = first.folder / "store.json"
+    told = json.loads(file.read_text())
+    assert told.pop("type") == "uint8"
+    told["resize"] = {name: told["resize"][name] for name in ("channels", "shape", "resize", "background")}
+    file.write_text(json.dumps(told))
+    monkeypatch.setattr(store_module, "decode_into", none_decodes)
+    again = stored(find(tmp_path / "a"))
+    assert again.folder == first.folder and again.images.pixels.dtype == torch.uint8
+    assert torch.equal(again.images.pixels, first.images.pixels) and again.fingerprint == first.fingerprint
+
+
+def test_depths_ranges_and_channels_are_stores_of_their_own(tmp_path):
+    folder = saved(tmp_path / "a", levels() >> 4, "png")
+    depths = [BYTES, WORDS, Depth("uint16", 0, 4095), Depth("uint16", 0, 8191), Depth("float32", 0, 65535)]
+    found = [stored(find(folder, depth=depth), reading=Reading(depth)) for depth in depths]
+    found.append(stored(find(folder, depth=WORDS, channels="all"), reading=Reading(WORDS, every=True)))
+    assert len({one.folder for one in found}) == 6
+    for one in found[1:]:
+        assert np.array_equal(one.images.pixels.numpy(), levels() >> 4)
+
+
+def test_a_store_of_words_that_was_cut_off_is_made_again(tmp_path):
+    found = find(saved(tmp_path / "a", levels(), "npy"), depth=WORDS)
+    first = stored(found, reading=Reading(WORDS))
+    with (first.folder / "pixels").open("r+b") as file:
+        file.truncate(65536)  # as many bytes as numbers
+    assert np.array_equal(stored(found, reading=Reading(WORDS)).images.pixels.numpy(), levels())
+
+
+def test_bad_pictures_among_those_of_16_bits_are_left_out(tmp_path):
+    folder = saved(tmp_path / "a", levels(), "npy")
+    whole = (folder / "1.npy").read_bytes()
+    (folder / "1.npy").write_bytes(whole[:-5])
+    np.save(folder / "2.npy", np.full((1, 128, 128), -1, np.int32))  # known only once it is decoded
+    found = find(folder, depth=WORDS, max_bad=0.5)
+    assert [bad.reason for bad in found.bad] == ["broken: the array is cut off"]
+    kept = stored(found, reading=Reading(WORDS), max_bad=0.5)
+    assert np.array_equal(kept.images.pixels.numpy(), levels()[[0, 3]])
+    assert [Path(bad.name).name for bad in kept.bad] == ["2.npy"] and "data.depth float" in kept.bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "depth"), [("uint16", WORDS), ("float32", UNIT), ("uint16", Depth("uint16", 0, 4095))]
+)
+def test_arrays_of_a_table_are_stored_as_they_are(tmp_path, dtype, depth):
+    pictures = (np.random.default_rng(0).random((4, 5, 6, 7)) * depth.high).astype(dtype)
+    features = datasets.Features(pixels=datasets.Array3D((5, 6, 7), dtype))
+    datasets.Dataset.from_dict({"pixels": list(pictures)}, features).to_parquet(tmp_path / "train.parquet")
+    kept = stored(find(tmp_path, depth=depth), reading=Reading(depth)).images.pixels
+    assert kept.dtype == getattr(torch, dtype) and np.array_equal(kept.numpy(), pictures)

@@ -5,16 +5,19 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
+import imagecodecs
 import numpy as np
 import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures_made import find, stored, table, tar
 from safetensors.torch import load_file
 from shards_made import SIDE, numbers, parquet, write_tars
 from survival import ROOT, go_on
 
+from flowimg.data.arrays import Reading
 from flowimg.data.augment import augmented
 from flowimg.data.decode import Decoding
 from flowimg.data.prefetch import Prefetch
@@ -22,6 +25,7 @@ from flowimg.data.scan import READING
 from flowimg.data.sources.streams import open_stream
 from flowimg.data.stream import StreamBatches, keep_apart, look_into
 from flowimg.errors import DataError, WorkerError
+from flowimg.spaces.depth import WORDS, Depth
 from flowimg.spaces.pixels import Pixels
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -385,3 +389,42 @@ def test_a_bad_picture_kept_apart_is_replaced_by_another_kept_apart(tmp_path, ba
     spoilt = opened(write_tars(tmp_path / "spoilt", COUNTS, set(apart[::4])), tmp_path / "c2")
     found = numbers(batches_of(spoilt, held=16, max_bad=0.5).held_out(16)[0])
     assert set(found) <= set(apart) - set(apart[::4]) and len(found) == 16
+
+
+# --- other depths ----------------------------------------------------------------------------------------------------
+
+
+def sixteen(count):
+    """Pictures of 16 bits (N, 1, 4, 5), and their PNG files."""
+    pictures = np.random.default_rng(0).integers(0, 65536, (count, 1, 4, 5), np.uint16)
+    return pictures, [imagecodecs.png_encode(picture[0]) for picture in pictures]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("depth", [WORDS, Depth("float32", 0, 65535)])
+def test_streamed_pictures_of_16_bits_are_those_that_the_store_has(tmp_path, kind, depth):
+    pictures, files = sixteen(12)
+    folder, plain = tmp_path / "shards", tmp_path / "files"
+    plain.mkdir()
+    for number, file in enumerate(files):
+        (plain / f"{number:02d}.png").write_bytes(file)
+    for part in range(2):
+        some = files[6 * part : 6 * part + 6]
+        if kind == "tar":
+            tar(folder / f"{part}.tar", [(f"{6 * part + row:02d}.png", file) for row, file in enumerate(some)])
+        else:
+            table(folder / f"{part}.parquet", image=[{"bytes": file, "path": None} for file in some])
+    found = opened(folder, tmp_path / "cache", labels=False)
+    shape, kinds = look_into(found, None, "auto", (255,) * 3, Reading(depth))
+    assert shape == (1, 4, 5) and "L;16" in kinds
+    asked = {"space": Pixels(shape, depth), "seed": 0, "batch_size": 12, "device": CPU}
+    how = Decoding(1, (4, 5), "crop", (255,) * 3, depth)
+    streamed = StreamBatches(found, how, np.zeros(2, int), 2, 1, flip=False, **asked)
+    try:
+        x, rows = streamed(0, range(12))[0], streamed.rows(0, range(12))
+    finally:
+        streamed.close()
+    images = stored(find(plain, depth=depth), reading=Reading(depth)).images
+    assert images.pixels.dtype == getattr(torch, depth.type)
+    assert sorted(rows) == list(range(12)) and torch.equal(x, Pixels(shape, depth).encode(images.pixels)[rows])
+    assert np.array_equal(Pixels(shape, WORDS).decode(x).numpy(), pictures[rows])

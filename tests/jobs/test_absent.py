@@ -95,3 +95,36 @@ def test_scans_of_few_bits_are_said_to_be_nearly_black(tmp_path, capsys, top, da
     assert ("warning   6 are nearly black" in capsys.readouterr().out) == dark
     main(["data", "preview", str(tmp_path / "scans"), "--out", str(tmp_path / "p.png"), "--held-out", "1"])
     assert ("pictures are nearly black" in capsys.readouterr().out) == dark
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+@pytest.mark.parametrize(("top", "dark"), [(4095, True), (65535, False)])
+def test_scans_of_twelve_bits_in_a_set_of_16_need_their_range(tmp_path, capsys, top, dark, channels):
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "scans").mkdir()
+    for n in range(6):
+        array = rng.integers(0, top + 1, (8, 8, channels)).astype(np.uint16)
+        array[0, 0, 0] = top
+        more = {"planarconfig": "contig", "photometric": "minisblack"} if channels > 1 else {}
+        if channels == 4:
+            array[..., 3] = 65535
+            more |= {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+        tifffile.imwrite(tmp_path / f"scans/{n}.tif", array.squeeze(), **more)
+    kept = "rgba" if channels == 4 else "all"
+    words = [str(tmp_path / "scans"), "--depth", "16", "--channels", kept, "--workers", "1"]
+    preview = ["--out", str(tmp_path / "p.png"), "--held-out", "1"]
+
+    def said():
+        main(["data", "check", *words])
+        main(["data", "preview", *words, *preview])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "nearly black" in line]
+        assert all("give data.range" in line and "0 4095" in line for line in lines)
+        return len(lines)
+
+    assert said() == (2 if dark else 0)
+    (tmp_path / "p.png").unlink()
+    if dark and channels != 4:
+        words += ["--range", "0", "4095"]
+        assert said() == 0
