@@ -11,7 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flowimg.build.data import depth_of
+from flowimg.build.images import depth_of
 from flowimg.errors import SettingsError
 from flowimg.settings.base import Settings
 from flowimg.settings.evaluate import Evaluate
