@@ -29,7 +29,7 @@ class Batches(ABC):
 
     `fingerprint` is the name of all data, None for fresh ones; `size` the number of samples to learn from, 0 where they
     never repeat; `ready` says that nothing has to be made ahead of the steps; `left_out` are the names of bad
-    samples, with the reasons.
+    samples, with the reasons; `largest` is a step whose samples are as large as any.
     """
 
     device: torch.device
@@ -37,6 +37,7 @@ class Batches(ABC):
     size: int = 0
     ready: bool = True
     left_out: tuple[tuple[str, str], ...] = ()
+    largest: int = 0
 
     @abstractmethod
     def __call__(self, step: int, positions: range) -> Batch:

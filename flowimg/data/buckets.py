@@ -141,6 +141,8 @@ class BucketBatches(PictureBatches):
         self.turns, self.size = Turns(counts, self.seed), sum(counts)
         self.fingerprint: str = name_of([bucket.fingerprint for bucket in self.buckets])[:16]
         self.ready = all(bucket.ready for bucket in self.buckets)
+        areas = [math.prod(bucket.space.shape) for bucket in self.buckets]
+        self.largest = first_of_each(self.turns)[areas.index(max(areas))]
 
     @property
     def parts(self) -> tuple[Batches, ...]:

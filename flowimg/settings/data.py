@@ -35,14 +35,14 @@ class Buckets(Settings):
 
     area: Annotated[int, Field(ge=16, le=4096**2)] | None = None
     """Pixels of an image, about: height times width. Null for no buckets."""
-    ratios: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1, max_length=32)] = (
+    ratios: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1, max_length=8)] = (
         0.5,
         0.75,
         1.0,
         1.5,
         2.0,
     )
-    """Ratios of width to height; an image goes to the nearest one, and is cropped or padded to its shape."""
+    """Ratios of width to height, at most 8; an image goes to the nearest one, and is cropped or padded to its shape."""
     multiple: Annotated[int, Field(ge=1, le=64)] = 8
     """Heights and widths are multiples of this; each level of a U-Net after the first needs a factor of 2."""
 

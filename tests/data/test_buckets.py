@@ -168,6 +168,13 @@ def test_the_batch_is_the_same_however_many_processes_share_it(folder, processes
         assert whole.rows(step, range(8)) == [row for some in rows for row in some]
 
 
+def test_memory_is_looked_for_with_the_largest_shape(folder):
+    some = build_source(config(folder, buckets={"area": 64, "ratios": [0.6, 1.0, 2.0], "multiple": 2})).load(CPU)
+    shapes = {bucket.space.shape for bucket in some.buckets}
+    assert {math.prod(shape) for shape in shapes} == {60, 64, 72}
+    assert math.prod(some(some.largest, range(2))[0].shape[1:]) == 72
+
+
 def test_batches_of_another_size_are_refused_in_the_middle_of_a_run(batches):
     assert batches.seen_from(0) is batches
     with pytest.raises(DataError, match=r"give back the train\.batch_size"):

@@ -155,10 +155,10 @@ def held_bytes(config: Config, strategy: Strategy, field: nn.Module, micro_batch
 
 
 def forward(strategy: Strategy, field: nn.Module, objective: Objective, data: Batches) -> Callable[[int], Tensor]:
-    """Number of samples to their mean loss, in the precision of the run, as the first step sees them."""
+    """Number of samples to their mean loss, in the precision of the run, as the first step of the largest sees them."""
 
     def loss(size: int) -> Tensor:
-        draw = objective.draw(data, 0, range(size))
+        draw = objective.draw(data, data.largest, range(size))
         with strategy.autocast():
             return objective.loss(field, draw).mean()
 
