@@ -74,7 +74,8 @@ def channels_of(channels: str, modes: Iterable[str], tinted: bool) -> int:
     elif pictures:
         counts.add(3 if tinted or pictures - GREY_MODES - {"F"} else 1)
     if len(counts) > 1:
-        raise ValueError(f"pictures of {' and '.join(map(str, sorted(counts)))} channels: give data.channels")
+        *fewer, most = map(str, sorted(counts))
+        raise ValueError(f"pictures of {', '.join(fewer)} and {most} channels: give data.channels grey, rgb or rgba")
     return counts.pop()
 
 

@@ -7,6 +7,7 @@ used. It imports neither torch nor torchvision, so that decoder processes start 
 import io
 import os
 import stat
+import struct
 import time
 import warnings
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ LONGEST = 16
 """Most the longer side may be, in shorter sides; a longer picture is cropped to that before it is scaled."""
 MARKS = (b"eXIf", b"Raw profile", b"adobe.xmp")
 """What stands in a PNG that says how it is to be turned."""
+CONFUSED = LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error
+"""What a reader raises that took a damaged file at its word; the message is about the reader, not about the file."""
 PATIENCE = (0.1, 0.5)
 """Seconds to wait after each failed attempt to read a file, before the next."""
 
@@ -145,6 +148,8 @@ def bad_picture(error: Exception, content: bytes = b"") -> BadPictureError:
         return BadPictureError(why)
     if isinstance(error, ImportError) or "requires the 'imagecodecs'" in str(error):
         return BadPictureError("it needs the package imagecodecs: pip install -e '.[formats]'")
+    if isinstance(error, CONFUSED):
+        return BadPictureError("broken: it cannot be decoded")
     return BadPictureError(f"broken: {first_line(error)}")
 
 

@@ -155,8 +155,9 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     if found["buckets"]:
         line("buckets", found["buckets"].removeprefix("buckets, "))
     if found["transparent"]:
-        kept = {"rgba": "which is kept", "all": "which is kept"}.get(found["channels"], "laid over data.background")
-        line("", f"{found['transparent']:,} are transparent: {kept}")
+        kept = found["channels"] in ("rgba", "all")
+        used = "that is kept as a channel" if kept else "laid over data.background"
+        line("", f"{found['transparent']:,} are transparent: {used}")
     if found["moving"]:
         used = "each page of a TIFF is a channel" if found["channels"] == "all" else "the first is used"
         line("", f"{found['moving']:,} have several frames or pages: {used}")

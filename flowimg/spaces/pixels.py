@@ -130,9 +130,9 @@ class Pixels(Space):
             return _over_squares(pixels)
         return pixels if self.shape[0] in (1, 3) else _strip(pixels)
 
-    def grid(self, x: Tensor, columns: int | None = None) -> Tensor | None:
-        """Pictures in [-1, 1] in one, row by row; by default about square."""
-        return tiled(self.shown(x), columns, self.shape[2])
+    def grid(self, x: Tensor, columns: int | None = None, width: int | None = None) -> Tensor | None:
+        """Pictures in [-1, 1] in one, row by row; by default about square, and enlarged by their own width."""
+        return tiled(self.shown(x), columns, width or self.shape[2])
 
     @property
     def _shown_shape(self) -> tuple[int, int]:

@@ -62,7 +62,7 @@ class Space(ABC):
         """The inverse of `rows`."""
         return self.encode(rows)
 
-    def grid(self, x: Tensor, columns: int | None = None) -> Tensor | None:
+    def grid(self, x: Tensor, columns: int | None = None, width: int | None = None) -> Tensor | None:
         """One picture of all samples, (H, W, C) uint8; None where samples are no pictures."""
         return None
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from flowimg.data.arrays import Numbers, Reading, channels_of, opened
+from flowimg.data.decode import Decoding, decode
 from flowimg.data.numbers import to_numbers
-from flowimg.data.pictures import BadPictureError, open_picture, to_pixels
+from flowimg.data.pictures import BadPictureError, Encoded, open_picture, to_pixels
 from flowimg.data.sources.arrays import as_npy
 from flowimg.spaces.depth import BYTES, WORDS, Depth
 
@@ -595,3 +596,11 @@ def test_around_transparent_pictures_is_nothing_and_around_many_channels_is_blac
     assert (white == depth.high).all()
     red = read(as_npy(ones[..., :3]), depth, 3, (8, 8), resize, (255, 0, 0))
     assert (red[0] == depth.high).all() and (red[1:, :2] == depth.low).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_garbage_is_bad_in_words_about_the_file_and_not_about_its_reader(seed):
+    content = b"II*\0" + np.random.default_rng(seed).bytes(500)
+    with pytest.raises(BadPictureError) as bad:
+        decode(Encoded(content), Decoding(3, (4, 4), "crop", (0, 0, 0)))
+    assert not any(word in str(bad.value) for word in ("index", "range", "object", "None", "unpack"))

@@ -271,7 +271,7 @@ def test_arrays_have_the_channels_that_they_have(tmp_path, channels, asked, foun
 def test_several_numbers_of_channels_are_one_sentence_that_says_what_decides(tmp_path, channels, asked):
     said = complaint(arrays(tmp_path / "a", *channels), channels=asked)
     one, other = sorted(set(channels))
-    assert said.endswith(f"has pictures of {one} and {other} channels: give data.channels")
+    assert said.endswith(f"has pictures of {one} and {other} channels: give data.channels grey, rgb or rgba")
 
 
 def test_pages_are_channels_where_all_are_wanted(tmp_path):
