@@ -89,7 +89,7 @@ class ImageData(Settings):
     channel, and every page of a TIFF."""
     depth: Annotated[Literal[8, 16, "float"], one_of("8, 16 and float")] = 8
     """Bits of a number of an image: 8, 16, or float for floating-point numbers as they are in the file."""
-    range: Annotated[tuple[float, float] | None, PAIR] = None
+    range: Annotated[tuple[float, float] | None, one_of("null, and two numbers: black, white"), PAIR] = None
     """The numbers that mean black and white: with depth 16 by default 0 and 65535 (12-bit images: 0 4095); float needs
     them."""
     background: tuple[Level, Level, Level] = (255, 255, 255)

@@ -28,7 +28,7 @@ class OfWeights(OfRun):
     """Which weights: their moving average (ema), the last ones (raw), or a post-hoc average of this length."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Load the checkpoint of this step; by default the newest."""
-    shape: Annotated[tuple[Positive, Positive] | None, PAIR] = None
+    shape: Annotated[tuple[Positive, Positive] | None, one_of("null, and two numbers: height, width"), PAIR] = None
     """Height and width to draw, of a run with data.buckets; by default all of them in proportion where a verb draws
     many images, else the one nearest to a square."""
 

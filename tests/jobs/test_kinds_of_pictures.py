@@ -248,6 +248,8 @@ def test_one_file_holds_one_shape(kinds, refused, tmp_path):
     assert np.load(tmp_path / "out/samples.npz")["samples"].shape == (4, 6, 12, 3)
     status, said = refused("sample", run, "--count", "4", "--shape", "8", "9")
     assert status == 2 and "8 8, 12 6, 6 12" in said
+    status, said = refused("sample", run, "--count", "4", "--shape", "8")
+    assert status == 2 and said.endswith("shape: 8 is none of null, and two numbers: height, width")
 
 
 def test_other_runs_have_the_shape_that_they_have(kinds, refused):
