@@ -17,6 +17,8 @@ from flowimg.data.sources.recognise import recognise
 from flowimg.errors import DataError
 from flowimg.machine.cores import cores
 
+GIVE = "give the one to use by data.size, a side or a height and a width"
+"""The way out where pictures have several sizes."""
 FEW = 1000
 """With fewer pictures, a field may memorise them."""
 
@@ -169,9 +171,10 @@ def _shape(where: str, seen: Scan, rows: Ints, request: Request) -> tuple[Shape,
     sizes, modes = seen.of_size(rows), seen.of_kind(rows, 0)
     if request.shape is None and len(sizes) > 1 and not request.shapes:
         common = ", ".join(f"{w} x {h} ({count:,})" for (h, w), count in sizes.most_common(3))
-        raise DataError(f"{where} has pictures of {len(sizes)} sizes, {common}: give the one to use by data.size")
-    smallest, largest = (f"{w} x {h}" for h, w in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
-    described = smallest if len(sizes) == 1 else f"{len(sizes)} sizes from {smallest} to {largest}"
+        raise DataError(f"{where} has pictures of {len(sizes)} sizes, {common}, width x height: {GIVE}")
+    rising = sorted(sizes, key=lambda size: (math.prod(size), size))  # also where all have the same area
+    smallest, largest = (f"{w} x {h}" for h, w in (rising[0], rising[-1]))
+    described = smallest if len(sizes) == 1 else f"{len(sizes)} sizes (width x height) from {smallest} to {largest}"
     tinted = len(set(request.background)) > 1 and bool(seen.table["clear"][rows].any())
     height, width = request.shape or next(iter(request.shapes), None) or next(iter(sizes))
     try:

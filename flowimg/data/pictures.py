@@ -242,7 +242,9 @@ def to_pixels(
         if picture.has_transparency_data and channels != 4:
             under = Image.new("RGBA", picture.size, (*background, 255))
             picture = Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+        if mode is None:
+            raise BadPictureError(f"it is a picture of {len(picture.getbands())} channels, not {channels}")
         picture = picture.convert(mode)
         if shape is not None:
             around = (*background, 0) if channels == 4 else tuple(background)  # what is added is transparent

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flowimg.data.arrays import Reading, channels_of
 from flowimg.data.batches import PictureBatches, middle
 from flowimg.data.decode import Decoding, decode_some
-from flowimg.data.find import Bad
+from flowimg.data.find import GIVE, Bad
 from flowimg.data.listing import Ints, Opened, Shape, Stream
 from flowimg.data.order import ShardOrder, permute
 from flowimg.data.scan import look
@@ -64,7 +64,7 @@ def look_into(
         raise DataError(f"{stream.where}: none of the pictures looked at can be read")
     sizes = {(seen.height, seen.width) for seen in some}
     if shape is None and len(sizes) > 1:
-        raise DataError(f"{stream.where} has pictures of several sizes: give the one to use by data.size")
+        raise DataError(f"{stream.where} has pictures of several sizes: {GIVE}")
     modes = {seen.kind.split()[0] for seen in some}
     tinted = len(set(background)) > 1 and any(seen.clear for seen in some)
     height, width = shape or next(iter(sizes))

@@ -151,7 +151,8 @@ def _print_findings(found: dict[str, Any], list_most: int, seconds: float) -> No
     line("pictures", f"{count:,} in {found['split']}: {good:,} good, {len(bad):,} bad ({took})")
     for head in ("sizes", "modes", "formats"):
         texts = [f"{name} ({count:,})" for name, count in found[head].items()]
-        line(head, ", ".join(texts[:8]) + (f", ... {len(texts):,} in all" if len(texts) > 8 else ""))
+        said = ", ".join(texts[:8]) + (f", ... {len(texts):,} in all" if len(texts) > 8 else "")
+        line(head, said + ("; width x height" if head == "sizes" else ""))
     if found["buckets"]:
         line("buckets", found["buckets"].removeprefix("buckets, "))
     if found["transparent"]:

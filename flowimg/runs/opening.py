@@ -110,7 +110,8 @@ def _of_shape(facts: DataFacts, shape: tuple[int, int], run: str) -> DataFacts:
     there: list[tuple[int, ...]] = [bucket[:2] for bucket in facts.buckets] or [facts.shape[1:]]
     if shape not in there:
         known = ", ".join(" ".join(map(str, one)) for one in there)
-        raise SettingsError(f"--shape {shape[0]} {shape[1]} is none that {run} learned: {known or 'it has points'}")
+        asked = f"--shape {shape[0]} {shape[1]} (height, width) is none that {run} learned"
+        raise SettingsError(f"{asked}: {f'give one of {known}' if known else 'it has points'}")
     return facts._replace(shape=(facts.shape[0], *shape), buckets=())
 
 
@@ -181,6 +182,9 @@ def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:
     if guidance == 1:
         return
     if not facts.classes:
-        raise SettingsError(f"guidance {guidance:g} needs a conditional run, and {config.run} is not one")
+        raise SettingsError(
+            f"guidance {guidance:g} needs a conditional run, and {config.run} is not one, for its data have no classes: "
+            "give guidance 1 (grid.guidance of a training)"
+        )
     if config.train.label_drop == 0:
         raise SettingsError(f"guidance {guidance:g} needs a run with train.label_drop above 0, and {config.run} has 0")

@@ -3,13 +3,14 @@
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures_made import WHITE, content, noise, picture
 from PIL import Image
 
 from flowimg.data.decode import Decoding, decode, decode_into, decode_some
-from flowimg.data.pictures import Encoded
+from flowimg.data.pictures import BadPictureError, Encoded
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -27,6 +28,11 @@ def test_a_picture_comes_as_pixels_with_the_hash_of_its_file():
     pixels, hashed = decode(Encoded(file), how())
     assert np.array_equal(pixels.transpose(1, 2, 0), noise(6, 6)) and pixels.dtype == np.uint8
     assert hashed == hashlib.blake2b(file, digest_size=16).digest()
+
+
+def test_a_picture_among_arrays_of_five_channels_is_bad_by_its_channels():
+    with pytest.raises(BadPictureError, match=r"^it is a picture of 3 channels, not 5$"):
+        decode(encoded(3)[0], how(channels=5))
 
 
 def test_a_picture_of_another_size_is_brought_to_the_one_of_all():

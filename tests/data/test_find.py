@@ -158,7 +158,8 @@ def test_pictures_of_several_sizes(tmp_path):
     for number, size in enumerate([(6, 4), (6, 4), (4, 6)]):
         save(tmp_path / f"{number}.png", picture(number, size))
     said = complaint(tmp_path)
-    assert "2 sizes, 6 x 4 (2), 4 x 6 (1)" in said and "data.size" in said
+    assert "2 sizes, 6 x 4 (2), 4 x 6 (1), width x height: give" in said and "data.size, a side or a height and" in said
+    assert "2 sizes (width x height) from 6 x 4 to 4 x 6" in find(tmp_path, shape=(5, 5)).story
     assert find(tmp_path, shape=(5, 5)).shape == (3, 5, 5)
     assert find(tmp_path, first=2).shape == (3, 4, 6)  # those that are kept are of one size
 

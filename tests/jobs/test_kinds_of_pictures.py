@@ -254,7 +254,7 @@ def test_one_file_holds_one_shape(kinds, refused, tmp_path):
 
 def test_other_runs_have_the_shape_that_they_have(kinds, refused):
     status, said = refused("sample", kinds("grey").run, "--count", "4", "--shape", "8", "9")
-    assert status == 2 and "none that" in said and "learned: 24 32" in said
+    assert status == 2 and "(height, width) is none that" in said and "learned: give one of 24 32" in said
 
 
 @pytest.mark.parametrize("verb", ["interpolate", "figures", "likelihood", "invert"])

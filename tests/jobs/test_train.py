@@ -237,7 +237,8 @@ def test_a_run_without_a_whole_checkpoint_is_not_started_over(tmp_path, capsys):
 
 
 def test_guidance_of_the_grids_needs_classes(tmp_path, capsys):
-    assert "conditional" in refused(capsys, 2, tmp_path / "run", "--grid.guidance", "2")
+    said = refused(capsys, 2, tmp_path / "run", "--grid.guidance", "2")
+    assert "conditional" in said and "no classes: give guidance 1 (grid.guidance of a training)" in said
 
 
 @pytest.mark.parametrize(("key", "value"), [("--seed", "1"), ("--optim.lr", "0.1"), ("--data.source", "moons")])
