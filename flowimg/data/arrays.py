@@ -62,11 +62,14 @@ def channels_of(channels: str, modes: Iterable[str], tinted: bool) -> int:
         tinted: Transparent pixels lie over a colour.
 
     Raises:
-        ValueError: If the modes have several numbers of channels.
+        ValueError: If the modes have several numbers of channels, or none can become what is wanted.
     """
-    if channels in ASKED:
-        return ASKED[channels]
     names = {mode.split(";")[0] for mode in modes}
+    if channels in ASKED:
+        if names and all(name.endswith("ch") and name != f"{ASKED[channels]}ch" for name in names):
+            many = " and ".join(sorted(name[:-2] for name in names))
+            raise ValueError(f"pictures of {many} channels, which do not become {channels}: give data.channels auto")
+        return ASKED[channels]
     counts = {int(name[:-2]) for name in names if name.endswith("ch")}
     pictures = {name for name in names if not name.endswith("ch")}
     if channels == "all":
@@ -75,7 +78,8 @@ def channels_of(channels: str, modes: Iterable[str], tinted: bool) -> int:
         counts.add(3 if tinted or pictures - GREY_MODES - {"F"} else 1)
     if len(counts) > 1:
         *fewer, most = map(str, sorted(counts))
-        raise ValueError(f"pictures of {', '.join(fewer)} and {most} channels: give data.channels grey, rgb or rgba")
+        way = "give data.channels grey, rgb or rgba" if max(counts) <= 4 else "use those of one number"
+        raise ValueError(f"pictures of {', '.join(fewer)} and {most} channels: {way}")
     return counts.pop()
 
 

@@ -183,8 +183,8 @@ def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:
         return
     if not facts.classes:
         raise SettingsError(
-            f"guidance {guidance:g} needs a conditional run, and {config.run} is not one, for its data have no classes: "
-            "give guidance 1 (grid.guidance of a training)"
+            f"guidance {guidance:g} needs a conditional run, and {config.run} is not one, for its data have no "
+            "classes: give guidance 1 (grid.guidance of a training)"
         )
     if config.train.label_drop == 0:
         raise SettingsError(f"guidance {guidance:g} needs a run with train.label_drop above 0, and {config.run} has 0")

@@ -10,6 +10,8 @@ Side = Annotated[int, Field(ge=2, le=4096)]
 LargeSide = Annotated[int, Field(ge=2, le=8192)]
 PAIR = BeforeValidator(lambda sides: tuple(sides) if isinstance(sides, list) else sides)
 """YAML and JSON have lists for tuples, which pydantic's strict mode does not see inside of a union."""
+Ratio = Annotated[float, Field(ge=0.05, le=20), one_of("the numbers from 0.05 to 20; 16:9 is 1.78")]
+"""Of width to height."""
 ClassName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 """The name of a class; YAML reads the name 1 as a number."""
 
@@ -35,7 +37,7 @@ class Buckets(Settings):
 
     area: Annotated[int, Field(ge=16, le=4096**2)] | None = None
     """Pixels of an image, about: height times width. Null for no buckets."""
-    ratios: Annotated[tuple[Annotated[float, Field(ge=0.05, le=20)], ...], Field(min_length=1, max_length=8)] = (
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8)] = (
         0.5,
         0.75,
         1.0,

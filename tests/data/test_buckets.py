@@ -205,6 +205,7 @@ def test_samples_have_the_shapes_in_proportion(folder):
         ({"resize": "keep"}, "buckets and resize keep"),
         ({"buckets": {"area": 64, "ratios": []}}, "ratios"),
         ({"buckets": {"area": 64, "ratios": [0.01]}}, "ratios"),
+        ({"buckets": {"area": 64, "ratios": ["16:9"]}}, "'16:9' is none of the numbers from 0.05 to 20; 16:9 is 1.78"),
         ({"buckets": {"area": 3}}, "area"),
     ],
 )

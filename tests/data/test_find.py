@@ -272,7 +272,14 @@ def test_arrays_have_the_channels_that_they_have(tmp_path, channels, asked, foun
 def test_several_numbers_of_channels_are_one_sentence_that_says_what_decides(tmp_path, channels, asked):
     said = complaint(arrays(tmp_path / "a", *channels), channels=asked)
     one, other = sorted(set(channels))
-    assert said.endswith(f"has pictures of {one} and {other} channels: give data.channels grey, rgb or rgba")
+    way = "give data.channels grey, rgb or rgba" if other < 5 else "use those of one number"
+    assert said.endswith(f"has pictures of {one} and {other} channels: {way}")
+
+
+@pytest.mark.parametrize("asked", ["grey", "rgb", "rgba"])
+def test_channels_that_no_picture_can_have_are_refused_before_any_is_decoded(tmp_path, asked):
+    said = complaint(arrays(tmp_path / "a", 5, 5), channels=asked)
+    assert said.endswith(f"has pictures of 5 channels, which do not become {asked}: give data.channels auto")
 
 
 def test_pages_are_channels_where_all_are_wanted(tmp_path):

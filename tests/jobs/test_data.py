@@ -54,13 +54,8 @@ def test_check_counts_everything_and_names_what_is_odd(photos, capsys):
         and found["formats"] == {"PNG": 40, "BMP": 1}
         and found["modes"] == {"RGB": 41}
     )
-    for said in (
-        "empty.jpg: the file is empty",
-        "near-empty classes: rare",
-        "twin.bmp",
-        "24 x 20 (41); width x height",
-        "41 pictures are few",
-    ):
+    assert "24 x 20 (41); width x height" in words
+    for said in ("empty.jpg: the file is empty", "near-empty classes: rare", "twin.bmp", "41 pictures are few"):
         assert said in words
 
 
