@@ -19,6 +19,7 @@ from flowimg.runs.watchdog import FEW
 
 LIMITS = ROOT / "tests" / "limits.py"
 LONG = ["--train.steps", "100000", "--train.checkpoint-every", "1000", "--train.log-every", "20"]
+LONG += ["--train.sample-every", "100000"]  # the watchdog is for steps: nothing is stopped while samples are drawn
 HOSTS = ("machine-a", "machine-b")
 pytestmark = pytest.mark.slow
 
