@@ -47,10 +47,13 @@ def missing(kind: Kind) -> str | None:
     return None
 
 
-def versions() -> tuple[str, str]:
-    """The versions of both readers, "" for a missing one. What no reader was there for is looked at again with one."""
+def versions() -> tuple[str, ...]:
+    """The versions of readers besides Pillow, "" for a missing one: what none was there for is read again with one."""
+    return *map(_version, ("pillow-heif", "imagecodecs", "tifffile")), features.version("avif") or ""
+
+
+def _version(package: str) -> str:
     try:
-        heif = metadata.version("pillow-heif")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        heif = ""
-    return heif, features.version("avif") or ""
+        return ""

@@ -31,6 +31,7 @@ from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
 from flowimg.data.listing import Shape, chunks
 from flowimg.data.order import permute
+from flowimg.data.readers import versions
 from flowimg.data.scan import READING
 from flowimg.data.workers import spread
 from flowimg.errors import CacheError, DataError
@@ -120,7 +121,7 @@ def store(
     channels, *sides = found.shape
     height, width = cut_from or sides
     shape = (channels, height, width)
-    name = name_of(VERSION, PIL.__version__, shape, resize, tuple(background), found.hashes,
+    name = name_of(VERSION, PIL.__version__, versions(), shape, resize, tuple(background), found.hashes,
                    "none" if found.labels is None else found.labels, found.classes,
                    *(() if reading == READING else (reading,)))  # fmt: skip
     folder = cache / "stores" / name

@@ -163,7 +163,7 @@ def test_what_was_refused_for_want_of_a_reader_is_read_once_there_is_one(tmp_pat
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pillow_heif", None)
         without.setattr(features, "check", lambda name: False)
-        without.setattr("flowimg.data.scan.versions", lambda: ("", ""))
+        without.setattr("flowimg.data.scan.versions", lambda: ("", "", "", ""))
         before = find(tmp_path, max_bad=0.5)
         assert [one.reason for one in before.bad] == [NO_HEIC if kind == "HEIF" else NO_AVIF]
     after = find(tmp_path, max_bad=0.5)
@@ -176,7 +176,7 @@ def test_a_missing_reader_has_no_version(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.setattr(features, "version", lambda name: None)
-    assert readers.versions() == ("", "")
+    assert readers.versions() == ("", "", "", "")
 
 
 def test_a_decoder_process_imports_neither_torch_nor_a_reader():

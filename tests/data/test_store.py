@@ -560,3 +560,12 @@ def test_arrays_of_a_table_are_stored_as_they_are(tmp_path, dtype, depth):
     datasets.Dataset.from_dict({"pixels": list(pictures)}, features).to_parquet(tmp_path / "train.parquet")
     kept = stored(find(tmp_path, depth=depth), reading=Reading(depth)).images.pixels
     assert kept.dtype == getattr(torch, dtype) and np.array_equal(kept.numpy(), pictures)
+
+
+def test_pictures_that_lacked_a_reader_are_decoded_anew_once_it_is_there(tmp_path, monkeypatch):
+    save(tmp_path / "set/a.png", picture(1))
+    found = find(tmp_path / "set")
+    without = store_module.store(found, tmp_path / "cache")
+    assert store_module.store(found, tmp_path / "cache").folder == without.folder
+    monkeypatch.setattr(store_module, "versions", lambda: ("", "9.9", "", ""))
+    assert store_module.store(found, tmp_path / "cache").folder != without.folder
