@@ -52,8 +52,9 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     for output in outputs:
         check_format(output)
     nfe = 0
-    for output in outputs:
-        lacking = _lacking(output, about, kept, state)
+    # of all shapes before any is drawn: looking for the next one would delete what others still write of this one
+    lacks = [_lacking(output, about, kept, state) for output in outputs]
+    for output, lacking in zip(outputs, lacks, strict=True):
         todo = share(lacking, state.process_index, state.num_processes)
         sampler = replace(sampler, shape=output.space.shape)
         nfe = max(nfe, _draw(sampler, output, todo, sum(map(len, lacking)), state))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from flowimg.build.sampler import build_sampler
 from flowimg.cli import main
 from flowimg.flow.condition import Condition
+from flowimg.jobs import sample
 from flowimg.runs.opening import open_run
 from flowimg.sampling.pipeline import LabelPipeline
 from flowimg.settings.sampling import Solving
@@ -237,6 +238,21 @@ def test_samples_of_buckets_have_the_shapes_in_proportion_and_each_its_seed(kind
     main(["sample", run, *how, "--count", "5", "--seed", "7", "--out", str(tmp_path / "some")])
     for file in (tmp_path / "some" / "images").iterdir():
         assert np.array_equal(np.array(Image.open(file)), pictures[file.name])
+
+
+def test_leftovers_are_deleted_before_a_picture_of_any_shape_is_drawn(kinds, tmp_path, monkeypatch):
+    """Other processes may still write pictures of the first shape while this one begins the next."""
+    calls = []
+
+    def noted(name):
+        call = getattr(sample, name)
+        monkeypatch.setattr(sample, name, lambda *args: calls.append(name) or call(*args))
+
+    noted("_lacking")
+    noted("_draw")
+    how = ["--num-steps", "1", "--count", "12", "--out", str(tmp_path / "out")]
+    main(["sample", str(kinds("buckets").run), *how])
+    assert calls == ["_lacking"] * 3 + ["_draw"] * 3
 
 
 def test_one_file_holds_one_shape(kinds, refused, tmp_path):
