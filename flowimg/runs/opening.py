@@ -149,6 +149,7 @@ def facts_of(state: dict[str, Any], path: Path) -> DataFacts:
     right = right and isinstance(absent, list) and all(whole(n) and 0 <= n < len(classes or ()) for n in absent)
     right = right and isinstance(buckets, list) and all(isinstance(one, list) and len(one) == 3 for one in buckets)
     right = right and all(whole(n) and n >= 1 for one in buckets for n in one)
+    right = right and all(n <= 4096 for one in buckets for n in one[:2])
     if not right:
         raise CheckpointError(f"{path} records an impossible shape of the data: {str(shape)[:60]}")
     facts = DataFacts(tuple(state["shape"]), tuple(state["classes"]), state.get("architecture"), absent=tuple(absent))

@@ -198,6 +198,14 @@ def test_a_forged_shape_takes_no_memory(run, shape, capsys):
     assert stop.value.code == 3 and "impossible shape of the data" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("buckets", [[[2**20, 8, 3]], [[8, 8]], "x", [[8, 8, 0]], [8], [[8, 8, 1.5]]])
+def test_forged_buckets_take_no_memory(run, buckets, capsys):
+    forge(run, buckets=buckets)
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(run), "--count", "1"])
+    assert stop.value.code == 3 and "impossible shape of the data" in capsys.readouterr().err
+
+
 def test_forged_settings_of_a_giant_network_take_no_memory(run, capsys):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("width: 8", "width: 900000"))
