@@ -31,7 +31,7 @@ TOYS: dict[str, Callable[[PointData], toys.Toy]] = {
 
 SPACES: dict[str, Callable[[Config, DataFacts], Space]] = {
     "points": lambda config, facts: _plane(build_toy(config)),
-    "images": lambda config, facts: pixels_of(config.data, facts.shape),
+    "images": lambda config, facts: pixels_of(config.data, facts.usual),
 }
 
 
@@ -46,7 +46,7 @@ def _plane(toy: toys.Toy) -> Points:
 
 
 def build_space(config: Config, facts: DataFacts) -> Space:
-    """The space of a run's samples."""
+    """The space of a run's samples; where they have several shapes, of the usual one."""
     return SPACES[config.data.kind](config, facts)
 
 

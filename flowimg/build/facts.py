@@ -38,6 +38,13 @@ class DataFacts(NamedTuple):
         return [(self.shape[0], *bucket[:2]) for bucket in self.buckets] or [self.shape]
 
     @property
+    def usual(self) -> tuple[int, ...]:
+        """The shape of what is drawn where one is: `shape`, or the commonest one where that has no pictures."""
+        there = self.shapes
+        most = max(range(len(there)), key=lambda number: self.buckets[number][2] if self.buckets else 0)
+        return self.shape if self.shape in there else there[most]
+
+    @property
     def present(self) -> list[int]:
         """The classes, by number, that have samples."""
         return [number for number in range(len(self.classes)) if number not in self.absent]

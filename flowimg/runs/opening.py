@@ -94,15 +94,7 @@ def open_run(
     field.load_state_dict(tensors)
     field = field.to(device).eval().requires_grad_(False)
     facts = facts if shape is None else _of_shape(facts, shape, run)
-    usual = build_space(config, facts._replace(shape=_usual_shape(facts)))
-    return OpenRun(folder, config, facts, usual, field, at, sha256, about.get("data"))
-
-
-def _usual_shape(facts: DataFacts) -> tuple[int, ...]:
-    """The shape of what is drawn where a verb draws one: the run's, or of buckets without it the commonest."""
-    tall, wide, _ = max(facts.buckets, key=lambda bucket: bucket[2], default=(0, 0, 0))
-    there = not facts.buckets or facts.shape[1:] in [bucket[:2] for bucket in facts.buckets]
-    return facts.shape if there else (facts.shape[0], tall, wide)
+    return OpenRun(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
 
 
 def _of_shape(facts: DataFacts, shape: tuple[int, int], run: str) -> DataFacts:

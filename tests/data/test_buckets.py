@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pictures_made import save
 from PIL import Image
 
-from flowimg.build.data import build_source, portions
+from flowimg.build.data import build_source, build_space, portions
 from flowimg.build.images import shapes_of_buckets
 from flowimg.data.buckets import Turns, cut_away, floor_sum, nearest_shapes, shapes_of, share_out
 from flowimg.errors import DataError, SettingsError
@@ -131,6 +131,14 @@ def test_the_facts_know_the_shapes_and_how_many_pictures_each_has(folder):
     assert [bucket[:2] for bucket in source.facts.buckets] == [(8, 8), (12, 6), (6, 12)]
     assert sum(count for *_, count in source.facts.buckets) == 54
     assert "8 x 8 (30), 12 x 6 (15), 6 x 12 (15)" in source.story
+
+
+def test_where_no_picture_is_nearly_square_the_commonest_shape_is_drawn(folder):
+    settings = config(folder)
+    facts = build_source(settings).facts
+    assert build_space(settings, facts).shape == (1, 8, 8)
+    without = facts._replace(buckets=((12, 6, 3), (6, 12, 9)))
+    assert without.shape == (1, 8, 8) and build_space(settings, without).shape == (1, 6, 12)
 
 
 def test_each_batch_has_one_shape_and_each_picture_is_seen_once_a_pass(batches):
