@@ -14,7 +14,7 @@ from flowimg.data.batches import Batches, ImageBatches
 from flowimg.data.buckets import BucketBatches, cut_away, nearest_shapes, shapes_of, share_out
 from flowimg.data.cache import cache_folder
 from flowimg.data.decode import Decoding
-from flowimg.data.find import Found, find
+from flowimg.data.find import Found, find, refuse_many
 from flowimg.data.listing import absent, listed
 from flowimg.data.store import Stored, hold_out, store
 from flowimg.data.workers import share_of_cores
@@ -28,6 +28,8 @@ from flowimg.settings.run import Config
 from flowimg.spaces.depth import BYTES, WORDS, Depth
 from flowimg.spaces.pixels import Pixels
 
+LONGEST = 4096
+"""Pixels of a side at most, as of data.size."""
 DEPTHS: dict[int | str, Depth] = {8: BYTES, 16: WORDS, "float": Depth("float32", 0, 1)}
 
 
@@ -90,12 +92,30 @@ def shapes_of_buckets(data: ImageData) -> tuple[tuple[int, int], ...]:
             f"data.buckets gives the shape {height} {width} twice: give ratios farther apart, a larger area, or a "
             "smaller multiple"
         )
+    if large := [shape for shape in shapes if max(shape) > LONGEST]:
+        raise SettingsError(
+            f"data.buckets gives {large[0][0]} x {large[0][1]} pixels, and a side has {LONGEST} at most"
+        )
     return tuple(sorted(shapes, key=lambda shape: abs(math.log(shape[1] / shape[0]))))
 
 
-def store_images(data: ImageData, found: Found) -> Stored:
-    """Decode the images that were found, unless the cache holds them already."""
-    options = data.model_dump(include={"resize", "background", "max_bad", "workers"})
+def store_images(data: ImageData, found: Found) -> list[Stored]:
+    """Decode the images that were found, unless the cache holds them already: all, or those of each bucket.
+
+    Raises:
+        DataError: If more than `data.max_bad` of all are broken.
+    """
+    if not data.buckets.area:
+        return [_store(data, found, data.max_bad)]
+    # a bucket may be small: what is broken counts among the images of all of them
+    stored = [_store(data, part, 1.0) for part in parts_of(data, found)]
+    bad = [*found.bad, *(one for kept in stored for one in kept.bad)]
+    refuse_many(found.where, bad, len(found.rows) + len(found.bad), data.max_bad)
+    return stored
+
+
+def _store(data: ImageData, found: Found, max_bad: float) -> Stored:
+    options: dict[str, Any] = data.model_dump(include={"resize", "background", "workers"}) | {"max_bad": max_bad}
     reading = Reading(depth_of(data), data.channels == "all")
     return store(found, cache_folder(data.cache), cut_from=data.stored, reading=reading, bar=True, **options)
 
@@ -109,7 +129,7 @@ def _stored(config: Config, data: ImageData) -> FoundData:
             raise DataError(f"data.held_out {data.held_out} leaves nothing to train on: {what}; {less}")
 
     def load(device: torch.device) -> Batches:
-        stored = store_images(data, found)
+        (stored,) = store_images(data, found)
         images, count = stored.images, len(stored.images.pixels)
         check_enough(count, f"{count} images are good")
         if device.type != "cpu" and images.pixels.nbytes <= data.gpu_share * memory_bytes(device):
@@ -148,20 +168,15 @@ def _bucketed(config: Config, data: ImageData) -> FoundData:
     """Images in several shapes: each bucket is found and stored as a set of its own."""
     found, shapes = find_images(data), shapes_of_buckets(data)
     parts = parts_of(data, found)
-    counts = [len(part.rows) for part in parts]
-    if sum(counts) - len(counts) < data.held_out:
-        raise DataError(
-            f"data.held_out {data.held_out} leaves too little to train on: {sum(counts)} images in {len(counts)} "
-            "buckets, each of which needs one; give a smaller one, or 0 for none"
-        )
-    held = share_out(data.held_out, counts)
+    held = _held_of_each(data, [len(part.rows) for part in parts])
 
     def load(device: torch.device) -> Batches:
-        stored = [store_images(data, part) for part in parts]
-        some = [one for one in zip(parts, stored, held, strict=True) if len(one[1].images.pixels) > one[2]]
+        stored = store_images(data, found)
+        # what turned out bad is neither learned from nor held out
+        good = _held_of_each(data, [len(kept.images.pixels) for kept in stored])
         on_gpu = sum(one.images.pixels.nbytes for one in stored) <= data.gpu_share * memory_bytes(device)
         buckets, bad = [], [*found.bad]
-        for number, (part, kept, apart) in enumerate(some):
+        for number, (part, kept, apart) in enumerate(zip(parts, stored, good, strict=True)):
             images = kept.images.to(device) if device.type != "cpu" and on_gpu else kept.images
             common = _common(config, data, part.shape, device) | {"seed": key("bucket", config.seed, number)}
             rows_apart = hold_out(len(images.pixels), apart)
@@ -179,6 +194,20 @@ def _bucketed(config: Config, data: ImageData) -> FoundData:
     lacking = absent(np.concatenate(trained) if trained else None, found.classes)
     facts = DataFacts((found.shape[0], *shapes[0]), found.classes, absent=lacking, buckets=tuple(learned))
     return FoundData(facts, story, load, found.unused)
+
+
+def _held_of_each(data: ImageData, counts: list[int]) -> list[int]:
+    """How many of these numbers of images each bucket holds out.
+
+    Raises:
+        DataError: If a bucket is left with none to learn from.
+    """
+    if sum(counts) - len(counts) < data.held_out:
+        raise DataError(
+            f"data.held_out {data.held_out} leaves too little to train on: {sum(counts)} images in {len(counts)} "
+            "buckets, each of which needs one; give a smaller one, or 0 for none"
+        )
+    return share_out(data.held_out, counts)
 
 
 def _streamed(config: Config, data: ImageData) -> FoundData:

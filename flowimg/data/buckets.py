@@ -189,9 +189,17 @@ class BucketBatches(PictureBatches):
 
 
 def share_out(count: int, counts: Sequence[int]) -> list[int]:
-    """A number of pictures to hold out shared out over buckets, in proportion; each keeps one to learn from."""
+    """A number of pictures to hold out shared out over buckets, in proportion; each keeps one to learn from.
+
+    Args:
+        count: At most sum(counts) - len(counts).
+        counts: Pictures of each bucket.
+    """
     asked = [len(rows) for rows in Turns(tuple(counts)).portions(range(count))]
-    return [min(one, there - 1) for one, there in zip(asked, counts, strict=True)]
+    held = [min(one, there - 1) for one, there in zip(asked, counts, strict=True)]
+    for bucket, there in enumerate(counts):  # what small buckets cannot spare comes from others
+        held[bucket] += min(count - sum(held), there - 1 - held[bucket])
+    return held
 
 
 def first_of_each(turns: Turns) -> list[int]:

@@ -63,11 +63,15 @@ def _in_depth(array: NDArray[Any], alpha: bool, depth: Depth) -> NDArray[Any]:
     kind = array.dtype
     if kind == np.bool_:
         return _spread(array, depth)
-    if (
-        alpha and issubclass(kind.type, np.unsignedinteger) and depth not in (BYTES, WORDS)
-    ):  # data.range is about colours
-        opaque = _spread(array[-1:] / np.iinfo(kind).max, depth)
-        return np.concatenate([_in_depth(array[:-1], False, depth), opaque])
+    # data.range is about colours: alpha goes from 0 to the most of its type, of floats from 0 to 1
+    if alpha and depth not in (BYTES, WORDS) and not issubclass(kind.type, np.signedinteger):
+        most = np.iinfo(kind).max if issubclass(kind.type, np.unsignedinteger) else 1
+        share = array[-1:].astype(np.float64) / most
+        if not np.isfinite(share).all():
+            raise BadPictureError("it holds NaN or infinity")
+        if share.min() < 0 or share.max() > 1:
+            raise BadPictureError(f"its alpha is {share.min():g} to {share.max():g}, beyond 0 and 1")
+        return np.concatenate([_in_depth(array[:-1], False, depth), _spread(share, depth)])
     type_ = np.dtype(depth.type).type
     if not depth.whole:
         with np.errstate(over="ignore"):  # what is infinite is said below

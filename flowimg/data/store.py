@@ -192,6 +192,12 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
                     raise DataError(f"{name} changed since it was scanned: {story}")
             progress.update(len(part))
     good = np.setdiff1d(places, list(bad))
+    if len(rows) and not len(good):  # of a small bucket
+        name, reason = next(iter(bad.values()))
+        raise DataError(
+            f"{found.where}: no picture for the shape {shape[1]} x {shape[2]} can be decoded, such as {name} "
+            f"({reason}): mend them, or leave out the ratio of this bucket"
+        )
     _close_ranks(file, good, how.bytes)
     labels = None if found.labels is None else found.labels[good]
     if labels is not None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowimg.build.data import build_source, build_space
-from flowimg.build.images import depth_of, find_images, parts_of, store_images, told_of_buckets
+from flowimg.build.images import depth_of, find_images, store_images, told_of_buckets
 from flowimg.data.cache import cache_folder
 from flowimg.data.find import FEW, select
 from flowimg.data.listing import Request
@@ -264,7 +264,7 @@ def prepare(config: Config) -> dict[str, Any]:
         print(f"data      {story}\ncache     {cache}: where each picture is stored; none is decoded")
         return {"cache": str(cache), "story": story}
     found = find_images(data)
-    stores = [store_images(data, part) for part in parts_of(data, found)]
+    stores = store_images(data, found)
     bad = [*found.bad, *(one for stored in stores for one in stored.bad)]
     print(f"data      {one_line(data.source)}: {found.story}")
     for name, reason in bad[:20]:

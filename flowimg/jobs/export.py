@@ -76,7 +76,7 @@ def write_model(
 
     folder = folder.resolve()  # "." has a name too
     network = _network(run)
-    height, width = run.facts.shape[1:]
+    height, width = run.facts.usual[1:]
     network.register_to_config(sample_size=height if height == width else (height, width))  # one shape may be chosen
     for leftover in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):  # of a process that died while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
@@ -113,11 +113,10 @@ pipeline = DiffusionPipeline.from_pretrained("FOLDER")
         low, high = space.depth.low, space.depth.high
         stored = f"`numbers * {high - low:g}{f' + {low:g}' if low else ''}`{', rounded,' if space.depth.whole else ''}"
         more += f"\nThe numbers, (H, W, C), go from 0 to 1; {stored} are those of the pictures it learned from.\n"
-    if facts.buckets:
-        shape = facts.buckets[-1][:2]
-        network = f"`pipeline.unet.register_to_config(sample_size={shape})`"
-        how = f"`shape={shape}` in the call" if facts.classes else network
-        more += f"\nIt draws {facts.shape[1]} x {facts.shape[2]} (height x width), and another shape by {how}.\n"
+    if others := [bucket[:2] for bucket in facts.buckets if bucket[:2] != facts.usual[1:]]:
+        network = f"`pipeline.unet.register_to_config(sample_size={others[-1]})`"
+        how = f"`shape={others[-1]}` in the call" if facts.classes else network
+        more += f"\nIt draws {facts.usual[2]} x {facts.usual[1]} pixels, and another shape by {how} (height, width).\n"
     return use, more
 
 

@@ -145,6 +145,9 @@ def _pictures(settings: Likelihood, run: OpenRun) -> Measured:
         of = f"pictures of {one_line(config.data.source)}, {settings.split}"
         if settings.split == getattr(run.config.data, "split", None):
             print(f"warning   the run was trained on {settings.split}: use another split to see how it generalises")
+    if not len(x_1):
+        height, width = space.shape[1:]
+        raise SettingsError(f"no {of} have the shape {height} {width}: give another --shape, or a --split")
     if len(x_1) < (settings.count or 0):
         print(f"warning   --count asks for {settings.count}, but there are only {len(x_1)} {of}")
     # of floating-point numbers the density is that of x itself

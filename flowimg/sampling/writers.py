@@ -18,7 +18,6 @@ import numpy as np
 from flowimg.errors import SettingsError
 from flowimg.files import written
 from flowimg.flow.condition import Condition
-from flowimg.spaces.formats import from_file
 
 ROWS = 64
 """Samples a part, where all go into one file."""
@@ -123,7 +122,7 @@ def first_rows(output: Output, count: int) -> np.ndarray:
     """The first samples, while their parts are there."""
     paths = [output.path(part) for part in output.parts() if part.start < count]
     if output.single:
-        return np.stack([from_file(path.read_bytes()) for path in paths])
+        return np.stack([output.space.of_file(path.read_bytes()) for path in paths])
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])[:count]
 
 

@@ -7,9 +7,11 @@ clips. What people look at has 8 bits and one or three channels, whatever is sto
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flowimg.spaces.depth import BYTES, Depth
-from flowimg.spaces.formats import to_file
+from flowimg.spaces.formats import from_file, to_file
 from flowimg.spaces.space import Space
 
 TILE = 48
@@ -116,8 +118,20 @@ class Pixels(Space):
         return self.encode(rearrange(rows, "n h w c -> n c h w"))
 
     def as_file(self, row: NDArray[Any], form: str) -> bytes:
-        """A picture of `rows` as a PNG or TIFF."""
-        return to_file(row, form, self.alpha)
+        """A picture of `rows` as a PNG or TIFF, where alpha of floats goes from 0 to 1."""
+        low, high = self.depth.low, self.depth.high
+        return to_file(self._with_alpha(row, lambda alpha: (alpha - low) / (high - low)), form, self.alpha)
+
+    def of_file(self, content: bytes) -> NDArray[Any]:
+        """The inverse of `as_file`."""
+        low, high = self.depth.low, self.depth.high
+        return self._with_alpha(from_file(content), lambda alpha: alpha * (high - low) + low)
+
+    def _with_alpha(self, row: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+        """A picture whose alpha is changed, if it has one of floats."""
+        if not self.alpha or self.depth.whole:
+            return row
+        return np.concatenate([row[..., :3], change(row[..., 3:]).astype(row.dtype)], -1)
 
     def shown(self, x: Tensor) -> Tensor:
         """Pictures in [-1, 1] as people look at them, shape (*, C', H, W'), uint8, C' 1 or 3.

@@ -508,6 +508,23 @@ def test_transparency_that_is_not_a_number_is_bad():
     array[1, 1, 3] = np.nan
     content = tiff(array, photometric="rgb", extrasamples=["unassalpha"], planarconfig="contig")
     assert why(content, UNIT) == "it holds NaN or infinity"
+    array[1, 1, 3] = 2
+    content = tiff(array, photometric="rgb", extrasamples=["unassalpha"], planarconfig="contig")
+    assert why(content, UNIT) == "its alpha is 1 to 2, beyond 0 and 1"
+
+
+def test_opaque_floats_are_opaque_whatever_the_range_of_their_colours():
+    array = np.random.default_rng(0).uniform(0, 100, (4, 5, 4)).astype(np.float32)
+    array[..., 3] = 1
+    array[0, 0, 3], array[0, 1, 3] = 0, 0.25
+    content = tiff(array, photometric="rgb", extrasamples=["unassalpha"], planarconfig="contig")
+    depth = Depth("float32", 0, 100)
+    over = read(content, depth, 3, None, "crop", (255, 255, 255))
+    colours = array[..., :3].transpose(2, 0, 1)
+    np.testing.assert_allclose(over[:, 1:], colours[:, 1:], atol=1e-4)
+    np.testing.assert_allclose(over[:, 0, 0], 100, atol=1e-4)
+    np.testing.assert_allclose(over[:, 0, 1], 0.25 * colours[:, 0, 1] + 75, atol=1e-4)
+    np.testing.assert_allclose(read(content, depth, 4)[3], 100 * array[..., 3], atol=1e-4)
 
 
 @few
@@ -583,7 +600,9 @@ def test_pictures_of_eight_bits_come_to_a_shape_as_by_the_shorter_way(
 @pytest.mark.parametrize("depth", [WORDS, FLOATS])
 def test_around_transparent_pictures_is_nothing_and_around_many_channels_is_black(resize, depth):
     ones = np.full((4, 8, 4), depth.high, depth.type)
-    clear = tiff(ones, photometric="rgb", extrasamples=["unassalpha"])
+    opaque = ones.copy()
+    opaque[..., 3] = depth.high if depth.whole else 1  # alpha of floats goes from 0 to 1
+    clear = tiff(opaque, photometric="rgb", extrasamples=["unassalpha"])
     found = read(clear, depth, 4, (8, 8), resize)
     assert (found[3, :2] == depth.low).all() and (found[3, 2:6] == depth.high).all()
     assert (found[:3, 2:6] == depth.high).all() and (found[:3, :2] == depth.low).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures_made import save
+from pictures_made import noise, save
 from PIL import Image
 
 from flowimg.build.data import build_source, build_space, portions
@@ -89,10 +89,9 @@ def test_other_seeds_take_other_turns():
 @few
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=5), st.floats(0, 0.5))
 def test_held_out_pictures_are_shared_out_and_leave_one_in_each_bucket(counts, share):
-    count = int(share * sum(counts))
+    count = min(int(share * sum(counts)), sum(counts) - len(counts))
     held = share_out(count, counts)
-    assert sum(held) <= count and all(0 <= one < there for one, there in zip(held, counts, strict=True))
-    assert sum(held) > count - 5 * len(counts)
+    assert sum(held) == count and all(0 <= one < there for one, there in zip(held, counts, strict=True))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -235,6 +234,43 @@ def test_levels_that_a_bucket_does_not_have_are_refused_by_its_multiple(folder, 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     status, said = refused("train", tmp_path / "c.yaml", "--run", tmp_path / "run")
     assert status == 3 and "data.buckets.multiple 2" in said
+
+
+def test_small_buckets_spare_what_they_can_and_others_the_rest():
+    assert share_out(90, (1, 1, 1, 1, 96)) == [0, 0, 0, 0, 90]
+    assert sum(share_out(97, (2, 2, 96))) == 97
+
+
+@pytest.fixture
+def few_tall(tmp_path):
+    """40 wide pictures and two tall ones, of which one is cut off."""
+    for number in range(40):
+        save(tmp_path / f"{number:02d}.png", Image.new("L", (40, 20), number))
+    for number in (40, 41):
+        save(tmp_path / f"{number}.jpg", Image.fromarray(noise(100, 200)))
+    whole = (tmp_path / "41.jpg").read_bytes()
+    (tmp_path / "41.jpg").write_bytes(whole[: len(whole) // 2])  # which only decoding finds out
+    return tmp_path
+
+
+def test_a_broken_picture_of_a_small_bucket_counts_among_all(few_tall):
+    batches = build_source(config(few_tall, max_bad=0.03, held_out=20)).load(CPU)
+    assert [bucket.size for bucket in batches.buckets] == [1, 20] and len(batches.left_out) == 1
+    assert sum(len(part.held_out(20)[0]) for part in batches.parts) == 20
+    with pytest.raises(DataError, match=r"1 of 42 pictures cannot be used, more than data\.max_bad 0\.01"):
+        build_source(config(few_tall, max_bad=0.01, held_out=20)).load(CPU)
+
+
+def test_a_bucket_of_broken_pictures_is_named_and_does_not_vanish(few_tall):
+    (few_tall / "40.jpg").write_bytes((few_tall / "41.jpg").read_bytes())
+    with pytest.raises(DataError, match="no picture for the shape 12 x 6 can be decoded, such as "):
+        build_source(config(few_tall, max_bad=0.5, held_out=2)).load(CPU)
+
+
+def test_shapes_longer_than_pictures_can_be_are_refused():
+    data = ImageData(buckets=Buckets(area=2**20, ratios=(20.0,)))
+    with pytest.raises(SettingsError, match="232 x 4576 pixels, and a side has 4096 at most"):
+        shapes_of_buckets(data)
 
 
 def test_more_held_out_than_buckets_can_spare_is_one_sentence(folder):

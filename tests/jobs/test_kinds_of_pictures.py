@@ -1,6 +1,7 @@
 """Rectangles, five channels of 16 bits, transparent pictures, floats and buckets, from files to files and diffusers."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from flowimg.build.sampler import build_sampler
 from flowimg.cli import main
+from flowimg.data.buckets import BucketBatches
 from flowimg.flow.condition import Condition
 from flowimg.jobs import sample
 from flowimg.runs.opening import open_run
@@ -197,7 +199,8 @@ def test_the_card_says_how_numbers_of_16_bits_are_made(kinds):
     assert "pictures of 5 channels of 16 bits, 12 x 8 pixels" in card
     assert 'output_type="np"' in card and "`numbers * 65535`, rounded" in card
     assert "`numbers * 300 + -100`" in (kinds("floats").run / "model/README.md").read_text()
-    assert "another shape by `shape=(" in (kinds("buckets").run / "model/README.md").read_text()
+    card = (kinds("buckets").run / "model/README.md").read_text()
+    assert "It draws 8 x 8 pixels, and another shape by `shape=(6, 12)` in the call (height, width)" in card
 
 
 @pytest.mark.usefixtures("quick_judge")
@@ -266,6 +269,28 @@ def test_one_file_holds_one_shape(kinds, refused, tmp_path):
     assert status == 2 and "8 8, 12 6, 6 12" in said
     status, said = refused("sample", run, "--count", "4", "--shape", "8")
     assert status == 2 and said.endswith("shape: 8 is none of null, and two numbers: height, width")
+
+
+def without_held_out(monkeypatch):
+    """A bucket so small that none of its pictures is held out."""
+    part = BucketBatches.part
+    monkeypatch.setattr(
+        BucketBatches, "part", lambda *args: replace(part(*args), apart=torch.zeros(0, dtype=torch.int64))
+    )
+
+
+def test_a_shape_without_held_out_pictures_is_named_by_likelihood(kinds, refused, monkeypatch):
+    without_held_out(monkeypatch)
+    status, said = refused("likelihood", kinds("buckets").run, "--shape", "12", "6", "--solver", "euler")
+    assert status == 2 and "have the shape 12 6: give another --shape, or a --split" in said
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_where_none_is_held_out_the_judge_is_left_out(kinds, capsys, monkeypatch):
+    without_held_out(monkeypatch)
+    main(["evaluate", str(kinds("buckets").run), "--count", "8", "--num-steps", "1", "--shape", "12", "6"])
+    said = capsys.readouterr().out
+    assert "judge needs held-out pictures" in said and "nan" not in said
 
 
 def test_other_runs_have_the_shape_that_they_have(kinds, refused):

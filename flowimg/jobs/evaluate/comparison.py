@@ -130,5 +130,7 @@ def _data_set(config: Config, batches: Any) -> DataSet:
     each = math.prod(batches.space.shape) * batches.space.depth.bytes
     pictures = batches.some(min(MAX_PICTURES, MAX_BYTES // each))
     held_out = batches.held_out(data.held_out) if data.held_out else None
+    if held_out and not len(held_out[0]):  # of a small bucket none may be
+        held_out = None
     name = f"{len(pictures.pixels):,} training pictures of {one_line(data.source)}, {data.split}"
     return DataSet(name, fingerprint(pictures), pictures, held_out, data.flip or data.augment > 0)
