@@ -39,6 +39,11 @@ def depth_of(data: ImageData) -> Depth:
     return Depth(DEPTHS[data.depth].type, low, high)
 
 
+def reading_of(data: ImageData) -> Reading:
+    """What is read of the files of a run's pictures."""
+    return Reading(depth_of(data), data.channels == "all")
+
+
 def pixels_of(data: Any, shape: tuple[int, ...]) -> Pixels:
     """The space of pictures of this shape."""
     return Pixels(shape, depth_of(data), data.channels == "rgba")
@@ -116,7 +121,7 @@ def store_images(data: ImageData, found: Found) -> list[Stored]:
 
 def _store(data: ImageData, found: Found, max_bad: float) -> Stored:
     options: dict[str, Any] = data.model_dump(include={"resize", "background", "workers"}) | {"max_bad": max_bad}
-    reading = Reading(depth_of(data), data.channels == "all")
+    reading = reading_of(data)
     return store(found, cache_folder(data.cache), cut_from=data.stored, reading=reading, bar=True, **options)
 
 
@@ -216,7 +221,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
 
     options = data.model_dump(include={"source", "subset", "split", "image_column", "label_column", "labels"})
     stream = open_stream(cache=_cache(data), **options)
-    reading = Reading(depth_of(data), data.channels == "all")
+    reading = reading_of(data)
     shape, seen = look_into(stream, data.shape, data.channels, data.background, reading)
     try:
         held = keep_apart(stream.counts, data.held_out)
@@ -225,7 +230,7 @@ def _streamed(config: Config, data: ImageData) -> FoundData:
         raise DataError(f"{lack}; give a smaller one, or 0 for none") from None
     channels, height, width = shape
     height, width = data.stored or (height, width)
-    how = Decoding(channels, (height, width), data.resize, data.background, *reading)
+    how = Decoding(channels, (height, width), data.resize, data.background, reading)
 
     def load(device: torch.device) -> Batches:
         workers, common = data.workers or share_of_cores(), _common(config, data, shape, device)

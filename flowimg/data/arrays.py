@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from flowimg.data.colours import to_srgb
 from flowimg.data.pictures import (
     GREY_MODES,
+    LYING,
     BadPictureError,
     bad_picture,
     moves,
@@ -38,8 +39,6 @@ COUNTS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 """The channels of pictures that are read as numbers."""
 INDEXED = {"1", "P", "PA"}
 """Pillow's modes whose numbers are not levels."""
-LYING = (5, 6, 7, 8)
-"""EXIF orientations whose width is the height of the picture."""
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda a: a[..., ::-1],
     3: lambda a: a[..., ::-1, ::-1],
@@ -90,6 +89,10 @@ class Reading(NamedTuple):
     every: bool = False
 
 
+READING = Reading()
+"""The usual way: 8 bits, and one or three channels."""
+
+
 class Numbers(NamedTuple):
     """A picture as the numbers of its file.
 
@@ -122,7 +125,7 @@ def opened(content: bytes, reading: Reading) -> Image.Image | Numbers:
         if tiff:  # of more channels than Pillow knows
             return _tiff(content, reading)
         raise
-    if reading == Reading():
+    if reading == READING:
         return picture
     return _tiff(content, reading) if tiff and not _in_bytes(picture, reading) else _picture(picture, content)
 

@@ -6,40 +6,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.arrays import Numbers, Reading, opened
+from flowimg.data.arrays import READING, Numbers, Reading, opened
 from flowimg.data.numbers import to_numbers
 from flowimg.data.pictures import BadPictureError, Encoded, read_bytes, to_pixels
 from flowimg.data.scan import HASH
-from flowimg.spaces.depth import BYTES, Depth
 
 
 class Decoding(NamedTuple):
-    """How pictures become pixels; see `numbers.to_numbers`. `every` wants every channel and page of a file."""
+    """How pictures become pixels; see `numbers.to_numbers`."""
 
     channels: int
     shape: tuple[int, int]
     resize: str
     background: tuple[int, ...]
-    depth: Depth = BYTES
-    every: bool = False
+    reading: Reading = READING
 
     @property
     def bytes(self) -> int:
         """The size of a decoded picture."""
         height, width = self.shape
-        return self.channels * height * width * self.depth.bytes
+        return self.channels * height * width * self.reading.depth.bytes
 
 
 def decode(encoded: Encoded, how: Decoding) -> tuple[NDArray[Any], bytes]:
-    """A picture's numbers, (C, H, W), of `how.depth`, and the hash of its file.
+    """A picture's numbers, (C, H, W), of the depth that is read, and the hash of its file.
 
     Raises:
         BadPictureError: If it cannot be used.
     """
     content = read_bytes(encoded)
-    picture, brought = opened(content, Reading(how.depth, how.every)), (how.channels, how.shape, how.resize)
+    picture, brought = opened(content, how.reading), (how.channels, how.shape, how.resize)
     if isinstance(picture, Numbers):
-        pixels = to_numbers(picture, *brought, how.background, how.depth)
+        pixels = to_numbers(picture, *brought, how.background, how.reading.depth)
     else:
         with picture:
             pixels = to_pixels(picture, *brought, how.background)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowimg.data.arrays import Reading
+from flowimg.data.arrays import READING, Reading
 from flowimg.data.cache import Stamp
 from flowimg.data.pictures import Encoded
 from flowimg.errors import DataError
@@ -75,7 +75,7 @@ class Request:
         """Everything here that changes a scan of the source."""
         columns = {"split": self.split, "image_column": self.image_column, "label_column": self.label_column}
         # what reads more than 8 bits, or more channels than Pillow, finds other modes
-        read = {} if self.reading == Reading() else {"reading": self.reading}
+        read = {} if self.reading == READING else {"reading": self.reading}
         named = {"labels": self.reads_labels, "named": bool(self.classes)}
         return repr((self.subset, self.root, columns | named | read))
 

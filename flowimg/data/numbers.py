@@ -103,7 +103,7 @@ def _with_channels(array: NDArray[Any], channels: int, alpha: bool, back: NDArra
         return np.concatenate([colours, opaque])
     if alpha:
         under = back[:, None, None] if len(colours) == 3 else _luminance(back[:, None, None])
-        share = _share(array[-1:], depth)
+        share = depth.share(array[-1:].astype(np.float64))
         colours = _stored(colours * share + under * (1 - share), depth)
     return _stored(_luminance(colours), depth) if len(colours) == 3 and channels == 1 else colours
 
@@ -114,14 +114,9 @@ def _luminance(colours: NDArray[Any]) -> NDArray[np.float64]:
     return (0.299 * red + 0.587 * green + 0.114 * blue)[None]
 
 
-def _share(numbers: NDArray[Any], depth: Depth) -> NDArray[np.float64]:
-    """How far numbers are on the way from black to white, 0 to 1."""
-    return (numbers.astype(np.float64) - depth.low) / (depth.high - depth.low)
-
-
 def _spread(share: NDArray[Any], depth: Depth) -> NDArray[Any]:
-    """The inverse of `_share`."""
-    return _stored(depth.low + share * (depth.high - depth.low), depth)
+    """The numbers of a depth this far on the way from black to white, 0 to 1."""
+    return _stored(depth.at(share), depth)
 
 
 def _stored(numbers: NDArray[Any], depth: Depth) -> NDArray[Any]:
@@ -137,7 +132,7 @@ def _resized(
     fills = {1: _luminance(back[:, None, None]).ravel(), 3: back}.get(len(array), np.full(len(array), depth.low))
     if not alpha:
         return _stored(np.stack([_scaled(*one, shape, resize) for one in zip(array, fills, strict=True)]), depth)
-    opaque = _share(array[-1], depth)
+    opaque = depth.share(array[-1].astype(np.float64))
     share = np.clip(_scaled(opaque, 0, shape, resize), 0, 1)
     weighted = np.stack([_scaled(colour * opaque, 0, shape, resize) for colour in array[:-1]])
     colours = np.where(share > CLEAR, weighted / np.maximum(share, CLEAR), depth.low)

@@ -33,6 +33,8 @@ MOST_BYTES = 2**30
 """Most bytes of a file; no picture of an accepted size has more."""
 LONGEST = 16
 """Most the longer side may be, in shorter sides; a longer picture is cropped to that before it is scaled."""
+LYING = (5, 6, 7, 8)
+"""EXIF orientations whose width is the height of the picture."""
 MARKS = (b"eXIf", b"Raw profile", b"adobe.xmp")
 """What stands in a PNG that says how it is to be turned."""
 CONFUSED = LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error
@@ -156,7 +158,7 @@ def bad_picture(error: Exception, content: bytes = b"") -> BadPictureError:
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height after the picture is rotated upright by its EXIF orientation."""
     try:
-        lying = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        lying = picture.getexif().get(ExifTags.Base.Orientation) in LYING
     except Exception:  # damaged EXIF data are no reason to lose a picture
         lying = False
     turn = lying and picture.format != "TIFF"  # Pillow reports the size of a TIFF as it is after the rotation

@@ -15,7 +15,7 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flowimg.data.arrays import Numbers, Reading, opened
+from flowimg.data.arrays import READING, Numbers, Reading, opened
 from flowimg.data.cache import keep_arrays, name_of, pack, read_arrays, unpack
 from flowimg.data.listing import Ints, Listing, Request, Source, chunks
 from flowimg.data.numbers import to_numbers
@@ -31,7 +31,6 @@ Arrays = dict[str, NDArray[Any]]
 
 HASH = 16
 """Bytes of a picture's hash."""
-READING = Reading()
 COLUMNS = np.dtype(
     [
         ("hashes", np.uint8, HASH),
@@ -121,8 +120,8 @@ def _look_at_numbers(picture: Numbers, content: bytes, deep: bool, depth: Depth)
     brightest = 255
     if deep:
         array = to_numbers(picture, picture.channels, None, "keep", (255, 255, 255), depth)
-        highest = float((array[:-1] if picture.alpha else array).max())  # what is opaque is not bright
-        brightest = round(255 * (highest - depth.low) / (depth.high - depth.low))
+        highest = (array[:-1] if picture.alpha else array).max()  # what is opaque is not bright
+        brightest = round(255 * float(depth.share(highest.astype(np.float64))))
         content = repr(array.shape).encode() + array.tobytes()
     hashed, (height, width) = blake2b(content, digest_size=HASH).digest(), picture.size
     return Seen(hashed, height, width, f"{picture.mode} {picture.form}", picture.alpha, picture.moving, brightest)

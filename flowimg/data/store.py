@@ -25,14 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowimg.data.arrays import Reading
+from flowimg.data.arrays import READING, Reading
 from flowimg.data.cache import discard, make_folder, name_of
 from flowimg.data.decode import Decoding, decode_into
 from flowimg.data.find import Bad, Found, refuse_many
 from flowimg.data.listing import Shape, chunks
 from flowimg.data.order import permute
 from flowimg.data.readers import versions
-from flowimg.data.scan import READING
 from flowimg.data.workers import spread
 from flowimg.errors import CacheError, DataError
 from flowimg.flow.randomness import key
@@ -127,7 +126,7 @@ def store(
     folder = cache / "stores" / name
     kept = _read(folder)
     if kept is None:
-        how = Decoding(channels, (height, width), resize, tuple(background), *reading)
+        how = Decoding(channels, (height, width), resize, tuple(background), reading)
         need = len(found.rows) * how.bytes
         make_folder(folder, need, partial(_fill, found, shape, how, max_bad, workers or cores(), bar))
         kept = _read(folder)
@@ -203,7 +202,7 @@ def _fill(found: Found, shape: Shape, how: Decoding, max_bad: float, workers: in
     if labels is not None:
         np.save(folder / "labels.npy", labels, allow_pickle=False)
     whole = (len(good), *shape)
-    kind = how.depth.type
+    kind = how.reading.depth.type
     pixels = torch.from_numpy(np.memmap(file, kind, "c", shape=whole)) if len(good) else torch.empty(whole)
     images = Images(pixels, None if labels is None else torch.from_numpy(labels), found.classes)
     facts = {

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from safetensors.torch import save_file
 
+from flowimg.build.images import reading_of
 from flowimg.conditions.labels import labelled
 from flowimg.data.batches import middle
 from flowimg.data.decode import Decoding, decode
@@ -31,7 +32,7 @@ def invert(settings: Invert) -> dict[str, Any]:
     channels, height, width = space.shape
     # training cuts a window at random; here it is the middle one
     tall, wide = data.stored or (height, width)
-    how = Decoding(channels, (tall, wide), data.resize, data.background, space.depth, data.channels == "all")
+    how = Decoding(channels, (tall, wide), data.resize, data.background, reading_of(data))
     pixels = []
     for name in settings.pictures:
         try:

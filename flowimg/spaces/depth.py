@@ -5,9 +5,10 @@
 Imports no torch, so that decoder processes start fast.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Depth(NamedTuple):
@@ -31,6 +32,14 @@ class Depth(NamedTuple):
     def bytes(self) -> int:
         """Bytes of a number."""
         return np.dtype(self.type).itemsize
+
+    def share(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """How far numbers are on the way from black to white, 0 to 1."""
+        return (numbers - self.low) / (self.high - self.low)
+
+    def at(self, share: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `share`, not rounded."""
+        return self.low + share * (self.high - self.low)
 
     @property
     def words(self) -> str:

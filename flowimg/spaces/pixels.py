@@ -119,13 +119,11 @@ class Pixels(Space):
 
     def as_file(self, row: NDArray[Any], form: str) -> bytes:
         """A picture of `rows` as a PNG or TIFF, where alpha of floats goes from 0 to 1."""
-        low, high = self.depth.low, self.depth.high
-        return to_file(self._with_alpha(row, lambda alpha: (alpha - low) / (high - low)), form, self.alpha)
+        return to_file(self._with_alpha(row, self.depth.share), form, self.alpha)
 
     def of_file(self, content: bytes) -> NDArray[Any]:
         """The inverse of `as_file`."""
-        low, high = self.depth.low, self.depth.high
-        return self._with_alpha(from_file(content), lambda alpha: alpha * (high - low) + low)
+        return self._with_alpha(from_file(content), self.depth.at)
 
     def _with_alpha(self, row: NDArray[Any], change: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
         """A picture whose alpha is changed, if it has one of floats."""

@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from shards_made import SIDE, numbers, parquet, write_tars
 from survival import ROOT, go_on
 
-from flowimg.data.arrays import Reading
+from flowimg.data.arrays import READING, Reading
 from flowimg.data.augment import augmented
 from flowimg.data.decode import Decoding
 from flowimg.data.prefetch import Prefetch
-from flowimg.data.scan import READING
 from flowimg.data.sources.streams import open_stream
 from flowimg.data.stream import StreamBatches, keep_apart, look_into
 from flowimg.errors import DataError, WorkerError
@@ -418,7 +417,7 @@ def test_streamed_pictures_of_16_bits_are_those_that_the_store_has(tmp_path, kin
     shape, kinds = look_into(found, None, "auto", (255,) * 3, Reading(depth))
     assert shape == (1, 4, 5) and "L;16" in kinds
     asked = {"space": Pixels(shape, depth), "seed": 0, "batch_size": 12, "device": CPU}
-    how = Decoding(1, (4, 5), "crop", (255,) * 3, depth)
+    how = Decoding(1, (4, 5), "crop", (255,) * 3, Reading(depth))
     streamed = StreamBatches(found, how, np.zeros(2, int), 2, 1, flip=False, **asked)
     try:
         x, rows = streamed(0, range(12))[0], streamed.rows(0, range(12))

@@ -163,7 +163,10 @@ class PictureEngine(Engine):
                 parts.append((joined(shares, cond.rows(rows), kept), comparison))
         if not self.state.is_main_process:
             return None
-        return pooled(*zip(*parts, strict=True)) if len(self.comparisons) > 1 else parts[0]
+        if len(self.comparisons) == 1:
+            return parts[0]
+        # of a rare shape there may be data and no sample
+        return pooled([drawn for drawn, _ in parts], self.comparisons)
 
     def _how(self, drawn: SampleFeatures, comparison: Comparison, how: Solving, seeds: range) -> dict[str, Any]:
         """How the scores of these samples were made."""
