@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from flowimg.errors import SettingsError, Stopped
 from flowimg.machine.streams import Words, open_streams, silence
 from flowimg.names import no_name_here, printed, unprintable
-from flowimg.settings import verbs
+from flowimg.settings import steering, verbs
 from flowimg.settings.base import Settings
 from flowimg.settings.command import (
     parse,
@@ -133,6 +133,8 @@ VERBS = {
     "sample": on_run("jobs.sample:sample", verbs.Sample),
     "interpolate": on_run("jobs.interpolate:interpolate", verbs.Interpolate),
     "invert": on_run("jobs.invert:invert", verbs.Invert, "PICTURE ...", "pictures"),
+    "inpaint": on_run("jobs.inpaint:inpaint", steering.Inpaint, "PICTURE ...", "pictures"),
+    "vary": on_run("jobs.vary:vary", steering.Vary, "PICTURE ...", "pictures"),
     "export": on_run("jobs.export:export", verbs.Export, "FOLDER", "out"),
     "ema": on_run("jobs.ema:ema", verbs.Ema),
     "evaluate": on_run("jobs.evaluate.run:evaluate", Evaluate),

@@ -14,7 +14,7 @@ from flowimg.build import data, field, flow, sampler
 from flowimg.settings.data import PointData
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.run import members
-from flowimg.settings.sampling import ADAPTIVE, Grid, Solver, Times
+from flowimg.settings.sampling import ADAPTIVE, NOISE, Grid, Solver, Solving, Stochastic, Times
 from flowimg.settings.train import Optim
 from flowimg.settings.verbs import Interpolate, Invert, Sample
 
@@ -258,6 +258,10 @@ def test_toys_schedules_solvers_and_their_times_in_the_settings_are_the_keys_of_
 
 def test_the_solvers_that_the_settings_call_adaptive_are():
     assert {name for name, solver in sampler.SOLVERS.items() if solver.adaptive} == set(ADAPTIVE)
+    assert (
+        {name for name, solver in sampler.SOLVERS.items() if solver.stochastic} == set(get_args(Stochastic)) == {*NOISE}
+    )
+    assert set(get_args(Solving.model_fields["noise_shape"].annotation)) == set(sampler.NOISE_SHAPES)
 
 
 # --- what is loaded --------------------------------------------------------------------------------------------------

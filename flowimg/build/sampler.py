@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from flowimg.build.flow import build_path
-from flowimg.fields.guidance import guided
+from flowimg.fields.guidance import Guide, guided
+from flowimg.flow.paths import Path
 from flowimg.flow.solvers import AB2, DOPRI5, EULER, HEUN, MIDPOINT, RK4, Solver, dopri5
+from flowimg.flow.stochastic import CHURN, SDE, SDE2, Strength, churn, constant, middle, of_sigma, sde, sde2
 from flowimg.flow.times import diffusers_grid, edm_grid, shift_times, uniform_grid
 from flowimg.machine.precision import settle_precision
 from flowimg.sampling.sampler import Sampler
@@ -19,15 +21,30 @@ from flowimg.spaces.space import Space
 
 DrawingT = TypeVar("DrawingT", bound=Drawing)
 
-SOLVERS = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "ab2": AB2, "dopri5": DOPRI5}
+SOLVERS = {
+    "euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "ab2": AB2, "dopri5": DOPRI5,
+    "sde": SDE, "sde2": SDE2, "churn": CHURN,
+}  # fmt: skip
+"""The solvers, as they are without further settings."""
+TUNED: dict[str, Callable[[Solving], Solver]] = {
+    "dopri5": lambda how: dopri5(how.tolerance),
+    "sde": lambda how: sde(_strength(how)),
+    "sde2": lambda how: sde2(_strength(how)),
+    "churn": lambda how: churn(how.noise_strength, how.noise_interval),
+}
+"""Solvers that have settings of their own."""
+NOISE_SHAPES: dict[str, Callable[[Path, float], float]] = {"sigma": of_sigma, "constant": constant, "middle": middle}
 
 TIME_GRIDS = {"uniform": uniform_grid, "edm": edm_grid, "diffusers": diffusers_grid}
 
 
 def build_solver(how: Solving) -> Solver:
-    """The solver of these settings, with their tolerance."""
-    solver = SOLVERS[how.solver]
-    return dopri5(how.tolerance) if solver.adaptive else solver
+    """The solver of these settings, with their tolerance or noise."""
+    return TUNED[how.solver](how) if how.solver in TUNED else SOLVERS[how.solver]
+
+
+def _strength(how: Solving) -> Strength:
+    return Strength(how.noise_strength, NOISE_SHAPES[how.noise_shape], how.noise_interval)
 
 
 def build_times(how: Solving) -> Tensor:
@@ -44,6 +61,7 @@ def build_sampler(
     how: Solving,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     batch_size: int | None = None,
+    guide: nn.Module | None = None,
 ) -> Sampler:
     """A sampler with the solver, times and guidance of `how`.
 
@@ -54,8 +72,10 @@ def build_sampler(
         how: The solver settings.
         precision: Gives a context to evaluate the network in.
         batch_size: Samples per batch; by default the usual number of the space.
+        guide: The network of autoguidance, on the same device.
     """
-    velocity, device = guided(field, how.guidance, how.guidance_interval), next(field.parameters()).device
+    away = Guide(guide, how.guide_scale, how.guide_interval) if guide else None
+    velocity, device = guided(field, how.guidance, how.guidance_interval, away), next(field.parameters()).device
     solver, times, path = build_solver(how), build_times(how), build_path(config)
     return Sampler(velocity, space.shape, solver, times, device, batch_size or space.at_once, precision, path)
 

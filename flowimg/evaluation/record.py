@@ -10,7 +10,8 @@ SHARES = ("precision", "recall", "coverage", "agreement", "judge")
 """Scores that are shares of 1, printed in percent."""
 HOW = (
     "of", "count", "seeds", "solver", "num_steps", "times", "shift", "tolerance", "nfe", "guidance",
-    "guidance_interval", "step", "weights", "arithmetic", "weights_sha256",  # house: a key of stored records
+    "guidance_interval", "guide", "guide_scale", "guide_interval", "guide_step", "guide_sha256", "noise", "noise_shape",
+    "noise_interval", "step", "weights", "arithmetic", "weights_sha256",  # house: a key of stored records
     "distance", "features", "features_sha256", "resize", "reference", "reference_hash", "in_turns", "during",
 )  # fmt: skip
 """The keys of a record that are not scores but say how these were measured."""
@@ -45,11 +46,21 @@ def describe(how: Mapping[str, Any]) -> str:
         parts = [f"{how['solver']}, {how['num_steps']} steps{grid}"]
         if how["shift"] != 1:
             parts.append(f"shift {how['shift']:g}")
+    if how.get("noise") is not None:
+        shape = f" as {how['noise_shape']}" if how.get("noise_shape", "sigma") != "sigma" else ""
+        parts.append(f"noise {how['noise']:g}{shape}{_within(how['noise_interval'])}")
     if how["guidance"] != 1:
-        low, high = how["guidance_interval"]
-        within = f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
-        parts.append(f"guidance {how['guidance']:g}{within}")
+        parts.append(f"guidance {how['guidance']:g}{_within(how['guidance_interval'])}")
+    if how.get("guide"):
+        of = f" (step {how['guide_step']})" if "guide_step" in how else ""
+        scale = f"{how['guide_scale']:g}{_within(how['guide_interval'])}"
+        parts.append(f"autoguidance {scale} away from {how['guide']}{of}")
     return ", ".join(parts)
+
+
+def _within(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f" from t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
 
 
 def protocol(run: str, record: dict[str, Any]) -> str:

@@ -22,6 +22,13 @@ class PathSample(NamedTuple):
     u_t: Tensor
 
 
+class Ends(NamedTuple):
+    """What a velocity expects at the ends of the path that leads through a state: data and noise, each (B, *D)."""
+
+    x_1: Tensor
+    x_0: Tensor
+
+
 def expand_like(t: Tensor, x: Tensor) -> Tensor:
     """`t`, shape (B,), as (B, 1, ..., 1) with the dimensions of `x`, to multiply a batch."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
@@ -46,6 +53,10 @@ class Path(ABC):
     def sigma_prime(self, t: Tensor) -> Tensor:
         """d sigma / dt."""
 
+    @abstractmethod
+    def time_of(self, ratio: float) -> float:
+        """The flow time at which sigma / alpha, the noise level of x_t / alpha_t, is this; infinite at t = 0."""
+
     def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
         """The point of the path at t and the conditional velocity there.
 
@@ -67,6 +78,25 @@ class Path(ABC):
             )
         t = expand_like(t, x_1)
         return PathSample(self.alpha(t) * x_1 + self.sigma(t) * x_0, self.velocity(x_0, x_1, t))
+
+    def ends(self, x_t: Tensor, v: Tensor, t: Tensor) -> Ends:
+        """The data and the noise that a velocity means; of a learned one, their means given x_t.
+
+            E[x_1 | x_t] = (sigma v - sigma' x_t) / w,   E[x_0 | x_t] = (alpha' x_t - alpha v) / w,
+            w = alpha' sigma - alpha sigma'
+
+        The score follows: grad log p_t(x_t) = -E[x_0 | x_t] / sigma. It has no limit at t = 1, where sigma is 0 and
+        the density of the data need not be smooth; solvers therefore use x_0 and a noise that ends with sigma.
+
+        Args:
+            x_t: A state, shape (B, *D).
+            v: The velocity there, shape of x_t.
+            t: Flow times, shape (B,).
+        """
+        t = expand_like(t, x_t)
+        alpha, sigma, rise, fall = self.alpha(t), self.sigma(t), self.alpha_prime(t), self.sigma_prime(t)
+        w = rise * sigma - alpha * fall
+        return Ends((sigma * v - fall * x_t) / w, (rise * x_t - alpha * v) / w)
 
     def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         """u_t; t of shape (B, 1, ..., 1)."""
@@ -91,6 +121,9 @@ class Linear(Path):
     def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         return x_1 - x_0  # the same, to the bit
 
+    def time_of(self, ratio: float) -> float:
+        return 1 / (1 + ratio)
+
 
 class Cosine(Path):
     """The variance-preserving arc: alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2)."""
@@ -106,3 +139,6 @@ class Cosine(Path):
 
     def sigma_prime(self, t: Tensor) -> Tensor:
         return -math.pi / 2 * torch.sin(t * (math.pi / 2))
+
+    def time_of(self, ratio: float) -> float:
+        return 2 / math.pi * math.atan2(1, ratio)

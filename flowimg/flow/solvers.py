@@ -9,6 +9,8 @@ A step goes from time t to time s and may evaluate v anywhere between; h = s - t
     ab2       x + h ((1 + h / 2g) v - (h / 2g) v'),  v' one step (of length g) before    order 2, 1
     dopri5    as many steps as its error estimate asks for               order 5, 6 each and 2 at the start
 
+Those that draw noise on the way are in `stochastic`.
+
 t = 0 is noise and t = 1 is data; a falling grid of times carries data back to noise.
 Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, chapter II (dopri5: II.5) and III.5 (ab2, by
 Adams and Bashforth, for steps of any length); dopri5 by torchdiffeq, github.com/rtqichen/torchdiffeq.
@@ -31,7 +33,7 @@ class Slope:
 
     `last` is the newest evaluation, its time and its result, or None before the first: multistep methods use it.
     Stochastic ones use the `path`, and `noise(x)`: standard normal, new at every step, a function of seed and step.
-    `number` is that of the solver step, and `nfe` counts the evaluations of the network as they happen.
+    `number` is that of the solver step out of `count`; `nfe` counts the evaluations of the network as they happen.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Slope:
     ) -> None:
         self.velocity, self.cond, self.path, self._noise = velocity, cond, path, noise
         self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
-        self.nfe = self.number = 0
+        self.nfe = self.number = self.count = 0
         self.last: tuple[float, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
@@ -58,8 +60,8 @@ class Slope:
 class Solver(NamedTuple):
     """A step function `(slope, x, t, s) -> x at s`, and its order: the error of a flow is O(h^order).
 
-    An adaptive one chooses its own steps between t and s: give it two times. A stochastic one draws noise at every
-    step. A multistep one uses the step before, so its times cannot turn back.
+    An adaptive one chooses its own steps between t and s: give it two times. A stochastic one draws noise, once a step
+    at most. A multistep one uses the step before, so its times cannot turn back.
     """
 
     step: Callable[[Slope, Tensor, float, float], Tensor]
@@ -192,6 +194,7 @@ def integrate(
     if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
         raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
     slope = Slope(velocity, cond, path, noise)
+    slope.count = len(steps)
     states = [x]
     for number, (t, s) in enumerate(pairwise(times.tolist())):
         slope.number = number

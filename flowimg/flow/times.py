@@ -29,6 +29,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+NEAR = 1e-6
+"""A time this near to an interval is inside: fields see t in float32."""
+
+
+def within(t: float, interval: tuple[float, float]) -> bool:
+    """Whether a flow time is in an interval, both ends included."""
+    return interval[0] - NEAR <= t <= interval[1] + NEAR
+
 
 class TimeDistribution(Protocol):
     """An inverse distribution function on [0, 1] that never changes; equal are those that give the same times."""

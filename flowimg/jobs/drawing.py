@@ -16,15 +16,17 @@ from flowimg.machine.compiling import compiled_for
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import autocast
 from flowimg.machine.processes import one_process, share
+from flowimg.runs.guides import with_guide
 from flowimg.runs.opening import OpenRun, check_guidance, open_run
 from flowimg.sampling.sampler import Sampler
+from flowimg.settings.steering import FromPictures
 from flowimg.settings.verbs import Drawing, Interpolate, Invert, Many, Sample
 
 
 def opened(settings: DrawingT, device: torch.device) -> tuple[DrawingT, OpenRun]:
-    """The settings with their precision settled, and the run."""
+    """The settings with their precision settled, and the run with its guide."""
     run = open_run(settings.run, settings.weights, settings.step, device, settings.shape)
-    return settle(settings, run.config), run
+    return settle(settings, run.config), with_guide(run, settings.guide)
 
 
 def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, OpenRun]:
@@ -35,12 +37,21 @@ def opened_on_pictures(verb: str, settings: DrawingT) -> tuple[DrawingT, OpenRun
     """
     one_process(verb)
     settings, run = opened(settings, pick_device())
-    if not run.config.data.holds_pictures:
-        raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
+    check_pictures(settings, run)
     return settings, run
 
 
-def label_of(settings: Sample | Interpolate | Invert, run: OpenRun) -> int | None:
+def check_pictures(settings: Drawing, run: OpenRun) -> None:
+    """Refuse a run on points.
+
+    Raises:
+        SettingsError: If it is one.
+    """
+    if not run.config.data.holds_pictures:
+        raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
+
+
+def label_of(settings: Sample | Interpolate | Invert | FromPictures, run: OpenRun) -> int | None:
     """The number of the class in the settings; a class or guidance that the run does not know is refused."""
     label = parse_label(settings.label, run.facts.classes, settings.run, run.facts.absent)
     check_guidance(settings.guidance, run.facts, run.config)
@@ -59,7 +70,8 @@ def sampler_of(
 ) -> Sampler:
     """The sampler of these settings; `field` stands for the run's own, such as the same one compiled."""
     precision = partial(autocast, next(run.field.parameters()).device, settings.precision)
-    return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size)
+    guide = run.guide.field if run.guide else None
+    return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size, guide)
 
 
 def check_places(*paths: Path) -> None:

@@ -7,15 +7,12 @@ import torch
 from einops import rearrange
 from safetensors.torch import save_file
 
-from flowimg.build.images import reading_of
 from flowimg.conditions.labels import labelled
-from flowimg.data.batches import middle
-from flowimg.data.decode import Decoding, decode
-from flowimg.data.pictures import BadPictureError, Encoded
-from flowimg.errors import DataError, SettingsError
+from flowimg.errors import SettingsError
 from flowimg.evaluation.record import finite
 from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
+from flowimg.jobs.given import given_pictures
 from flowimg.jobs.sample import how_name
 from flowimg.settings.verbs import Invert
 
@@ -27,21 +24,9 @@ def invert(settings: Invert) -> dict[str, Any]:
     settings, run = opened_on_pictures("invert", settings)
     label = label_of(settings, run)
     check_grid(run.space, 3 * len(settings.pictures), 3, "give fewer pictures")
-    data: Any = run.config.data
     space: Any = run.space
-    channels, height, width = space.shape
-    # training cuts a window at random; here it is the middle one
-    tall, wide = data.stored or (height, width)
-    how = Decoding(channels, (tall, wide), data.resize, data.background, reading_of(data))
-    pixels = []
-    for name in settings.pictures:
-        try:
-            found, _ = decode(Encoded(path=name), how)
-        except BadPictureError as error:
-            raise DataError(f"{name} cannot be read as a picture: {error}") from None
-        pixels.append(middle(torch.from_numpy(found), (height, width)))
+    x_1 = given_pictures(run, settings.pictures)
     out = new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_inverted")
-    x_1 = space.encode(torch.stack(pixels))
     cond, sampler = labelled(label, len(x_1), run.facts.classes), sampler_of(run, settings)
     (_, x_0), nfe = sampler.follow(x_1, cond, back=True)
     again = sampler.follow(x_0, cond).states[-1]

@@ -17,7 +17,7 @@ from flowimg.figures.samples import Samples, draw_portions
 from flowimg.files import read_json, write_json
 from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import OpenRun, weights_name
+from flowimg.runs.opening import OpenRun, made_away_from, weights_name
 from flowimg.sampling.sampler import Sampler, seeds_from
 from flowimg.sampling.writers import SINGLE, Output, check_format, first_rows, join, missing, write_parts
 from flowimg.settings.verbs import Drawing, Sample
@@ -138,11 +138,11 @@ def _finish(outputs: Sequence[Output], about: dict[str, Any], nfe: int | None, r
 
 def _about(settings: Sample, run: OpenRun, label: int | None) -> dict[str, Any]:
     """Everything that decides the samples: what must match to resume into a folder."""
-    idle = {"run", "out", *(() if settings.shape else ("shape",)), "batch_size", "compile", "format", "label", "step"}
-    idle |= {"num_steps", "times", "shift"} if settings.adaptive else {"tolerance"}
-    idle |= {"guidance_interval"} if settings.guidance == 1 else set()
+    drawn = {"count", "seed", "weights", "precision", *(("shape",) if settings.shape else ())}
     return {
-        **settings.model_dump(mode="json", exclude=idle),
+        **settings.acting,
+        **settings.model_dump(mode="json", include=drawn),
+        **made_away_from(run),
         "step": run.step,
         "weights_sha256": run.sha256,
         "label": None if label is None else run.facts.classes[label],
@@ -162,9 +162,25 @@ def how_name(settings: Drawing, run: OpenRun, label: int | None) -> str:
         settings.precision: settings.precision != "fp32",
         f"guidance{settings.guidance:g}": settings.guidance != 1,
         f"from{low:g}to{high:g}": settings.guidance != 1 and settings.guidance_interval != (0, 1),
+        _noise_name(settings): settings.stochastic,
+        _guide_name(settings, run): run.guide is not None,
     }
     head = f"step_{run.step:08d}_{weights_name(settings.weights)}_{solver}"
     return "_".join([head, *(part for part, said in parts.items() if said)])
+
+
+def _noise_name(settings: Drawing) -> str:
+    low, high = settings.noise_interval
+    shape = "" if settings.noise_shape == "sigma" else settings.noise_shape
+    return f"noise{settings.noise_strength:g}{shape}" + (f"from{low:g}to{high:g}" if (low, high) != (0, 1) else "")
+
+
+def _guide_name(settings: Drawing, run: OpenRun) -> str:
+    if run.guide is None:
+        return ""
+    low, high = settings.guide_interval
+    within = f"from{low:g}to{high:g}" if (low, high) != (0, 1) else ""
+    return f"away{settings.guide_scale:g}{within}_from_{run.guide.step}_{run.guide.sha256[:6]}"
 
 
 def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class OpenRun:
     """A run read back from its folder.
 
     `facts` and `space` are what its data looked like; `field` lies on a device; `sha256` is that of its weights; `data`
-    is the fingerprint of what it learned from, where it is known.
+    is the fingerprint of what it learned from, where it is known. `guide` is what autoguidance goes away from.
     """
 
     folder: RunFolder
@@ -36,6 +36,7 @@ class OpenRun:
     step: int
     sha256: str
     data: str | None = None
+    guide: "OpenRun | None" = None
 
 
 def weights_name(weights: str | float) -> str:
@@ -50,7 +51,13 @@ def made_by(run: OpenRun, weights: str | float, precision: str) -> dict[str, Any
         "weights": weights_name(weights),
         "arithmetic": precision,
         "weights_sha256": run.sha256[:16],
+        **made_away_from(run),
     }
+
+
+def made_away_from(run: OpenRun) -> dict[str, Any]:
+    """What a guide was, for the record of samples: its step and its weights."""
+    return {} if run.guide is None else {"guide_step": run.guide.step, "guide_sha256": run.guide.sha256[:16]}
 
 
 def open_run(

@@ -128,7 +128,7 @@ class Sampler:
         self,
         x: Tensor,
         cond: Condition | None = None,
-        times: Sequence[float] = (0.0, 1.0),
+        times: Sequence[float] | None = None,
         back: bool = False,
         seeds: Sequence[int] | None = None,
         hook: Callable[[slice, Tensor, float], Tensor] | None = None,
@@ -138,18 +138,21 @@ class Sampler:
         Args:
             x: Noise or, on the way back, data; shape (B, *D).
             cond: What the field is given, a row a sample; None for null.
-            times: Flow times wanted, rising from 0 to 1; an adaptive solver visits them besides its own.
+            times: Flow times wanted, rising; an adaptive solver visits them besides its own. By default the ends.
             back: From data to noise; the states are still in the order of `times`, turned around.
             seeds: One a sample, for stochastic solvers; by default the rows' numbers.
-            hook: (rows, x, t) -> x after every solver step: it may replace the state.
+            hook: (rows, x, t) -> x after every solver step: it may replace the state. The sampler's times may then
+                turn back, where the solver allows it.
         """
         seeds = range(len(x)) if seeds is None else seeds
-        visited = torch.tensor(times) if self.solver.adaptive else self.times
+        visited = torch.tensor(times) if times is not None and self.solver.adaptive else self.times
+        ends = times is None or tuple(times) == (0.0, 1.0) == (float(visited[0]), float(visited[-1]))
 
         def batch(mine: slice) -> Followed:
             way, stepped = visited.flip(0) if back else visited, partial(hook, mine) if hook else None
-            flow = self._flow(x[mine], way, cond, mine, seeds, trajectory=tuple(times) != (0.0, 1.0), hook=stepped)
-            if flow.trajectory is None:
+            options = {"trajectory": not ends, "hook": stepped, "turns": hook is not None}
+            flow = self._flow(x[mine], way, cond, mine, seeds, **options)
+            if times is None or flow.trajectory is None:
                 states = torch.stack([x[mine].to(flow.x), flow.x]).float()
             else:
                 trajectory = flow.trajectory.float()

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field, model_validator
 
 from flowimg.settings.base import Positive, SampleSeed
-from flowimg.settings.sampling import Fixed, Times
+from flowimg.settings.sampling import Exact, Fixed, Times
 from flowimg.settings.verbs import Many
 
 
@@ -36,7 +36,7 @@ class Evaluate(Many):
     """Images: fail if the Fréchet distance is larger."""
     sweep_nfe: tuple[Positive, ...] = ()
     """Instead, plot the distance against these numbers of network evaluations per sample; a guided step counts 2."""
-    sweep_solvers: Annotated[tuple[Fixed, ...], Field(min_length=1)] = get_args(Fixed)
+    sweep_solvers: Annotated[tuple[Fixed, ...], Field(min_length=1)] = get_args(Exact)
     """Solvers in the sweep of sweep_nfe."""
     sweep_times: Annotated[tuple[Times, ...], Field(min_length=1)] = ("uniform", "edm")
     """Time grids in the sweep of sweep_nfe."""

@@ -1,24 +1,47 @@
 """How the flow is followed, wherever samples are drawn."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
 from flowimg.settings.base import SEEDS, Positive, Settings, Unit
 
-Fixed = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
+Exact = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
+"""Solvers with a given number of steps, which draw no noise on the way."""
+Stochastic = Literal["sde", "sde2", "churn"]
+"""Solvers that draw noise on the way."""
+Fixed = Literal[Exact, Stochastic]
 """Solvers with a given number of steps."""
 Solver = Literal[Fixed, "dopri5"]
 ADAPTIVE = ("dopri5",)
 """Solvers that choose their own steps, within a tolerance."""
+NOISE = {"sde": 1.0, "sde2": 1.0, "churn": 20.0}
+"""The usual strength of the noise."""
 Times = Literal["uniform", "edm", "diffusers"]
+
+
+class GuideName(NamedTuple):
+    """What --guide names: a run, None for the same one; a step, None for the newest; weights: ema, raw or a length."""
+
+    run: str | None
+    step: int | None
+    weights: str | float
+
+    @classmethod
+    def read(cls, text: str) -> "GuideName":
+        """RUN[@STEP][:WEIGHTS], where RUN may be left out. A name that ends otherwise is all of it the run's."""
+        found = re.fullmatch(r"(.*?)(?:@(\d{1,18}))?(?::(ema|raw|0?\.\d+))?", text, re.DOTALL)
+        run, step, weights = found.groups() if found else (text, None, None)
+        named = weights if weights in ("ema", "raw", None) else float(weights)
+        return cls(run or None, int(step) if step else None, named or "ema")
 
 
 class Solving(Settings):
     """How the flow is followed, wherever samples are drawn."""
 
     solver: Solver = "euler"
-    """ODE solver."""
+    """The solver; sde, sde2 and churn draw noise on the way."""
     num_steps: Positive = 50
     """Number of solver steps; dopri5 chooses its own."""
     times: Times = "uniform"
@@ -32,12 +55,62 @@ class Solving(Settings):
     """Guidance scale, for class-conditional networks; 1 means no guidance."""
     guidance_interval: tuple[Unit, Unit] = (0.0, 1.0)
     """Apply guidance only between these flow times, in [0, 1]."""
+    guide: Annotated[str, Field(min_length=1)] | None = None
+    """Autoguidance: go away from what a network that learned less would do. early: the run itself, earlier in its
+    training; RUN@STEP:WEIGHTS names any (each part may be left out): another run, a step, ema, raw or a length."""
+    guide_scale: Annotated[float, Field(ge=0)] = 2.0
+    """Autoguidance scale; 1 means none."""
+    guide_interval: tuple[Unit, Unit] = (0.0, 1.0)
+    """Apply autoguidance only between these flow times, in [0, 1]."""
+    noise: Annotated[float, Field(ge=0)] | None = None
+    """Strength of the noise of sde and sde2: g^2 is this times noise_shape (by default 1); of churn: EDM's S_churn (by
+    default 20)."""
+    noise_shape: Literal["sigma", "constant", "middle"] = "sigma"
+    """Noise of sde and sde2 over the flow time: as the path's sigma, constant, or most half way."""
+    noise_interval: tuple[Unit, Unit] = (0.0, 1.0)
+    """Draw noise only between these flow times, in [0, 1]."""
 
     @model_validator(mode="after")
-    def _interval(self) -> "Solving":
-        if self.guidance_interval[0] >= self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval {list(self.guidance_interval)} must rise: noise is 0, data 1")
+    def _intervals(self) -> "Solving":
+        for name in ("guidance_interval", "guide_interval", "noise_interval"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} {[low, high]} must rise: noise is 0, data 1")
         return self
+
+    @model_validator(mode="after")
+    def _acts(self) -> "Solving":
+        fields = type(self).model_fields
+        changed = [name for name in self._idle() & {*NOISES, *GUIDES} if getattr(self, name) != fields[name].default]
+        for name in sorted(changed):
+            if name in GUIDES:
+                raise ValueError(f"{name} without a guide does nothing: give guide, for example early, or leave it out")
+            who = "sde and sde2" if name == "noise_shape" else "sde, sde2 and churn"
+            raise ValueError(f"{name} is for the solvers {who}, and solver is {self.solver}: leave it out")
+        return self
+
+    def _idle(self) -> set[str]:
+        """The settings that do nothing beside the others."""
+        idle = {"num_steps", "times", "shift"} if self.adaptive else {"tolerance"}
+        idle |= set() if self.stochastic else set(NOISES)
+        idle |= {"noise_shape"} if self.solver == "churn" else set()
+        idle |= {"guidance_interval"} if self.guidance == 1 else set()
+        return idle | ({"guide", *GUIDES} if self.guide is None else set())
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver draws noise on the way."""
+        return self.solver in get_args(Stochastic)
+
+    @property
+    def noise_strength(self) -> float:
+        """The strength of the noise that the solver draws."""
+        return NOISE.get(self.solver, 0.0) if self.noise is None else self.noise
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of a network for one of the velocity, where guidance of all kinds is on."""
+        return 1 + (self.guidance != 1) + (self.guide is not None and self.guide_scale != 1)
 
     @property
     def adaptive(self) -> bool:
@@ -46,9 +119,21 @@ class Solving(Settings):
 
     @property
     def record(self) -> dict[str, Any]:
-        """These settings as plain values, with None for those that the solver does not use."""
+        """These settings as plain values: None where the solver does not use them, guide and noise if there are any."""
         unused = {"num_steps": None} if self.adaptive else {"tolerance": None}
-        return self.model_dump(mode="json", include=set(Solving.model_fields)) | unused
+        left_out = self._idle() & {"guide", *GUIDES, *NOISES}
+        kept = self.model_dump(mode="json", include=set(Solving.model_fields) - left_out)
+        return kept | unused | ({"noise": self.noise_strength} if self.stochastic else {})
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """The settings that decide the samples, as plain values."""
+        kept = self.model_dump(mode="json", include=set(Solving.model_fields) - self._idle())
+        return kept | ({"noise": self.noise_strength} if self.stochastic else {})
+
+
+NOISES, GUIDES = ("noise", "noise_shape", "noise_interval"), ("guide_scale", "guide_interval")
+"""Settings that only stochastic solvers use, and those that only autoguidance does."""
 
 
 class Grid(Solving):

@@ -158,6 +158,13 @@ class Backward(Drawing):
     solver: Solver = "dopri5"
     """ODE solver, from data to noise and from noise to data."""
 
+    @model_validator(mode="after")
+    def _one_flow(self) -> "Backward":
+        if self.stochastic:
+            raise ValueError(f"solver {self.solver} draws noise, so its flow has no way back and no density: give "
+                             "dopri5, euler, midpoint, heun, rk4 or ab2")  # fmt: skip
+        return self
+
 
 class Invert(Backward):
     """Carry images back to their noise, and draw them again from it."""
@@ -210,6 +217,8 @@ class Likelihood(Backward):
     def _without_guidance(self) -> "Likelihood":
         if self.guidance != 1:
             raise ValueError(f"guidance {self.guidance:g}: only an unguided field has a density, leave it out")
+        if self.guide is not None:
+            raise ValueError(f"guide {self.guide}: only an unguided field has a density, leave it out")
         return self
 
 

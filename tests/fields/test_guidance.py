@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flowimg.build.sampler import SOLVERS
-from flowimg.fields.guidance import Guided, guided
+from flowimg.fields.guidance import Guide, Guided, guided, unguided
 from flowimg.fields.mlp import MLPField
 from flowimg.flow.condition import NO_CLASS, Condition
 from flowimg.flow.solvers import EULER, integrate
@@ -95,7 +95,8 @@ def test_evaluations_counted_are_those_that_the_network_saw(field, name, interva
     with torch.no_grad():
         for steps in (3, 10):
             rows.clear()
-            assert integrate(velocity, X, uniform_grid(steps), SOLVERS[name], LABELS).nfe == sum(rows) / len(X)
+            flow = integrate(velocity, X, uniform_grid(steps), SOLVERS[name], LABELS, noise=lambda n, x: 0.1 * X)
+            assert flow.nfe == sum(rows) / len(X)
 
 
 def test_evaluations_of_euler_with_an_interval(field):
@@ -117,3 +118,47 @@ def test_what_a_field_is_told_of_an_augmentation_goes_with_both_halves():
     torch.testing.assert_close(v, NO_CLASS + 3.0 * (cond.label[:, None] - NO_CLASS) + cond.augmentation[:, :1])
     with pytest.raises(ValueError, match="needs labels"):
         Guided(field, 3.0)(torch.zeros(2, 2), torch.zeros(2), Condition(None, cond.augmentation))
+
+
+# --- autoguidance ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worse():
+    torch.manual_seed(1)
+    return MLPField(2, 3, width=8, zero_output=False).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+def test_autoguidance_goes_away_from_its_guide(field, worse, w):
+    main, bad = field(X, T, LABELS), worse(X, T, LABELS)
+    assert (main - bad).abs().min() > 1e-4
+    velocity = guided(field, 1.0, guide=Guide(worse, w))
+    torch.testing.assert_close(velocity(X, T, LABELS), bad + w * (main - bad))
+    assert velocity is field if w == 1 else velocity.evaluations(0.5) == 2
+
+
+def test_autoguidance_needs_no_class(field, worse):
+    v = guided(field, 1.0, guide=Guide(worse, 3.0))(X, T)
+    torch.testing.assert_close(v, 3 * field(X, T) - 2 * worse(X, T))
+
+
+def test_both_kinds_together_add_what_each_adds(field, worse):
+    free, towards, bad = field(X, T), field(X, T, LABELS), worse(X, T, LABELS)
+    v = guided(field, 2.0, guide=Guide(worse, 1.5))(X, T, LABELS)
+    torch.testing.assert_close(v, towards + (towards - free) + 0.5 * (towards - bad))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_evaluations_of_the_guide_are_counted_inside_its_own_interval(field, worse, name, scale):
+    rows = []
+    for network in (field, worse):
+        network.register_forward_hook(lambda module, given, v: rows.append(len(v)))
+    velocity = guided(field, scale, (0.0, 0.5), Guide(worse, 2.0, (0.3, 0.7)))
+    flow = integrate(velocity, X, uniform_grid(10), SOLVERS[name], LABELS, noise=lambda n, x: 0.1 * X)
+    assert flow.nfe == sum(rows) / len(X)
+    # 0, 0.1 ... 0.9: six of them guided towards the class, five away from the guide
+    if name == "euler":
+        assert flow.nfe == 10 + 5 + (6 if scale == 2 else 0)
+    assert unguided(velocity) is field and unguided(field) is field

@@ -15,11 +15,13 @@ from flowimg.settings.verbs import Sample
 A = torch.tensor([[-0.5, 2.0, 0.0], [-2.0, -0.5, 0.3], [0.1, 0.0, 0.8]], dtype=torch.float64)
 X = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]], dtype=torch.float64)
 STEPS = [32, 64, 128, 256]
-STEPPING = [name for name, solver in SOLVERS.items() if not solver.adaptive]
+EXACT = [name for name, solver in SOLVERS.items() if not solver.stochastic]
+"""Solvers that draw no noise; the others are in test_stochastic."""
+STEPPING = [name for name in EXACT if not SOLVERS[name].adaptive]
 """Solvers that go through the times as they are given."""
 
 
-@pytest.fixture(params=SOLVERS)
+@pytest.fixture(params=EXACT)
 def solver(request):
     return SOLVERS[request.param]
 
@@ -321,7 +323,7 @@ def test_errors_of_the_velocity_surface_unchanged(solver):
 ROUND = torch.tensor([0.0, 0.5, 0.2, 0.8, 0.3, 1.0], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if not solver.multistep])
+@pytest.mark.parametrize("name", [name for name in EXACT if not SOLVERS[name].multistep])
 def test_times_may_turn_back_where_nothing_of_the_step_before_is_used(name):
     solver = SOLVERS[name]
     flow = integrate(quickening, X, ROUND, solver, trajectory=True, turns=True)

@@ -125,12 +125,13 @@ def settings_to_try(settings: Evaluate) -> list[dict[str, Any]]:
     """
     grids = [("uniform", shift) for shift in settings.sweep_shifts] if "uniform" in settings.sweep_times else []
     grids += [(times, 1.0) for times in settings.sweep_times if times != "uniform"]
-    calls = 1 if settings.guidance == 1 else 2  # calls of the network per evaluation of the velocity
     tried = [
         {"solver": solver, "times": times, "shift": shift, "num_steps": num_steps}
         for solver in settings.sweep_solvers
         for times, shift in grids
-        for num_steps in sorted({wanted // (calls * stages(solver)) for wanted in settings.sweep_nfe} - {0})
+        for num_steps in sorted(
+            {wanted // (settings.evaluations * stages(solver)) for wanted in settings.sweep_nfe} - {0}
+        )
         if num_steps > 1 or times == "uniform"  # a single step from 0 to 1 is the same on any grid
     ]
     if not tried:
@@ -143,7 +144,9 @@ def settings_to_try(settings: Evaluate) -> list[dict[str, Any]]:
 
 def stages(solver: str) -> int:
     """Evaluations per step of a solver, counted in one step."""
-    return integrate(lambda x, t, cond: x, torch.zeros(1, 1), uniform_grid(1), SOLVERS[solver]).nfe
+    still = torch.zeros(1, 1)
+    step = integrate(lambda x, t, cond: x, still, uniform_grid(1), SOLVERS[solver], noise=lambda number, x: still)
+    return step.nfe
 
 
 def least(points: Sequence[tuple[int, float]], converged: float) -> int | None:

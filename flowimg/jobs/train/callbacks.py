@@ -77,7 +77,7 @@ def _grids(session: Session) -> Callback:
             drawn: list[Samples] = []
             with strategy.whole(module) as field:
                 for space, rows in shares:
-                    sampler = replace(session.sampler(field, grid), shape=space.shape)
+                    sampler = replace(session.sampler(field, state.step, grid), shape=space.shape)
                     x_1 = _draw_together(session, sampler, field, [seeds[row] for row in rows], cond.rows(rows))
                     if x_1 is None:
                         break
@@ -140,7 +140,7 @@ def _evaluations(session: Session) -> Callback:
             return
         session.status.at("evaluating")
         with strategy.whole(state.ema) as field:
-            sampler, inside = session.sampler(field), partial(_interruptible, field, session.requests)
+            sampler, inside = session.sampler(field, state.step), partial(_interruptible, field, session.requests)
             found = engine(sampler, config.grid, seeds, inside)
         if found is not None:
             how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}

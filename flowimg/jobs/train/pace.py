@@ -27,7 +27,7 @@ def sampling_seconds(state: Training, began: int, count: int, how: Solving) -> f
     An evaluation is a third of what a training step does with a sample.
     """
     seen = max(state.step - began, 1) * state.objective.batch_size
-    return (1 + (how.guidance != 1)) * count * state.seconds / (3 * seen)
+    return how.evaluations * count * state.seconds / (3 * seen)
 
 
 @dataclass

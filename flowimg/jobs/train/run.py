@@ -146,10 +146,11 @@ class _Start(Beginning):
             more.append(status.during("profiling")(profile_steps(folder, span, self.stack)))
         self._record(found, state, batches, span)
         look(state)
+        guide = self.guide(found.facts)
         if began >= self.until:
             self._nothing_to_do(state, found.facts)
         else:
-            self._train(state, batches, found.facts, span, more)
+            self._train(state, batches, found.facts, span, more, guide)
         status.step = state.step
         for tracker in strategy.accelerator.trackers:
             tracker.finish()
@@ -205,7 +206,10 @@ class _Start(Beginning):
             if self.strategy.is_first:  # the last start may have ended between the checkpoint and this
                 keep_model(self.config, self.folder, facts, ema, state.step)
 
-    def _train(self, state: Training, batches: Batches, facts: DataFacts, span: Span, more: list[Callback]) -> None:
+    def _train(
+        self, state: Training, batches: Batches, facts: DataFacts, span: Span, more: list[Callback],
+        guide: nn.Module | None,
+    ) -> None:  # fmt: skip
         """All steps of this start."""
         config, requests = self.config, self.requests
         start_tracker(self.strategy.accelerator, config, state.step)
@@ -216,7 +220,7 @@ class _Start(Beginning):
             # left after what is being written is written
             with beside("checkpoint") as thread, requests.at_the_end_of_a_step():
                 self.status.at("training")  # from now on a signal waits for the end of a step
-                session = Session(*shared, span, requests, self.status, thread)
+                session = Session(*shared, span, requests, self.status, thread, guide)
                 try:
                     run_loop(state, self.until, [*callbacks(session), *more], requests.wanted)
                 finally:

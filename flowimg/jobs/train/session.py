@@ -1,15 +1,20 @@
 """What everything shares that happens during one start of a run."""
 
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from flowimg.build.facts import DataFacts
 from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
+from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
+from flowimg.runs.guides import EARLY, early
+from flowimg.runs.opening import open_run
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
 from flowimg.sampling.sampler import Sampler
@@ -41,7 +46,7 @@ class Session:
     """One start of a run, for its callbacks.
 
     `thread` runs beside the loop and writes averages and checkpoints in their order; `last` is the newest line of
-    metrics.
+    metrics. `guide` is another run's network, which autoguidance of the grids goes away from.
     """
 
     config: Config
@@ -54,8 +59,24 @@ class Session:
     requests: StopRequests
     status: Status
     thread: Executor
+    guide: nn.Module | None = None
     last: dict[str, Any] = field(default_factory=dict)
 
-    def sampler(self, field: nn.Module, how: Solving | None = None) -> Sampler:
-        """A sampler through this field, that draws as the grids are drawn unless `how` says otherwise."""
-        return build_sampler(field, self.config, self.space, how or self.config.grid, self.strategy.autocast)
+    def sampler(self, field: nn.Module, step: int, how: Solving | None = None) -> Sampler:
+        """A sampler through this field of this step, that draws as the grids are drawn unless `how` says otherwise."""
+        asked = self.config.grid.guide
+        guide = early_guide(self.folder, step, self.strategy) if asked == EARLY else self.guide
+        drawn = how or self.config.grid
+        return build_sampler(field, self.config, self.space, drawn, self.strategy.autocast, guide=guide)
+
+
+def early_guide(folder: RunFolder, step: int, strategy: Strategy) -> nn.Module | None:
+    """The run's own network from early in its training; None where it keeps none yet."""
+    found: list[Any] = [None]
+    if strategy.is_first:  # one looks for all, as snapshots are written meanwhile
+        with suppress(SettingsError):
+            found = [early(folder, step)]
+    broadcast_object_list(found)
+    if found[0] is None:
+        return None
+    return open_run(str(folder.path), found[0].weights, found[0].step, strategy.device).field

@@ -1,0 +1,27 @@
+"""`flowimg inpaint`: a part of pictures drawn anew."""
+
+from typing import Any
+
+import torch
+
+from flowimg.jobs.given import given_masks, given_pictures
+from flowimg.jobs.steering import draw_from, keep_drawn, opened_for
+from flowimg.sampling.steering import inpaint as inpainted
+from flowimg.settings.steering import Inpaint
+
+
+def inpaint(settings: Inpaint) -> dict[str, Any] | None:
+    """Draw the masked part of pictures with several seeds; write each, and a grid beside what was known."""
+    settings, run, label, state = opened_for("inpaint", settings)
+    x_1 = given_pictures(run, settings.pictures)
+    masks = given_masks(run, settings.pictures, settings.mask)
+    drawn = draw_from(
+        settings, run, label, state,
+        lambda sampler, rows, seeds, cond: inpainted(
+            sampler, x_1[rows], masks[rows], seeds, cond, settings.rounds, settings.stretch
+        ),
+    )  # fmt: skip
+    if drawn is None:
+        return None
+    how = f"inpainted_rounds{settings.rounds}x{settings.stretch}"
+    return keep_drawn(settings, run, label, how, torch.where(masks, 0.0, x_1), drawn)

@@ -1,0 +1,90 @@
+"""Opening the network that autoguidance goes away from."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from flowimg.build.facts import DataFacts
+from flowimg.errors import SettingsError
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.opening import OpenRun, open_run
+from flowimg.settings.run import Config
+from flowimg.settings.sampling import GuideName
+from flowimg.training.checkpoint import step_folders
+from flowimg.training.snapshots import LONGEST, kept_steps
+
+EARLY = "early"
+SHARE = 1 / 8
+"""How far in its training the early guide is, as a share of the steps of the network that it guides."""
+
+
+def with_guide(run: OpenRun, asked: str | None) -> OpenRun:
+    """The run with the network that autoguidance goes away from, on the same device; None leaves it as it is.
+
+    Raises:
+        SettingsError: If there is no such network, or it does not fit the run.
+        CheckpointError: If it cannot be read.
+    """
+    if asked is None:
+        return run
+    found = open_guide(asked, run.folder, run.step, next(run.field.parameters()).device)
+    if found.sha256 == run.sha256:
+        raise SettingsError(f"guide {asked} is the network that it should guide: name an earlier or a smaller one")
+    check_fits(asked, found, run.facts, run.config)
+    return replace(run, guide=found)
+
+
+def open_guide(asked: str, folder: RunFolder, step: int, device: torch.device) -> OpenRun:
+    """The guide that is asked for, as in `Solving.guide`, of a network of this run at this step.
+
+    Raises:
+        SettingsError: If there is no such network.
+        CheckpointError: If it cannot be read.
+    """
+    name = early(folder, step) if asked == EARLY else GuideName.read(asked)
+    try:
+        return open_run(name.run or str(folder.path), name.weights, name.step, device)
+    except SettingsError as error:
+        raise SettingsError(f"guide {asked}: {error}") from None
+
+
+def early(folder: RunFolder, step: int) -> GuideName:
+    """What a run keeps nearest to an eighth of a step: a snapshot, or else the average of a checkpoint.
+
+    Raises:
+        SettingsError: If it keeps nothing from the first half of the steps.
+    """
+    checkpoints = [int(path.name[5:]) for path in step_folders(folder.checkpoints)]
+    for steps, weights in ((kept_steps(folder.snapshots), LONGEST), (checkpoints, "ema")):
+        if earlier := [each for each in steps if each <= step / 2]:
+            return GuideName(None, min(earlier, key=lambda each: abs(each - SHARE * step)), weights)
+    raise SettingsError(
+        f"guide {EARLY}: {folder.path} keeps nothing from the first half of its {step:,} steps: train with, for "
+        "example, --train.snapshots 32, or name another run"
+    )
+
+
+def check_fits(asked: str, guide: OpenRun, facts: DataFacts, config: Config) -> None:
+    """Refuse a guide of other samples, other classes or another path.
+
+    Raises:
+        SettingsError: With what differs.
+    """
+    compared = {
+        "data": (config.data.kind, guide.config.data.kind),
+        "shape": (facts.shape, facts.shape if facts.shape in guide.facts.shapes else guide.facts.shape),
+        "path": (config.path.kind, guide.config.path.kind),
+        "number of classes": (len(facts.classes), len(guide.facts.classes)),
+        "classes": (facts.classes, guide.facts.classes),
+    }
+    for name, (ours, theirs) in compared.items():
+        if ours != theirs:
+            raise SettingsError(f"guide {asked} does not fit {config.run}: its {name} {_differ(ours, theirs)}")
+
+
+def _differ(ours: Any, theirs: Any) -> str:
+    if isinstance(ours, tuple) and isinstance(next(iter(ours)), str):
+        return "differ"
+    here, there = (" x ".join(map(str, value)) if isinstance(value, tuple) else value for value in (ours, theirs))
+    return f"is {there}, not {here}"

@@ -1,0 +1,61 @@
+"""The settings of the verbs that draw from given pictures."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from flowimg.settings.base import Label, Positive, SampleSeed
+from flowimg.settings.verbs import Many
+
+
+class FromPictures(Many):
+    """A verb that draws several pictures from each that it is given."""
+
+    pictures: tuple[str, ...] = ()
+    """Image files, which may follow RUN directly; they are cropped and resized like the run's data."""
+    count: Positive = 4
+    """Number of images drawn from each picture."""
+    seed: SampleSeed = 0
+    """Seed of the first of them; the next ones have the next seeds."""
+    label: Label = None
+    """Name of the class of the images; by default no class."""
+    out: str | None = None
+    """Where the images are written; by default a folder in RUN/generated/ named after these settings."""
+
+
+class Inpaint(FromPictures):
+    """Draw a part of pictures anew, and keep the rest."""
+
+    mask: tuple[str, ...] = ()
+    """Image files in which what is to be drawn is white: one for all pictures, or one each, of the picture's size; by
+    default the transparent parts of the pictures are drawn."""
+    rounds: Positive = 4
+    """How often each stretch of steps is made, each time with fresh noise; more rounds fit the parts better together
+    and take longer."""
+    stretch: Positive = 5
+    """Solver steps of a stretch."""
+
+    @model_validator(mode="after")
+    def _steps(self) -> "Inpaint":
+        if self.adaptive:
+            raise ValueError(f"solver {self.solver} chooses its own steps, and the known part is set after each: give "
+                             "one with num_steps")  # fmt: skip
+        if self.solver == "ab2" and self.rounds > 1:
+            raise ValueError("solver ab2 uses the step before, which rounds make again: give another, or rounds 1")
+        return self
+
+
+class Vary(FromPictures):
+    """Draw pictures like those given."""
+
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """How much is drawn anew: 0 nothing, 1 all of it. As in diffusers, the flow starts at time 1 - strength."""
+    inversion: bool = False
+    """Carry each picture back to its noise, turn that by strength towards the noise of a seed, and draw again."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Vary":
+        if self.inversion and self.stochastic:
+            raise ValueError(f"solver {self.solver} draws noise, so no picture has one noise to go back to: leave out "
+                             "inversion, or give euler, midpoint, heun, rk4, ab2 or dopri5")  # fmt: skip
+        return self
