@@ -18,7 +18,7 @@ STEPS, GUIDANCE, SEED = 200, 10.0, SEEDS - 1
 """The largest values that the page may send."""
 
 
-def solving(run: OpenRun, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32") -> Drawing:
+def solving(run: OpenRun, steps: Any, solver: Any, guidance: Any, precision: Any = "fp32", away: Any = None) -> Drawing:
     """The settings that a visitor chose, with the precision of the page.
 
     Raises:
@@ -33,7 +33,13 @@ def solving(run: OpenRun, steps: Any, solver: Any, guidance: Any, precision: Any
         raise PageError(f"guidance is a number from 0 to {GUIDANCE:g}, not {_short(guidance)}")
     if scale != 1 and not guidable(run):
         raise PageError("this run has no classes to guide towards: leave guidance at 1")
-    chosen = {"solver": solver, "num_steps": number, "guidance": float(scale), "precision": precision}
+    chosen: dict[str, Any] = {"solver": solver, "num_steps": number, "guidance": float(scale), "precision": precision}
+    if away is not None and (not is_number(away) or not 0 <= away <= GUIDANCE):
+        raise PageError(f"autoguidance is a number from 0 to {GUIDANCE:g}, not {_short(away)}")
+    if away not in (None, 1):
+        if getattr(run, "guide", None) is None:
+            raise PageError("this page has no guide: leave autoguidance at 1, or start it with --guide early")
+        chosen |= {"guide": "the page's", "guide_scale": float(away)}
     return Drawing(run=str(run.folder.path), tolerance=1e-4, **chosen)
 
 
@@ -73,7 +79,10 @@ def guidable(run: OpenRun) -> bool:
     return bool(run.facts.classes) and run.config.train.label_drop > 0
 
 
-def travel(run: OpenRun, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float]) -> tuple[Tensor, str]:
+def travel(
+    run: OpenRun, how: Drawing, x_0: Tensor, label: int | None, times: Sequence[float],
+    seeds: Sequence[int] | None = None,
+) -> tuple[Tensor, str]:  # fmt: skip
     """The states at these times, shape (T, B, *D), on the CPU, and how they were made.
 
     Raises:
@@ -81,13 +90,18 @@ def travel(run: OpenRun, how: Drawing, x_0: Tensor, label: int | None, times: Se
     """
     began = time.perf_counter()
     cond = labels.labelled(label, len(x_0), run.facts.classes)
-    states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times)
+    states, nfe = sampler_of(run, how, batch_size=len(x_0)).follow(x_0, cond, times, seeds=seeds)
     if not bool(states.isfinite().all()):
         raise PageError("the result is not finite: use more steps or less guidance")
+    return states, f"{told_of(how, nfe)}, {time.perf_counter() - began:.1f} s"
+
+
+def told_of(how: Drawing, nfe: int) -> str:
+    """How pictures were made, as the page says it."""
     guidance = f", guidance {how.guidance:g}" if how.guidance != 1 else ""
+    guidance += f", autoguidance {how.guide_scale:g}" if how.guide else ""
     steps = "" if how.adaptive else f" in {how.num_steps} steps"
-    seconds = time.perf_counter() - began
-    return states, f"{how.solver}{steps}{guidance}: {nfe} evaluations of the network, {seconds:.1f} s"
+    return f"{how.solver}{steps}{guidance}: {nfe} evaluations of the network"
 
 
 def _short(value: Any) -> str:

@@ -12,8 +12,8 @@ from flowimg.names import in_markdown, one_line, text_of
 from flowimg.runs.opening import OpenRun
 
 
-def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
-    """The controls for class, steps, solver and guidance that this run has; `mark` ends their ids."""
+def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any, Any]:
+    """The controls for class, steps, solver, guidance and autoguidance that this run has; `mark` ends their ids."""
     classes = [run.facts.classes[number] for number in run.facts.present] or [""]
     visible = bool(run.facts.classes)
     usual = run.config.grid
@@ -24,7 +24,11 @@ def controls(run: OpenRun, mark: str = "") -> tuple[Any, Any, Any, Any]:
         0, GUIDANCE, usual.guidance if guidable(run) else 1, step=0.1, visible=guidable(run), elem_id=f"guidance{mark}",
         label="guidance: above 1 is more like its class, and less varied",
     )  # fmt: skip
-    return label, steps, solver, guidance
+    away = gr.Slider(
+        0, 4, 1 if run.guide is None else 2, step=0.1, visible=run.guide is not None, elem_id=f"away{mark}",
+        label="autoguidance: above 1 goes away from what a worse network draws",
+    )  # fmt: skip
+    return label, steps, solver, guidance, away
 
 
 def heading(run: OpenRun, text: str) -> tuple[str, Any]:

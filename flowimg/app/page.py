@@ -14,6 +14,7 @@ from flowimg.errors import MachineError
 from flowimg.machine.device import pick_device
 from flowimg.machine.precision import settle_precision
 from flowimg.machine.processes import one_process
+from flowimg.runs.guides import with_guide
 from flowimg.runs.opening import OpenRun, open_run, weights_name
 from flowimg.settings.verbs import Play
 from flowimg.spaces.pixels import Pixels
@@ -35,6 +36,7 @@ def play(settings: Play) -> dict[str, Any]:
         raise MachineError("flowimg play needs Gradio: pip install -e '.[play]'") from None
     port = _free_port(settings.host, settings.port)
     run = open_run(settings.run, settings.weights, settings.step, pick_device(), settings.shape)
+    run = with_guide(run, settings.guide)
     page = build_page(run, settle_precision(settings.precision, run.config.field.fast_in_bf16))
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     with redirect_stdout(StringIO()):  # Gradio would print other addresses

@@ -34,14 +34,15 @@ STYLE = """
 
 
 def flow_particles(
-    run: OpenRun, plane: Any, steps: Any, solver: Any, guidance: Any, label: Any, precision: str = "fp32"
-) -> tuple[dict[str, Any], str]:
+    run: OpenRun, plane: Any, steps: Any, solver: Any, guidance: Any, label: Any, away: Any = 1.0,
+    precision: str = "fp32",
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """The paths of the particles on the plane, and how they were made.
 
     Raises:
         PageError: If an input is out of bounds.
     """
-    how = solving(run, steps, solver, guidance, precision)
+    how = solving(run, steps, solver, guidance, precision, away)
     particles = check_particles(plane)
     states, said = travel(run, how, torch.tensor(particles), class_number(run, label), MOMENTS)
     paths = [[round(value, 3) for value in path] for path in states.transpose(0, 1).flatten(1).tolist()]
@@ -102,7 +103,7 @@ def points_page(run: OpenRun, precision: str) -> gr.Blocks:
                 count = gr.Slider(1, MOST, 500, step=1, label="particles of Gaussian noise", elem_id="count")
                 seed = gr.Number(0, label="seed of the first", precision=None, elem_id="seed")
                 fill = gr.Button("Gaussian noise", elem_id="gaussian")
-                label, steps, solver, guidance = controls(run)
+                label, steps, solver, guidance, away = controls(run)
 
         def flowed(*asked: Any) -> tuple[Any, ...]:
             return kindly(flow_particles, run, *asked, precision)
@@ -110,7 +111,7 @@ def points_page(run: OpenRun, precision: str) -> gr.Blocks:
         def filled(count: Any, seed: Any) -> Any:
             return kindly(gaussian, count, seed), ""
 
-        asked, seen = [plane, steps, solver, guidance, label], [plane, said]
+        asked, seen = [plane, steps, solver, guidance, label, away], [plane, said]
         # the paths stay in the browser: only the particles go up again
         up = "(plane, ...others) => [{particles: (plane && plane.particles) || []}, ...others]"
         flow.click(flowed, asked, seen, js=up, api_name="flow")

@@ -80,10 +80,10 @@ def estimate(config: Config) -> dict[str, Any] | None:
     space = build_space(config, source.facts)
     few = range(min(space.at_once // PART, config.grid.count))
     with strategy.whole(state.ema) as ema:
-        sampler = build_sampler(ema, config, space, config.grid, strategy.autocast)
+        guide = ema if config.grid.guide else None  # it takes as long
+        sampler = build_sampler(ema, config, space, config.grid, strategy.autocast, guide=guide)
         drawing = _seconds(strategy.device, lambda: sampler.draw(few, build_condition(config, source.facts, few)))
     grid = 2 * drawing * config.grid.count / len(few)  # averaged and raw
-
     there = existing(Path(str(config.run)))
     with tempfile.TemporaryDirectory(prefix=".flowimg-estimate-", dir=there) as folder:
         began = time.perf_counter()

@@ -10,11 +10,10 @@ from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.opening import OpenRun, open_run
 from flowimg.settings.run import Config
-from flowimg.settings.sampling import GuideName
+from flowimg.settings.sampling import EARLY, GuideName
 from flowimg.training.checkpoint import step_folders
 from flowimg.training.snapshots import LONGEST, kept_steps
 
-EARLY = "early"
 SHARE = 1 / 8
 """How far in its training the early guide is, as a share of the steps of the network that it guides."""
 

@@ -8,7 +8,7 @@ from flowimg.settings import flow
 from flowimg.settings.base import Seed, Settings
 from flowimg.settings.data import ImageData, PointData
 from flowimg.settings.field import MLP, UNet
-from flowimg.settings.sampling import Grid
+from flowimg.settings.sampling import EARLY, Grid, GuideName
 from flowimg.settings.train import Optim, Train
 
 
@@ -60,6 +60,13 @@ class Config(Settings):
                 f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
                 f"use field.kind {' or '.join(fit)}"
             )
+        asked = self.grid.guide
+        if asked == EARLY and not self.train.snapshots:
+            raise ValueError(
+                "grid.guide early is taken from the snapshots, and train.snapshots is 0: give, for example, 32"
+            )
+        if asked not in (None, EARLY) and GuideName.read(asked).run is None:
+            raise ValueError(f"grid.guide {asked} names no run: during training the run's own guide is early")
         if self.train.keep_best not in (None, "loss") and not self.data.held_out:
             raise ValueError(
                 f"train.keep_best {self.train.keep_best} needs held-out images, and data.held_out is 0: use another"

@@ -21,6 +21,10 @@ NOISE = {"sde": 1.0, "sde2": 1.0, "churn": 20.0}
 Times = Literal["uniform", "edm", "diffusers"]
 
 
+EARLY = "early"
+"""The guide that is the run itself, earlier in its training."""
+
+
 class GuideName(NamedTuple):
     """What --guide names: a run, None for the same one; a step, None for the newest; weights: ema, raw or a length."""
 

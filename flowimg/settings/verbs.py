@@ -101,6 +101,8 @@ class Play(OfWeights):
     """Port of the page; 0 takes any free port, the default is the first free port from 7860."""
     open: bool = False
     """Open the page in the browser."""
+    guide: Annotated[str, Field(min_length=1)] | None = None
+    """Show a control for autoguidance, away from this network: early, or RUN@STEP:WEIGHTS."""
 
 
 class Doctor(Settings):

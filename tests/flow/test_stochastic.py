@@ -57,7 +57,7 @@ def moments(solver, path, times, s):
 @pytest.mark.parametrize("kind", PATHS)
 def test_a_velocity_says_which_data_and_noise_it_means(kind):
     path = PATHS[kind](None)
-    x_0, x_1, t = torch.randn(3, 6, 2, dtype=torch.float64).unbind()[0:2] + (torch.linspace(0, 1, 6).double(),)
+    (x_0, x_1), t = torch.randn(2, 6, 2, dtype=torch.float64), torch.linspace(0, 1, 6).double()
     x_t, u_t = path.sample(x_0, x_1, t)
     found = path.ends(x_t, u_t, t)
     torch.testing.assert_close(found.x_1, x_1)

@@ -22,10 +22,11 @@ from flowimg.jobs.train.launch import cut, recipe_of
 from flowimg.jobs.train.profile import check_steps
 from flowimg.machine.compiling import how_compiled
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.guides import EARLY, check_fits, open_guide
+from flowimg.runs.guides import check_fits, open_guide
 from flowimg.runs.opening import check_guidance, check_network
 from flowimg.runs.resume import Change, check_averages, check_data, checkpoint_to_resume
 from flowimg.settings.run import Config, Start
+from flowimg.settings.sampling import EARLY
 from flowimg.training.checkpoint import Check, Checkpoint, problem, step_folders
 from flowimg.training.state import Training, restore, start
 from flowimg.training.strategies import Strategy

@@ -39,6 +39,7 @@ from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together, lost_others
 from flowimg.names import word
 from flowimg.runs.folder import RunFolder
+from flowimg.runs.guides import with_guide
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import OpenRun
 from flowimg.runs.others import AGAIN
@@ -257,7 +258,9 @@ class _Start(Beginning):
                 )
                 draw_curves(folder, config, batches)
             else:
-                sampler = build_sampler(run.field, config, run.space, config.grid, self.strategy.autocast)
+                run, autocast = with_guide(run, config.grid.guide), self.strategy.autocast
+                guide = run.guide.field if run.guide else None
+                sampler = build_sampler(run.field, config, run.space, config.grid, autocast, guide=guide)
                 draw_figures(run, config.grid, 0, batches, sampler)
             write_report(folder, running=False)
         except Exception as error:  # the run is trained and saved: a missing figure is not a failure

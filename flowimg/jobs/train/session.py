@@ -13,13 +13,13 @@ from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
 from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.guides import EARLY, early
+from flowimg.runs.guides import early
 from flowimg.runs.opening import open_run
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
 from flowimg.sampling.sampler import Sampler
 from flowimg.settings.run import Config
-from flowimg.settings.sampling import Solving
+from flowimg.settings.sampling import EARLY, Solving
 from flowimg.spaces.space import Space
 from flowimg.training.state import Training
 from flowimg.training.strategies import Strategy
