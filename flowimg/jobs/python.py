@@ -18,6 +18,7 @@ from flowimg.jobs.drawing import label_of, sampler_of
 from flowimg.jobs.evaluate.run import evaluate
 from flowimg.machine.device import pick_device
 from flowimg.runs import opening
+from flowimg.runs.guides import with_guide
 from flowimg.sampling.sampler import seeds_from
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.reading import changed, load, validate
@@ -98,7 +99,7 @@ class Run:
         settings = settings.model_copy(update={"label": label})  # as it is: numbers of NumPy and torch are names, too
         seeds = seeds_from(seed, count)
         cond = build_condition(run.config, run.facts, seeds, label_of(settings, run))
-        sampler = sampler_of(run, settings, self.velocity, settings.batch_size)
+        sampler = sampler_of(with_guide(run, settings.guide), settings, self.velocity, settings.batch_size)
         return Drawn(*sampler.draw(seeds, cond), cond, self.space)
 
     def evaluate(self, **options: Any) -> dict[str, Any]:

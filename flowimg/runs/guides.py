@@ -1,5 +1,6 @@
 """Opening the network that autoguidance goes away from."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,13 +55,25 @@ def early(folder: RunFolder, step: int) -> GuideName:
     Raises:
         SettingsError: If it keeps nothing from the first half of the steps.
     """
-    checkpoints = [int(path.name[5:]) for path in step_folders(folder.checkpoints)]
-    for steps, weights in ((kept_steps(folder.snapshots), LONGEST), (checkpoints, "ema")):
-        if earlier := [each for each in steps if each <= step / 2]:
-            return GuideName(None, min(earlier, key=lambda each: abs(each - SHARE * step)), weights)
+    if found := early_snapshot(folder, step):
+        return found
+    if (at := _nearest([int(path.name[5:]) for path in step_folders(folder.checkpoints)], step)) is not None:
+        return GuideName(None, at, "ema")
     raise SettingsError(
         f"guide {EARLY}: {folder.path} keeps nothing from the first half of its {step:,} steps: train with, for "
         "example, --train.snapshots 32, or name another run"
+    )
+
+
+def early_snapshot(folder: RunFolder, step: int) -> GuideName | None:
+    """The snapshot that is nearest to an eighth of a step; None if none is from the first half of the steps."""
+    at = _nearest(kept_steps(folder.snapshots), step)
+    return None if at is None else GuideName(None, at, LONGEST)
+
+
+def _nearest(steps: Sequence[int], step: int) -> int | None:
+    return min(
+        (each for each in steps if 0 < each <= step / 2), key=lambda each: abs(each - SHARE * step), default=None
     )
 
 

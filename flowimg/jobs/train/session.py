@@ -1,7 +1,6 @@
 """What everything shares that happens during one start of a run."""
 
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import nn
 from flowimg.build.facts import DataFacts
 from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
-from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.guides import early
+from flowimg.runs.guides import early_snapshot
 from flowimg.runs.opening import open_run
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
@@ -71,11 +69,11 @@ class Session:
 
 
 def early_guide(folder: RunFolder, step: int, strategy: Strategy) -> nn.Module | None:
-    """The run's own network from early in its training; None where it keeps none yet."""
-    found: list[Any] = [None]
-    if strategy.is_first:  # one looks for all, as snapshots are written meanwhile
-        with suppress(SettingsError):
-            found = [early(folder, step)]
+    """The run's own network from early in its training; None where it keeps none yet.
+
+    Of its snapshots, as checkpoints may be deleted meanwhile; one process looks for all.
+    """
+    found: list[Any] = [early_snapshot(folder, step) if strategy.is_first else None]
     broadcast_object_list(found)
     if found[0] is None:
         return None

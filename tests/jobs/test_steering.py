@@ -1,0 +1,231 @@
+"""`flowimg inpaint` and `flowimg vary`, and samples guided away from an earlier network, as a person uses them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from survival import go_on
+from tiny import write_settings
+
+import flowimg
+from flowimg.cli import main
+from flowimg.runs.opening import open_run
+from flowimg.sampling.sampler import noise
+
+CPU = torch.device("cpu")
+
+
+def read(path):
+    return np.array(Image.open(path), dtype=int)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of eight steps that keeps what it was on the way."""
+    folder = tmp_path_factory.mktemp("steered")
+    train = {"steps": 8, "snapshots": 4, "checkpoint_every": 2, "keep_every": 2, "sample_every": 8}
+    main(["train", str(write_settings(folder / "run.yaml", train=train)), "--run", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two pictures of 8 x 8 and a mask of their size, white below; one more with a transparent corner."""
+    folder = tmp_path_factory.mktemp("pictures")
+    levels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    for name, one in zip("ab", levels, strict=True):
+        Image.fromarray(one).save(folder / f"{name}.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[4:] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "black.png")
+    Image.fromarray(mask[:4]).save(folder / "small.png")
+    alpha = np.full((8, 8), 255, np.uint8)
+    alpha[:2, :2] = 0
+    Image.merge("LA", [Image.fromarray(levels[0]), Image.fromarray(alpha)]).save(folder / "corner.png")
+    return folder
+
+
+def told(args, capsys):
+    capsys.readouterr()
+    main([*map(str, args), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("how", [[], ["--rounds", "1", "--solver", "ab2"], ["--label", "3", "--guidance", "2"]])
+def test_what_is_black_in_the_mask_comes_back_to_the_grey_level(run, pictures, how, tmp_path, capsys):
+    a, b, mask = (pictures / f"{name}.png" for name in ("a", "b", "mask"))
+    asked = ["inpaint", run, a, b, "--mask", mask, "--count", 3, "--num-steps", 10, *how, "--out", tmp_path / "o"]
+    found = told(asked, capsys)
+    assert found["nfe"] == {0: 40, 4: 10 if "ab2" in how else 80}[len(how)]
+    drawn = {}
+    for number, (name, given) in enumerate((("a", read(a)), ("b", read(b)))):
+        for seed in range(3):
+            drawn[name, seed] = read(tmp_path / "o" / f"{number:03d}_{name}_seed{seed}.png")
+            assert (drawn[name, seed][:4] == given[:4]).all()
+            assert not (drawn[name, seed][4:] == given[4:]).all()
+    assert (drawn["a", 0] != drawn["a", 1]).any() and (drawn["a", 0][4:] != drawn["b", 0][4:]).any()
+    assert len(found["files"]) == 6 and read(found["grid"]).shape[1] > read(found["grid"]).shape[0]
+
+
+def test_the_transparent_part_is_drawn_where_no_mask_says_more(run, pictures, capsys):
+    found = told(["inpaint", run, pictures / "corner.png", "--count", 1, "--num-steps", 4], capsys)
+    (drawn,), given = (read(file) for file in found["files"]), read(pictures / "a.png")
+    differs = drawn != given
+    assert not differs[2:].any() and not differs[:, 2:].any() and differs[:2, :2].any()
+
+
+def test_a_larger_picture_and_its_mask_are_resized_alike(run, pictures, tmp_path, capsys):
+    """Of the mask, any trace is drawn: nothing of what it covers is left in the picture."""
+    for name in ("a", "mask"):
+        Image.open(pictures / f"{name}.png").resize((24, 24), Image.Resampling.NEAREST).save(tmp_path / f"{name}.png")
+    asked = ["inpaint", run, tmp_path / "a.png", "--mask", tmp_path / "mask.png", "--count", 1, "--num-steps", 2]
+    found = told([*asked, "--out", tmp_path / "o"], capsys)
+    whole = told(["vary", run, tmp_path / "a.png", "--strength", 0, "--count", 1, "--out", tmp_path / "w"], capsys)
+    same = (read(found["files"][0]) == read(whole["files"][0])).all(axis=1)
+    assert same[:3].all() and not same[4:].any()
+
+
+def test_pictures_like_one(run, pictures, tmp_path, capsys):
+    given, off = read(pictures / "a.png"), {}
+    for strength in (0, 0.2, 1):
+        asked = ["vary", run, pictures / "a.png", "--strength", strength, "--count", 2, "--num-steps", 20]
+        found = told([*asked, "--precision", "fp32"], capsys)
+        off[strength] = np.mean([abs(read(file) - given).mean() for file in found["files"]])
+        assert found["nfe"] == round(20 * strength)
+    assert off[0] == 0 < off[0.2] < off[1]
+    # all anew is what the seeds draw
+    main(["sample", str(run), "--count", "2", "--seed", "0", "--num-steps", "20", "--out", str(tmp_path / "s")])
+    plain = flowimg.load(run).sample(2, num_steps=20, precision="fp32")
+    assert plain.x.shape == (2, 1, 8, 8)
+    inverted = told(["vary", run, pictures / "a.png", "--inversion", "true", "--strength", 0, "--count", 1,
+                     "--num-steps", 50, "--solver", "rk4", "--precision", "fp32"], capsys)  # fmt: skip
+    assert abs(read(inverted["files"][0]) - given).max() <= 1 and inverted["nfe"] == 400
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["inpaint", "a"], "a.png has no transparent part: say by --mask what is to be drawn"),
+        (["inpaint", "a", "--mask", "black"], "black.png has no white pixel"),
+        (["inpaint", "a", "--mask", "small"], "is 8 x 4, and"),
+        (["inpaint", "a", "b", "corner", "--mask", "mask", "mask"], "--mask has 2 files for 3 pictures"),
+        (["inpaint"], "needs pictures: flowimg inpaint RUN PICTURE ..."),
+        (["inpaint", "a", "--mask", "mask", "--solver", "dopri5"], "solver dopri5 chooses its own steps"),
+        (["inpaint", "a", "--mask", "mask", "--solver", "ab2"], "solver ab2 uses the step before"),
+        (["inpaint", "a", "--mask", "mask", "--guidance", "2"], "guidance 2 needs a class to guide towards"),
+        (["vary", "a", "--strength", "1.5"], "strength"),
+        (["vary", "a", "--inversion", "true", "--solver", "sde"], "solver sde draws noise"),
+        (["vary", "a", "--seed", "4294967295"], "seed 4294967298 of a sample is not below 2^32"),
+        (["invert", "a", "--solver", "churn"], "solver churn draws noise, so its flow has no way back and no density"),
+        (["sample", "--noise", "2"], "noise is for the solvers sde, sde2 and churn, and solver is euler"),
+        (["sample", "--solver", "churn", "--noise-shape", "middle"], "noise_shape is for the solvers sde and sde2"),
+        (["sample", "--guide-scale", "3"], "guide_scale without a guide does nothing"),
+        (["sample", "--noise-interval", "0.5", "0.2", "--solver", "sde"], "noise_interval [0.5, 0.2] must rise"),
+        (["likelihood", "--solver", "sde2"], "no density"),
+        (["likelihood", "--guide", "early"], "only an unguided field has a density"),
+        (["sample", "--guide", "nowhere"], "guide nowhere: nowhere holds no run"),
+        (["sample", "--guide", "@5"], "has no checkpoint of step 5: there are 0, 2, 4, 6, 8"),
+        (["sample", "--guide", "@8"], "guide @8 is the network that it should guide"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, pictures, words, said, refused):
+    verb, *rest = (str(pictures / f"{word}.png") if (pictures / f"{word}.png").exists() else word for word in words)
+    status, sentence = refused(verb, run, *rest)
+    assert status == 2 and said in sentence
+
+
+def test_what_is_no_picture_is_refused(run, pictures, tmp_path, refused):
+    (tmp_path / "x.png").write_bytes(b"nothing")
+    for more in ([tmp_path / "x.png"], [pictures / "a.png", "--mask", tmp_path / "x.png"]):
+        status, said = refused("inpaint", run, *more)
+        assert status == 3 and "x.png cannot be read as a picture" in said
+
+
+# --- guides ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_go_away_from_the_guide_that_is_named(run):
+    """Against the formula, with both networks opened by hand, one Euler step long."""
+    drawn = flowimg.load(run).sample(4, num_steps=1, guide="@2:raw", guide_scale=3.0, precision="fp32")
+    main_, guide = (open_run(str(run), weights, step, CPU).field for weights, step in (("ema", 8), ("raw", 2)))
+    x, t = flowimg.load(run).sample(4, num_steps=1, precision="fp32"), torch.zeros(4)
+    x_0, cond = noise(range(4), (1, 8, 8)), x.cond
+    a, b = main_(x_0, t, cond), guide(x_0, t, cond)
+    assert (a - b).abs().max() > 1e-4
+    torch.testing.assert_close(drawn.x, x_0 + b + 3 * (a - b), atol=1e-5, rtol=0)
+    assert drawn.nfe == 2 and x.nfe == 1
+
+
+def test_what_names_a_guide_finds_it(run):
+    drawn = {
+        guide: flowimg.load(run).sample(2, num_steps=1, guide=guide).x for guide in ("early", "@4", f"{run}@4:ema")
+    }
+    assert torch.equal(drawn["@4"], drawn[f"{run}@4:ema"]) and not torch.equal(drawn["@4"], drawn["early"])
+
+
+def test_the_record_of_samples_names_the_guide(run, tmp_path, capsys):
+    found = told(["sample", run, "--count", 4, "--num-steps", 2, "--guide", "early", "--guide-interval", 0, 0.3,
+                  "--guidance", 2, "--out", tmp_path / "s"], capsys)  # fmt: skip
+    assert found["nfe"] == 2 * 2 + 1 and found["guide"] == "early" and found["guide_step"] == 2
+    scores = flowimg.load(run).evaluate(count=20, num_steps=2, guide="early", features="proxy-random")
+    assert scores["nfe"] == 4 and scores["guide_step"] == 2 and len(scores["guide_sha256"]) == 16
+    plain = flowimg.load(run).evaluate(count=20, num_steps=2, features="proxy-random")
+    assert "guide" not in plain and plain["FD@20" if "FD@20" in plain else "frechet"] != scores["frechet"]
+
+
+def test_a_guide_of_other_pictures_or_classes_is_refused(run, tiny, refused):
+    status, said = refused("sample", run, "--guide", tiny.plain)
+    assert status == 2 and f"guide {tiny.plain} does not fit {run}: its number of classes is 0, not 10" in said
+    status, said = refused("sample", run, "--guide", tiny.points)
+    assert status == 2 and "its data is points, not images" in said
+
+
+def test_grids_are_guided_once_the_run_has_been_early(tmp_path, capsys, refused):
+    train = {"steps": 8, "snapshots": 4, "sample_every": 2, "evaluate_every": 8, "evaluate_count": 20,
+             "evaluate_features": "proxy-random"}  # fmt: skip
+    file = write_settings(tmp_path / "r.yaml", train=train)
+    guided, plain = (tmp_path / name for name in ("guided", "plain"))
+    main(["train", str(file), "--run", str(guided), "--grid.guide", "early", "--grid.guide-scale", "4"])
+    main(["train", str(file), "--run", str(plain)])
+    same = [(guided / "samples" / name).read_bytes() == (plain / "samples" / name).read_bytes()
+            for name in ("step_00000002.png", "step_00000008.png")]  # fmt: skip
+    assert same == [True, False]  # of two steps, nothing is early
+    (scores,) = (json.loads(line) for line in (guided / "evaluations.jsonl").read_text().splitlines())
+    assert scores["nfe"] == 2 and scores["guide"] == "early"
+    other = ["--grid.guide", str(plain), "--run", str(tmp_path / "away"), "--train.snapshots", "0"]
+    main(["train", str(file), *other])
+    assert (tmp_path / "away" / "samples" / "step_00000002.png").exists()
+    for wrong, why in (("early", "train.snapshots is 0"), ("@2", "names no run"), ("nowhere", "holds no run")):
+        status, said = refused("train", file, "--run", tmp_path / "w", "--train.snapshots", 0, "--grid.guide", wrong)
+        assert status == 2 and why in said
+
+
+# --- batches and processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_same_pictures_of_any_batch_size_and_number_of_processes(run, pictures, tmp_path):
+    script = tmp_path / "verb.py"
+    script.write_text("import sys\nfrom flowimg.cli import main\nmain(sys.argv[1:])\n")
+    mask, names = pictures / "mask.png", [pictures / "a.png", pictures / "b.png"]
+    verbs = {
+        "inpaint": ["inpaint", run, *names, "--mask", mask, "--count", "5"],
+        "vary": ["vary", run, *names, "--count", "5"],
+        "inverted": ["vary", run, *names, "--count", "5", "--inversion", "true"],
+        **{solver: ["sample", run, "--count", "10", "--solver", solver] for solver in ("sde", "sde2", "churn")},
+        "guided": ["sample", run, "--count", "10", "--guide", "early", "--guidance", "2"],
+    }
+    for name, words in verbs.items():
+        drawn = []
+        for processes, size in ((1, 7), (1, 64), (2, 64)):
+            out = tmp_path / f"{name}_{processes}_{size}"
+            how = ["--num-steps", "4", "--precision", "fp32", "--batch-size", str(size), "--out", str(out)]
+            go_on(processes, script, *map(str, words), *how)
+            files = sorted(file for file in out.rglob("*.png") if file.name != "grid.png")
+            drawn.append(np.stack([read(file) for file in files]))
+            assert len(files) == 10
+        assert abs(drawn[0] - drawn[1]).max() <= 1 and abs(drawn[0] - drawn[2]).max() <= 1, name
+        assert len(np.unique(drawn[0], axis=0)) == 10
