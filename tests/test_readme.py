@@ -32,6 +32,8 @@ SHORT = {
     "interpolate": ["--num-steps", "1"],
     "figures": ["--num-steps", "1"],
     "invert": ["--solver", "euler", "--num-steps", "1"],
+    "inpaint": ["--num-steps", "1"],
+    "vary": ["--num-steps", "2"],
 }
 SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")
 SWEEP = ["--count", "30", "--sweep-solvers", "euler", "--sweep-shifts", "1"]
@@ -100,6 +102,7 @@ def desk(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file)
     Image.fromarray(noise[0]).save("PICTURE.png")
+    Image.fromarray(noise[1, ..., 0]).save("MASK.png")
     new_unet(64, 3, channels=(32, 64), layers=1).save_pretrained("google/ddpm-cat-256")
     return tmp_path
 
