@@ -11,6 +11,7 @@ from torch import Tensor
 from flowimg.app.asked import SEED, class_number, is_number, solving, told_of, whole
 from flowimg.app.controls import controls, kindly
 from flowimg.app.shown import Answer, enlarged, pixels, row, shown
+from flowimg.build.sampler import SOLVERS
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
 from flowimg.jobs.drawing import sampler_of
@@ -18,11 +19,11 @@ from flowimg.jobs.given import TRACE
 from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Followed
 from flowimg.sampling.steering import from_noised, inpaint
+from flowimg.settings.steering import Inpaint
 
 COUNT = 4
 """Pictures drawn at once, of consecutive seeds."""
-ROUNDS, STRETCH = 4, 5
-"""As `flowimg inpaint` does by default."""
+ROUNDS, STRETCH = (Inpaint.model_fields[name].default for name in ("rounds", "stretch"))
 
 
 def brushed(
@@ -37,11 +38,13 @@ def brushed(
         PageError: If an input is out of bounds, or nothing is brushed.
     """
     how, first = solving(run, steps, solver, guidance, precision, away), whole(seed, "seed", 0, SEED - COUNT + 1)
-    if how.adaptive or how.solver == "ab2":
+    if SOLVERS[how.solver].adaptive or SOLVERS[how.solver].multistep:
         raise PageError(f"{how.solver} cannot draw a part of a picture: choose euler or heun")
     x_1, drawn = picture_of(run, edited), mask_of(run, edited)
     if not bool(drawn.any()):
         raise PageError("nothing is brushed: paint over what is to be drawn anew")
+    if how.num_steps <= STRETCH:
+        raise PageError(f"steps: give more than {STRETCH} for a part of a picture")
     cond, seeds = labelled(class_number(run, label), COUNT, run.facts.classes), range(first, first + COUNT)
     sampler = sampler_of(run, how, batch_size=COUNT)
     return _answer(run, how, inpaint(sampler, x_1.repeat(COUNT, 1, 1, 1), drawn, seeds, cond, ROUNDS, STRETCH))

@@ -10,6 +10,7 @@ from flowimg.data.sources.known import NAMED, TORCHVISION
 from flowimg.names import no_text
 from flowimg.settings.reading import changed, flatten
 from flowimg.settings.run import Config
+from flowimg.settings.sampling import EARLY, GuideName
 
 
 def locate(config: Config, places: Sequence[Path]) -> Config:
@@ -20,7 +21,8 @@ def locate(config: Config, places: Sequence[Path]) -> Config:
     found: dict[str, str] = {}
     named = [place for place in places if not no_text(str(place))]  # others cannot be in a setting
     for key, value in _relative(config):
-        place = next((place for place in named if _leads(place / value)), None)
+        leads = str(GuideName.read(value).run) if key == "grid.guide" else value
+        place = next((place for place in named if _leads(place / leads)), None)
         if place is not None and not _is_here(place):
             found[key] = str(place / value)
     return changed(config, found, "the settings of the run") if found else config
@@ -44,6 +46,9 @@ def _relative(config: Config) -> Iterator[tuple[str, str]]:
         value = flat.get(key)
         if value and value not in names and "://" not in value and not os.path.isabs(os.path.expanduser(value)):
             yield key, value
+    guide = config.grid.guide
+    if guide and guide != EARLY and (run := GuideName.read(guide).run) and not os.path.isabs(os.path.expanduser(run)):
+        yield "grid.guide", guide
 
 
 def _leads(path: Path) -> bool:

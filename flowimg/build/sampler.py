@@ -30,7 +30,7 @@ TUNED: dict[str, Callable[[Solving], Solver]] = {
     "dopri5": lambda how: dopri5(how.tolerance),
     "sde": lambda how: sde(_strength(how)),
     "sde2": lambda how: sde2(_strength(how)),
-    "churn": lambda how: churn(how.noise_strength, how.noise_interval),
+    "churn": lambda how: churn(how.noise_strength, how.num_steps, how.noise_interval),
 }
 """Solvers that have settings of their own."""
 NOISE_SHAPES: dict[str, Callable[[Path, float], float]] = {"sigma": of_sigma, "constant": constant, "middle": middle}

@@ -33,7 +33,7 @@ class Slope:
 
     `last` is the newest evaluation, its time and its result, or None before the first: multistep methods use it.
     Stochastic ones use the `path`, and `noise(x)`: standard normal, new at every step, a function of seed and step.
-    `number` is that of the solver step out of `count`; `nfe` counts the evaluations of the network as they happen.
+    `number` is that of the solver step, and `nfe` counts the evaluations of the network as they happen.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Slope:
     ) -> None:
         self.velocity, self.cond, self.path, self._noise = velocity, cond, path, noise
         self.evaluations = getattr(velocity, "evaluations", lambda t: 1)
-        self.nfe = self.number = self.count = 0
+        self.nfe = self.number = 0
         self.last: tuple[float, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
@@ -194,7 +194,6 @@ def integrate(
     if times.ndim != 1 or len(steps) == 0 or not (one_way or may_turn):
         raise ValueError(f"solver times must strictly rise or strictly fall and be at least two, not {times.tolist()}")
     slope = Slope(velocity, cond, path, noise)
-    slope.count = len(steps)
     states = [x]
     for number, (t, s) in enumerate(pairwise(times.tolist())):
         slope.number = number

@@ -11,8 +11,8 @@ has the same density at every time as dx = v dt. Noise forgets earlier errors an
 where h = s - t, a is the drift [...] above, and n is normal of variance |h| (g^2(t) + g^2(s)) / 2. On the way back to
 noise the sign of the score's term is the other one. At strength 0 they are euler and heun, to the bit.
 
-The end t = 1, where sigma is 0 and the score need not exist, takes no noise: a step from or to it is one of euler or
-heun, which keeps the marginals as well.
+At the end t = 1 sigma is 0, and the score need not exist. Every g keeps the marginals, so g^2 of a step is at most
+sigma^2 / h: sde and sde2 then go into that end by a step without noise, and settle however narrow the data are.
 Sources: Ma et al. 2024, arXiv:2401.08740 (the equation, and strengths compared); Kloeden and Platen, Numerical Solution
 of Stochastic Differential Equations, chapter 14 (weak orders); Karras et al. 2022, arXiv:2206.00364, algorithm 2
 (churn); Lugmayr et al. 2022, arXiv:2201.09865 (returning).
@@ -88,16 +88,30 @@ def noised(path: Path, x: Tensor, t: float, s: float, noise: Tensor) -> Tensor:
     return k * x + math.sqrt(max(0.0, sigma_at(path, s) ** 2 - (k * sigma_at(path, t)) ** 2)) * noise
 
 
-def _variance(v: Slope, t: float, s: float, strength: Strength) -> float:
-    """Variance of the noise of a step; 0 at the singular end."""
-    if min(sigma_at(v.path, t), sigma_at(v.path, s)) < SINGULAR:
-        return 0.0
-    return abs(s - t) * (strength.at(v.path, t) + strength.at(v.path, s)) / 2
+class _Push(NamedTuple):
+    """g^2 of an equation at both ends of a step, and the deviation of the step's noise."""
+
+    begin: float
+    end: float
+    shake: float
 
 
-def _drift(v: Slope, x: Tensor, t: float, forth: bool, strength: Strength) -> Tensor:
+def _push(v: Slope, t: float, s: float, strength: Strength) -> _Push:
+    """What a step of an equation adds to the flow.
+
+    Where the data hardly vary, the score is about -(x - mean) / sigma^2, and a step from t to s takes x by the share
+    h g^2 / (2 sigma^2) towards the mean: beyond 2 it would swing ever wider. So g^2 is at most sigma^2 / h, with the
+    smaller sigma of both ends.
+    """
+    low = min(sigma_at(v.path, t), sigma_at(v.path, s))
+    most = low**2 / abs(s - t) if low > SINGULAR else 0.0
+    begin, end = (min(strength.at(v.path, at), most) for at in (t, s))
+    return _Push(begin, end, math.sqrt(abs(s - t) * (begin + end) / 2))
+
+
+def _drift(v: Slope, x: Tensor, t: float, forth: bool, squared: float) -> Tensor:
     """v + (g^2 / 2) score on the way to the data, v - (g^2 / 2) score on the way back."""
-    slope, squared = v(x, t), strength.at(v.path, t)
+    slope = v(x, t)
     if squared == 0:
         return slope
     lean = squared / (2 * sigma_at(v.path, t))
@@ -109,10 +123,9 @@ def sde(strength: Strength) -> Solver:
     """Euler-Maruyama."""
 
     def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-        variance = _variance(v, t, s, strength)
-        if variance == 0:
-            return x + (s - t) * v(x, t)
-        return x + (s - t) * _drift(v, x, t, s > t, strength) + math.sqrt(variance) * v.noise(x)
+        push = _push(v, t, s, strength)
+        x = x + (s - t) * _drift(v, x, t, s > t, push.begin)
+        return x + push.shake * v.noise(x) if push.shake else x
 
     return Solver(step, order=1, stochastic=True)
 
@@ -121,30 +134,31 @@ def sde2(strength: Strength) -> Solver:
     """Heun's method with the same noise in both halves."""
 
     def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-        variance = _variance(v, t, s, strength)
-        if variance == 0:
+        push = _push(v, t, s, strength)
+        if not push.shake:
             return HEUN.step(v, x, t, s)
-        shake = math.sqrt(variance) * v.noise(x)
-        k1 = _drift(v, x, t, s > t, strength)
-        k2 = _drift(v, x + (s - t) * k1 + shake, s, s > t, strength)
+        shake = push.shake * v.noise(x)
+        k1 = _drift(v, x, t, s > t, push.begin)
+        k2 = _drift(v, x + (s - t) * k1 + shake, s, s > t, push.end)
         return x + (s - t) / 2 * (k1 + k2) + shake
 
     return Solver(step, order=2, stochastic=True)
 
 
-def churn(total: float, interval: tuple[float, float] = (0.0, 1.0), base: Solver = HEUN) -> Solver:
+def churn(total: float, num_steps: int, interval: tuple[float, float] = (0.0, 1.0), base: Solver = HEUN) -> Solver:
     """EDM's churn: before a step of `base`, its time goes back to a noise level 1 + gamma times as high.
 
-        gamma = min(total / number of steps, sqrt(2) - 1),   noise level = sigma / alpha
+        gamma = min(total / num_steps, sqrt(2) - 1),   noise level = sigma / alpha
 
     Args:
         total: EDM's S_churn.
+        num_steps: Steps from noise to data; those that a flow makes again, or not at all, do not change gamma.
         interval: The flow times whose steps are churned, for EDM's S_tmax and S_tmin.
         base: The solver of the steps.
     """
 
     def step(v: Slope, x: Tensor, t: float, s: float) -> Tensor:
-        gamma, alpha = min(total / v.count, MOST_CHURN), alpha_at(v.path, t)
+        gamma, alpha = min(total / num_steps, MOST_CHURN), alpha_at(v.path, t)
         if s > t and gamma > 0 and alpha > SINGULAR and within(t, interval):  # at t = 0 there is nothing but noise
             back = v.path.time_of((1 + gamma) * sigma_at(v.path, t) / alpha)
             x, t = noised(v.path, x, t, back, v.noise(x)), back
@@ -162,4 +176,4 @@ def returning(base: Solver) -> Solver:
     return base._replace(step=step, stochastic=True)
 
 
-SDE, SDE2, CHURN = sde(Strength()), sde2(Strength()), churn(20.0)
+SDE, SDE2, CHURN = sde(Strength()), sde2(Strength()), churn(20.0, 50)

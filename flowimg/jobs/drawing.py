@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from flowimg.build.data import cache_of
@@ -49,6 +50,16 @@ def check_pictures(settings: Drawing, run: OpenRun) -> None:
     """
     if not run.config.data.holds_pictures:
         raise SettingsError(f"{settings.run} is a run on points: this verb is for pictures")
+
+
+def check_same_run(settings: Drawing, run: OpenRun) -> None:
+    """Refuse processes that opened different networks, which a run that trains meanwhile would give them.
+
+    Raises:
+        MachineError: If they did.
+    """
+    if len(set(gather_object([(run.step, run.sha256, run.guide and run.guide.sha256)]))) > 1:
+        raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
 
 
 def label_of(settings: Sample | Interpolate | Invert | FromPictures, run: OpenRun) -> int | None:

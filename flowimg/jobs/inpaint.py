@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from flowimg.jobs.given import given_masks, given_pictures
-from flowimg.jobs.steering import draw_from, keep_drawn, opened_for
+from flowimg.jobs.steering import draw_from, opened_for, place_for, told
 from flowimg.sampling.steering import inpaint as inpainted
 from flowimg.settings.steering import Inpaint
 
@@ -15,13 +15,12 @@ def inpaint(settings: Inpaint) -> dict[str, Any] | None:
     settings, run, label, state = opened_for("inpaint", settings)
     x_1 = given_pictures(run, settings.pictures)
     masks = given_masks(run, settings.pictures, settings.mask)
+    how = f"inpainted_rounds{settings.rounds}x{settings.stretch}"
+    place = place_for(settings, run, label, how, [x_1, masks])
     drawn = draw_from(
-        settings, run, label, state,
+        settings, run, label, state, place,
         lambda sampler, rows, seeds, cond: inpainted(
             sampler, x_1[rows], masks[rows], seeds, cond, settings.rounds, settings.stretch
         ),
     )  # fmt: skip
-    if drawn is None:
-        return None
-    how = f"inpainted_rounds{settings.rounds}x{settings.stretch}"
-    return keep_drawn(settings, run, label, how, torch.where(masks, 0.0, x_1), drawn)
+    return told(settings, run, place, torch.where(masks, 0.0, x_1), drawn) if drawn else None

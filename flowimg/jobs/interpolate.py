@@ -30,7 +30,8 @@ def interpolate(settings: Interpolate) -> dict[str, Any]:
     out = new_folder(settings.out, run.folder.generated / name)
     first = run.facts.present[0] if label is None and run.facts.classes else label
     cond = labelled(first, len(x_0), run.facts.classes)
-    states, nfe = sampler_of(run, settings).follow(x_0, cond)
+    # the noise that a solver draws on the way is one for all, so that neighbours stay alike
+    states, nfe = sampler_of(run, settings).follow(x_0, cond, seeds=[settings.seeds[0]] * len(x_0))
     x_1 = states[-1]
     space: Any = run.space
     form = space.formats[0]

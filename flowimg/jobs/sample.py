@@ -15,7 +15,7 @@ from flowimg.build.data import build_condition, portions
 from flowimg.errors import MachineError, SettingsError
 from flowimg.figures.samples import Samples, draw_portions
 from flowimg.files import read_json, write_json
-from flowimg.jobs.drawing import compiled, label_of, opened, sampler_of
+from flowimg.jobs.drawing import check_same_run, compiled, label_of, opened, sampler_of
 from flowimg.machine.processes import leave_together, processes, share
 from flowimg.runs.opening import OpenRun, made_away_from, weights_name
 from flowimg.sampling.sampler import Sampler, seeds_from
@@ -43,8 +43,7 @@ def sample(settings: Sample) -> dict[str, Any] | None:
     usual = f"{how_name(settings, run, label)}_seed{settings.seed}x{settings.count}_{form}"
     folder = Path(settings.out) if settings.out else run.folder.generated / usual
     kept = _kept(folder, about)
-    if len(set(gather_object([(run.step, run.sha256)]))) > 1:  # this also waits until all processes have looked
-        raise MachineError(f"the processes found different checkpoints in {settings.run}: name one by --step")
+    check_same_run(settings, run)  # this also waits until all processes have looked
     outputs = [
         Output(folder, form, [seeds[row] for row in rows], cond.rows(rows), run.facts.classes, space)
         for space, rows in shares
@@ -142,7 +141,7 @@ def _about(settings: Sample, run: OpenRun, label: int | None) -> dict[str, Any]:
     return {
         **settings.acting,
         **settings.model_dump(mode="json", include=drawn),
-        **made_away_from(run),
+        **made_away_from(run.guide),
         "step": run.step,
         "weights_sha256": run.sha256,
         "label": None if label is None else run.facts.classes[label],
@@ -194,6 +193,7 @@ def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not folder.exists() or all(file.suffix == ".tmp" for file in folder.iterdir()):
         return {}
     kept = read_json(folder / "samples.json")
-    if {name: kept.get(name) for name in about} != about:
+    more = {name for name in kept if name.startswith(("guide", "noise"))} - about.keys()  # which these have not
+    if more or {name: kept.get(name) for name in about} != about:
         raise SettingsError(f"{folder} holds other files, which are not overwritten: name another folder by --out")
     return kept

@@ -1,7 +1,9 @@
 """What the verbs share that draw from given pictures: `flowimg inpaint` and `flowimg vary`."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -12,12 +14,21 @@ from tqdm import tqdm
 from flowimg.conditions.labels import labelled
 from flowimg.errors import SettingsError
 from flowimg.figures.samples import check_grid, save_grid
+from flowimg.files import write_json
 from flowimg.flow.condition import Condition
-from flowimg.jobs.drawing import check_pictures, compiled, label_of, new_folder, opened, sampler_of
-from flowimg.jobs.given import stem
+from flowimg.jobs.drawing import (
+    check_pictures,
+    check_places,
+    check_same_run,
+    compiled,
+    label_of,
+    new_folder,
+    opened,
+    sampler_of,
+)
 from flowimg.jobs.sample import how_name
 from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import OpenRun
+from flowimg.runs.opening import OpenRun, made_by
 from flowimg.sampling.sampler import Followed, Sampler, seeds_from
 from flowimg.sampling.writers import SINGLE
 from flowimg.settings.steering import FromPictures
@@ -50,23 +61,56 @@ def opened_for(verb: str, settings: SettingsT) -> tuple[SettingsT, OpenRun, int 
     return settings, run, label, state
 
 
+class Place(NamedTuple):
+    """Where the pictures of a verb go: a folder, and the format of the files in it."""
+
+    folder: Path
+    form: str
+
+    def file(self, settings: FromPictures, row: int) -> Path:
+        """The file of a picture: `row` counts pictures and seeds."""
+        number, seed = divmod(row, settings.count)
+        start = f"{number:03d}_{Path(settings.pictures[number]).stem[:60]}"
+        return self.folder / f"{start}_seed{settings.seed + seed}.{SINGLE[self.form]}"
+
+
+def place_for(settings: FromPictures, run: OpenRun, label: int | None, how: str, given: Sequence[Tensor]) -> Place:
+    """The place for what is drawn from these tensors, made by every process; `how` ends the usual folder's name.
+
+    Raises:
+        SettingsError: If --out exists.
+    """
+    digest = hashlib.sha256("\0".join(settings.pictures).encode())
+    for tensor in given:
+        digest.update(tensor.numpy().tobytes())
+    seeds = f"seed{settings.seed}x{settings.count}_{digest.hexdigest()[:8]}"
+    usual = run.folder.generated / f"{how_name(settings, run, label)}_{how}_{seeds}"
+    folder = new_folder(settings.out, usual)
+    space: Any = run.space
+    check_same_run(settings, run)  # waits until all processes have looked
+    check_places(folder / "grid.png")
+    return Place(folder, space.formats[0])
+
+
 def draw_from(
-    settings: FromPictures, run: OpenRun, label: int | None, state: PartialState, draw: Draw
+    settings: FromPictures, run: OpenRun, label: int | None, state: PartialState, place: Place, draw: Draw
 ) -> Followed | None:
-    """What is drawn from each picture with each seed, picture by picture, on the first process; each draws its share.
+    """Draw from each picture with each seed, picture by picture; each process draws and writes its share.
 
     Args:
         settings: Those of the verb.
         run: The run.
         label: The class of all that is drawn.
         state: The processes.
+        place: Where the files go.
         draw: Draws a batch.
+    Returns:
+        All that was drawn, on the first process.
     """
-    count = len(settings.pictures) * settings.count
-    field = compiled(run, settings, count, state)
-    sampler = sampler_of(run, settings, field, settings.batch_size)
+    count, space = len(settings.pictures) * settings.count, cast(Any, run.space)
+    sampler = sampler_of(run, settings, compiled(run, settings, count, state), settings.batch_size)
     mine = share(range(count), state.process_index, state.num_processes)
-    rows: list[Tensor] = []
+    parts = [torch.zeros(0, *space.shape)]
     nfe = 0
     with tqdm(total=len(mine), unit="sample", leave=False, disable=None if state.is_main_process else True) as bar:
         for start in range(0, len(mine), sampler.batch_size):
@@ -74,35 +118,27 @@ def draw_from(
             pictures, seeds = zip(*(divmod(row, settings.count) for row in some), strict=True)
             cond = labelled(label, len(some), run.facts.classes)
             states, calls = draw(sampler, list(pictures), [settings.seed + seed for seed in seeds], cond)
-            rows.append(states[-1])
+            parts.append(states[-1].clone())
+            for row, picture in zip(some, space.rows(parts[-1]).numpy(), strict=True):
+                place.file(settings, row).write_bytes(space.as_file(picture, place.form))
             nfe = max(nfe, calls)
             bar.update(len(some))
-    shares = gather_object([(torch.cat(rows) if rows else torch.zeros(0, *run.space.shape), nfe)])
+    shares = gather_object([(torch.cat(parts), nfe)])
     leave_together()
     if not state.is_main_process:
         return None
     return Followed(torch.cat([x for x, _ in shares]), max(calls for _, calls in shares))
 
 
-def keep_drawn(
-    settings: FromPictures, run: OpenRun, label: int | None, how: str, shown: Tensor, drawn: Followed
-) -> dict[str, Any]:
-    """Write what was drawn and a grid, a row a picture with what is `shown` of it first; and say where."""
-    space: Any = run.space
-    out = new_folder(settings.out, run.folder.generated / f"{how_name(settings, run, label)}_{how}")
-    form = space.formats[0]
-    for old in out.glob(f"*_seed*.{SINGLE[form]}"):  # there may have been others the last time
-        old.unlink()
-    files = []
-    for row, picture in enumerate(space.rows(drawn.states).numpy()):
-        number, seed = divmod(row, settings.count)
-        name = f"{stem(number, settings.pictures[number])}_seed{settings.seed + seed}.{SINGLE[form]}"
-        (out / name).write_bytes(space.as_file(picture, form))
-        files.append(str(out / name))
-    rows = drawn.states.unflatten(0, (len(shown), settings.count))
-    grid = out / "grid.png"
-    save_grid(space, torch.cat([shown[:, None], rows], dim=1).flatten(0, 1), grid, settings.count + 1)
-    print(f"{len(files)} pictures from {len(shown)}, {drawn.nfe} evaluations each: {out}")
+def told(settings: FromPictures, run: OpenRun, place: Place, shown: Tensor, drawn: Followed) -> dict[str, Any]:
+    """Write a grid, a row a picture with what is `shown` of it first, and what was done; and say where."""
+    rows, grid = drawn.states.unflatten(0, (len(shown), settings.count)), place.folder / "grid.png"
+    save_grid(run.space, torch.cat([shown[:, None], rows], dim=1).flatten(0, 1), grid, settings.count + 1)
+    files = [str(place.file(settings, row)) for row in range(len(drawn.states))]
+    where = {"folder": str(place.folder), "grid": str(grid), "files": files}
+    made = made_by(run, settings.weights, settings.precision)
+    result = {**settings.model_dump(mode="json"), **made, **where, "nfe": drawn.nfe}
+    write_json(place.folder / "samples.json", result)
+    print(f"{len(files)} pictures from {len(shown)}, {drawn.nfe} evaluations each: {place.folder}")
     print(f"the grid (what was given, then {settings.count} drawn): {grid}")
-    return {"run": settings.run, "step": run.step, "folder": str(out), "grid": str(grid), "files": files,
-            "nfe": drawn.nfe}  # fmt: skip
+    return result

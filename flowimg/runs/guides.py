@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
+from flowimg.build.data import build_space
 from flowimg.build.facts import DataFacts
+from flowimg.build.field import build_field
 from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import OpenRun, open_run
+from flowimg.runs.opening import OpenRun, open_run, shapes_of
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import EARLY, GuideName
 from flowimg.training.checkpoint import step_folders
-from flowimg.training.snapshots import LONGEST, kept_steps
+from flowimg.training.snapshots import LONGEST, find_kept, kept_steps, make_average
 
 SHARE = 1 / 8
 """How far in its training the early guide is, as a share of the steps of the network that it guides."""
@@ -43,8 +45,9 @@ def open_guide(asked: str, folder: RunFolder, step: int, device: torch.device) -
         CheckpointError: If it cannot be read.
     """
     name = early(folder, step) if asked == EARLY else GuideName.read(asked)
+    at = step if name.run is None and name.step is None else name.step
     try:
-        return open_run(name.run or str(folder.path), name.weights, name.step, device)
+        return open_run(name.run or str(folder.path), name.weights, at, device)
     except SettingsError as error:
         raise SettingsError(f"guide {asked}: {error}") from None
 
@@ -77,22 +80,45 @@ def _nearest(steps: Sequence[int], step: int) -> int | None:
     )
 
 
+def open_snapshot(
+    folder: RunFolder, name: GuideName, config: Config, facts: DataFacts, device: torch.device
+) -> OpenRun:
+    """The network of a snapshot, of a run that trains: nothing but the snapshot is read.
+
+    Raises:
+        SettingsError, CheckpointError: If it cannot be made.
+    """
+    average = make_average(find_kept(folder.snapshots, name.step), float(name.weights), shapes_of(config, facts))
+    field = build_field(config, facts)
+    field.load_state_dict(average.tensors)
+    field = field.to(device).eval().requires_grad_(False)
+    return OpenRun(folder, config, facts, build_space(config, facts), field, average.step, average.sha256)
+
+
 def check_fits(asked: str, guide: OpenRun, facts: DataFacts, config: Config) -> None:
     """Refuse a guide of other samples, other classes or another path.
 
     Raises:
         SettingsError: With what differs.
     """
+    ours, theirs = build_space(config, facts), guide.space
     compared = {
         "data": (config.data.kind, guide.config.data.kind),
-        "shape": (facts.shape, facts.shape if facts.shape in guide.facts.shapes else guide.facts.shape),
+        "source": (_plane(config), _plane(guide.config)),
+        "shape": (facts.shape, facts.shape if {*facts.shapes} <= {*guide.facts.shapes} else guide.facts.shape),
+        "kind of samples": (ours.words, theirs.words),
         "path": (config.path.kind, guide.config.path.kind),
         "number of classes": (len(facts.classes), len(guide.facts.classes)),
         "classes": (facts.classes, guide.facts.classes),
     }
-    for name, (ours, theirs) in compared.items():
-        if ours != theirs:
-            raise SettingsError(f"guide {asked} does not fit {config.run}: its {name} {_differ(ours, theirs)}")
+    for name, (here, there) in compared.items():
+        if here != there:
+            raise SettingsError(f"guide {asked} does not fit {config.run}: its {name} {_differ(here, there)}")
+
+
+def _plane(config: Config) -> str:
+    """Which points a run is on; pictures may come from anywhere."""
+    return "" if config.data.holds_pictures else str(config.data.source)
 
 
 def _differ(ours: Any, theirs: Any) -> str:

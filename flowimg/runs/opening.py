@@ -51,13 +51,13 @@ def made_by(run: OpenRun, weights: str | float, precision: str) -> dict[str, Any
         "weights": weights_name(weights),
         "arithmetic": precision,
         "weights_sha256": run.sha256[:16],
-        **made_away_from(run),
+        **made_away_from(run.guide),
     }
 
 
-def made_away_from(run: OpenRun) -> dict[str, Any]:
+def made_away_from(guide: OpenRun | None) -> dict[str, Any]:
     """What a guide was, for the record of samples: its step and its weights."""
-    return {} if run.guide is None else {"guide_step": run.guide.step, "guide_sha256": run.guide.sha256[:16]}
+    return {} if guide is None else {"guide_step": guide.step, "guide_sha256": guide.sha256[:16]}
 
 
 def open_run(

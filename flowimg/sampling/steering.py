@@ -40,25 +40,28 @@ def inpaint(
     Returns:
         The noise and the pictures; where they are known they are `x_1` itself.
     """
-    x_0, path = noise(seeds, sampler.shape), sampler.path
-    drawn = drawn.expand_as(x_1)
+    noises = noise(seeds, sampler.shape)
+    x_0, known, drawn = (value.to(sampler.device) for value in (noises, x_1, drawn.expand_as(x_1)))
 
     def keep(rows: slice, x: Tensor, t: float) -> Tensor:
-        at = torch.full((len(x),), t)
-        known = x_1[rows] if t == 1 else path.sample(x_0[rows], x_1[rows], at).x_t
-        return torch.where(drawn[rows].to(x.device), x, known.to(x))
+        at = torch.full((len(x),), t, device=x.device)
+        on_path = known[rows] if t == 1 else sampler.path.sample(x_0[rows], known[rows], at).x_t
+        return torch.where(drawn[rows], x, on_path)
 
     solver = returning(sampler.solver) if rounds > 1 else sampler.solver
     steered = replace(sampler, solver=solver, times=in_rounds(sampler.times, rounds, length))
-    return steered.follow(x_0, cond, seeds=seeds, hook=keep)
+    return steered.follow(noises, cond, seeds=seeds, hook=keep)
 
 
 def in_rounds(times: Tensor, rounds: int, length: int) -> Tensor:
-    """The times of a solver that makes every stretch of `length` steps `rounds` times, from its start again."""
+    """The times of a solver that makes every stretch of `length` steps `rounds` times, from its start again.
+
+    The first one is made once: at t = 0 there is nothing but noise, so that going back there keeps nothing.
+    """
     visited = [times[:1]]
     for start in range(0, len(times) - 1, length):
         stretch = times[start : start + length + 1]
-        visited += [stretch[1:], *[stretch] * (rounds - 1)]
+        visited += [stretch[1:], *[stretch] * (rounds - 1 if start else 0)]
     return torch.cat(visited)
 
 
@@ -74,11 +77,11 @@ def from_noised(
         strength: In [0, 1]: 0 gives the picture back, 1 keeps nothing of the picture.
         cond: What the field is given, a row a picture.
     """
-    if strength == 0:  # nothing is left to follow
-        return Followed(torch.stack([x_1, x_1]), 0)
     began = 1 - strength
-    x_t = sampler.path.sample(noise(seeds, sampler.shape), x_1, torch.full((len(x_1),), began)).x_t
     later = sampler.times[sampler.times > began + 1e-6]
+    if not len(later):  # nothing is left to follow
+        return Followed(torch.stack([x_1, x_1]), 0)
+    x_t = sampler.path.sample(noise(seeds, sampler.shape), x_1, torch.full((len(x_1),), began)).x_t
     return replace(sampler, times=torch.cat([torch.tensor([began]).to(later), later])).follow(x_t, cond, seeds=seeds)
 
 
@@ -95,7 +98,7 @@ def from_inverted(
         sampler: Its solver draws no noise.
         x_1: The pictures, shape (B, *D).
         seeds: One a picture.
-        strength: In [0, 1]: 0 gives the picture back, 1 keeps nothing of it.
+        strength: In [0, 1]: 0 gives the picture back where `cond` is null and nothing guides, 1 keeps nothing of it.
         cond: What the field is given on the way to the pictures, a row a picture.
     """
     angle = strength * math.pi / 2

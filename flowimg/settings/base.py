@@ -14,7 +14,9 @@ SampleSeed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
-Length = Annotated[float, Field(ge=0.001, le=0.28)]
+SHORTEST, LONGEST = 0.001, 0.28
+"""The lengths that an average of the weights may have."""
+Length = Annotated[float, Field(ge=SHORTEST, le=LONGEST)]
 
 
 def one_of(words: str) -> WrapValidator:

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field, model_validator
 
 from flowimg.settings.base import Positive, SampleSeed
-from flowimg.settings.sampling import Exact, Fixed, Times
+from flowimg.settings.sampling import NOISE, Exact, Fixed, Times
 from flowimg.settings.verbs import Many
 
 
@@ -51,6 +51,9 @@ class Evaluate(Many):
         limits = (self.max_off, self.max_sw2, self.max_mass_ratio, self.max_frechet)
         return any(limit is not None for limit in limits)
 
+    def _draws_noise(self) -> bool:
+        return bool(set(self.sweep_solvers) & set(NOISE)) if self.sweep_nfe else self.stochastic
+
     def _scales(self) -> tuple[float, ...]:
         return self.sweep_guidance or (self.guidance,)
 
@@ -60,6 +63,9 @@ class Evaluate(Many):
             raise ValueError("sweep_nfe and sweep_guidance: give one of them")
         if self.sweep_guidance and self.guidance != 1:
             raise ValueError("guidance: --sweep-guidance sets it, so leave it out")
+        drawn = {*self.sweep_solvers} & {*NOISE}
+        if self.sweep_nfe and self.noise is not None and "churn" in drawn and len(drawn) > 1:
+            raise ValueError("noise means another thing to churn than to sde and sde2: sweep either, or leave it out")
         swept = ("sweep_solvers", "sweep_times", "sweep_shifts")
         fixed = ("solver", "num_steps", "times", "shift", "tolerance")
         for name in fixed if self.sweep_nfe else swept:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
-from flowimg.settings.base import SEEDS, Positive, Settings, Unit
+from flowimg.settings.base import LONGEST, SEEDS, SHORTEST, Positive, Settings, Unit
 
 Exact = Literal["euler", "midpoint", "heun", "rk4", "ab2"]
 """Solvers with a given number of steps, which draw no noise on the way."""
@@ -37,8 +37,8 @@ class GuideName(NamedTuple):
         """RUN[@STEP][:WEIGHTS], where RUN may be left out. A name that ends otherwise is all of it the run's."""
         found = re.fullmatch(r"(.*?)(?:@(\d{1,18}))?(?::(ema|raw|0?\.\d+))?", text, re.DOTALL)
         run, step, weights = found.groups() if found else (text, None, None)
-        named = weights if weights in ("ema", "raw", None) else float(weights)
-        return cls(run or None, int(step) if step else None, named or "ema")
+        named = weights if weights in ("ema", "raw") else "ema" if weights is None else float(weights)
+        return cls(run or None, int(step) if step else None, named)
 
 
 class Solving(Settings):
@@ -83,9 +83,24 @@ class Solving(Settings):
         return self
 
     @model_validator(mode="after")
+    def _guide_is_one(self) -> "Solving":
+        name = None if self.guide in (None, EARLY) else GuideName.read(str(self.guide))
+        if name and name.run == EARLY:
+            raise ValueError(
+                f"guide {self.guide}: early takes no step and no weights; a folder of that name is ./early"
+            )
+        if name and not isinstance(name.weights, str) and not SHORTEST <= name.weights <= LONGEST:
+            raise ValueError(f"guide {self.guide}: an average has a length from {SHORTEST} to {LONGEST}")
+        return self
+
+    @model_validator(mode="after")
     def _acts(self) -> "Solving":
-        fields = type(self).model_fields
-        changed = [name for name in self._idle() & {*NOISES, *GUIDES} if getattr(self, name) != fields[name].default]
+        fields, idle = type(self).model_fields, self._idle() & {*NOISES, *GUIDES}
+        if self._draws_noise():
+            idle -= {"noise", "noise_interval"}
+        if self.stochastic and self.num_steps == 1:
+            raise ValueError(f"solver {self.solver} with num_steps 1 draws no noise: its one step ends at the data")
+        changed = [name for name in idle if getattr(self, name) != fields[name].default]
         for name in sorted(changed):
             if name in GUIDES:
                 raise ValueError(f"{name} without a guide does nothing: give guide, for example early, or leave it out")
@@ -105,6 +120,10 @@ class Solving(Settings):
     def stochastic(self) -> bool:
         """Whether the solver draws noise on the way."""
         return self.solver in get_args(Stochastic)
+
+    def _draws_noise(self) -> bool:
+        """Whether a solver draws noise on the way, of all that are used."""
+        return self.stochastic
 
     @property
     def noise_strength(self) -> float:

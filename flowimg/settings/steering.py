@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from flowimg.settings.base import Label, Positive, SampleSeed
+from flowimg.settings.sampling import Solver
 from flowimg.settings.verbs import Many
 
 
@@ -40,6 +41,11 @@ class Inpaint(FromPictures):
         if self.adaptive:
             raise ValueError(f"solver {self.solver} chooses its own steps, and the known part is set after each: give "
                              "one with num_steps")  # fmt: skip
+        if self.rounds > 1 and self.stretch >= self.num_steps:
+            raise ValueError(f"stretch {self.stretch} with num_steps {self.num_steps}: rounds go back from the second "
+                             "stretch on, so give a smaller stretch, more steps, or rounds 1")  # fmt: skip
+        if self.rounds == 1 and self.stretch != type(self).model_fields["stretch"].default:
+            raise ValueError(f"stretch {self.stretch} with rounds 1 does nothing: leave it out, or give more rounds")
         if self.solver == "ab2" and self.rounds > 1:
             raise ValueError("solver ab2 uses the step before, which rounds make again: give another, or rounds 1")
         return self
@@ -48,6 +54,8 @@ class Inpaint(FromPictures):
 class Vary(FromPictures):
     """Draw pictures like those given."""
 
+    solver: Solver = "heun"
+    """The solver; sde, sde2 and churn draw noise on the way."""
     strength: Annotated[float, Field(ge=0, le=1)] = 0.6
     """How much is drawn anew: 0 nothing, 1 all of it. As in diffusers, the flow starts at time 1 - strength."""
     inversion: bool = False

@@ -13,11 +13,11 @@ from flowimg.build.sampler import NOISE_SHAPES
 from flowimg.flow.paths import Linear
 from flowimg.flow.solvers import EULER, HEUN, Slope, Solver, integrate
 from flowimg.flow.stochastic import MOST_CHURN, Strength, churn, noised, returning, sde, sde2
-from flowimg.flow.times import uniform_grid
+from flowimg.flow.times import diffusers_grid, edm_grid, uniform_grid
 
 MU = -0.7
 KINDS = {"sde": lambda g=1.0, **more: sde(Strength(g, **more)), "sde2": lambda g=1.0, **more: sde2(Strength(g, **more)),
-         "churn": lambda g=20.0: churn(g)}  # fmt: skip
+         "churn": lambda g=20.0, n=100: churn(g, n)}  # fmt: skip
 
 
 def coefficients(path, t):
@@ -43,7 +43,6 @@ def exact(path, s, t):
 def moments(solver, path, times, s):
     """Mean and deviation at every time, of the scheme itself: each step is x -> a x + b + c noise."""
     still, shaken = (Slope(velocity_of(path, s), None, path, lambda _, x, k=k: torch.full_like(x, k)) for k in (0, 1))
-    still.count = shaken.count = len(times) - 1
     mean, deviation = exact(path, s, times[0])
     found = [(mean, deviation)]
     for t, u in zip(times, times[1:], strict=False):
@@ -99,13 +98,29 @@ def test_noise_leads_back_along_the_path(times, kind):
 def test_marginals_at_ten_times_are_those_of_the_path(name, shape, kind, back):
     path, s = PATHS[kind](None), 0.5
     times = np.linspace(0, 1, 101)[:: -1 if back else 1].tolist()
-    found = moments(KINDS[name](2.0, shape=NOISE_SHAPES[shape]), path, times, s)
-    plain = moments(EULER if name == "sde" else HEUN, path, times, s)
+    # Euler's own error is 1.7 % here at its largest: of it a strength of 1 leaves less, and none adds to it
+    scale, at_most = (2.0, 0.01) if name == "sde2" else (1.0, 0.018)
+    found = moments(KINDS[name](scale, shape=NOISE_SHAPES[shape]), path, times, s)
     for step in range(10, 101, 10):
         mean, deviation = exact(path, s, times[step])
-        at_most = 0.01 if name == "sde2" else 0.03  # Euler's own error is of this size
         assert abs(found[step][0] - mean) < at_most * deviation and abs(found[step][1] / deviation - 1) < at_most
-        assert abs(plain[step][1] / deviation - 1) < at_most
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("shape", NOISE_SHAPES)
+@pytest.mark.parametrize("name", ["sde", "sde2"])
+def test_data_that_hardly_vary_do_not_blow_up(name, shape, kind, scale):
+    """The score of N(mu, 0.02^2) is steep near the data: a step that takes too much of it swings ever wider."""
+    solver, path = KINDS[name](scale, shape=NOISE_SHAPES[shape]), PATHS[kind](None)
+    grids = [uniform_grid(50), edm_grid(50), diffusers_grid(50)]
+    for times in grids:
+        found = moments(solver, path, times.tolist(), 0.02)
+        plain = moments(EULER if name == "sde" else HEUN, path, times.tolist(), 0.02)
+        for step, (mean, deviation) in enumerate(found):
+            wanted = exact(path, 0.02, float(times[step]))
+            off = abs(mean - wanted[0]) + abs(deviation - wanted[1])
+            assert off < (0.1 if scale == 1 else 0.2) + 2 * abs(plain[step][1] - wanted[1]), (step, deviation, wanted)
 
 
 @pytest.mark.parametrize("kind", PATHS)
@@ -122,7 +137,7 @@ def test_weak_order(name, order, kind):
     path, steps, errors = PATHS[kind](None), [40, 80, 160, 320], []
     for count in steps:
         times = np.linspace(0, 1, count + 1).tolist()
-        solver = KINDS[name](2.0)
+        solver = churn(2.0, count) if name == "churn" else KINDS[name](2.0)
         mean, deviation = moments(solver, path, times, 0.5)[-1]
         errors.append(abs(deviation**2 - 0.25) + abs(mean - MU))
     assert solver.order == order and min(errors) > 1e-12
@@ -177,7 +192,7 @@ def test_churn_is_edms_in_its_own_variables(total):
     # of data N(MU, s^2) plus noise of a level, the mean of the data
     theirs = edm(lambda y, level: (s**2 * y + level**2 * MU) / (s**2 + level**2), y, levels, total, shakes)
     times = torch.tensor([1 / (1 + level) for level in levels], dtype=torch.float64)
-    solver = churn(total, base=EULER)
+    solver = churn(total, 6, base=EULER)
     ours = integrate(velocity_of(path, s), y / 21, times, solver, path=path, noise=lambda n, x: shakes[n])
     torch.testing.assert_close(ours.x, theirs, atol=1e-12, rtol=1e-12)
     without = integrate(velocity_of(path, s), y / 21, times, EULER).x
@@ -191,7 +206,7 @@ def test_churn_raises_the_noise_level_by_gamma_and_no_further(kind):
     times = uniform_grid(10).double()
     for total, gamma in ((2.0, 0.2), (100.0, MOST_CHURN)):
         seen.clear()
-        integrate(lambda x, t, cond: x, torch.zeros(1, 1), times, churn(total, base=base), path=path,
+        integrate(lambda x, t, cond: x, torch.zeros(1, 1), times, churn(total, 10, base=base), path=path,
                   noise=lambda n, x: x)  # fmt: skip
         levels = [[float(c) for c in coefficients(path, t)[:2]] for t in seen[1:]]
         for (alpha, sigma), t in zip(levels, times[1:-1].tolist(), strict=True):
@@ -209,7 +224,7 @@ def test_noise_is_drawn_once_a_step_inside_its_interval_only(name):
         return torch.zeros_like(x)
 
     make = {"sde": lambda i: sde(Strength(interval=i)), "sde2": lambda i: sde2(Strength(interval=i)),
-            "churn": lambda i: churn(20.0, i)}  # fmt: skip
+            "churn": lambda i: churn(20.0, 10, i)}  # fmt: skip
     integrate(lambda x, t, cond: x, torch.zeros(2, 1), uniform_grid(10), make[name]((0.3, 0.6)), noise=noise)
     # of a step across the edge of the interval, half of the noise is inside
     assert numbers == ([3, 4, 5, 6] if name == "churn" else [2, 3, 4, 5, 6])

@@ -32,7 +32,8 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
 
     def strips(path: Path) -> None:
         times = [n / 10 for n in range(11)]
-        states = sampler.follow(noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), times).states
+        cond = build_condition(run.config, run.facts, seeds)
+        states = sampler.follow(noise(seeds, space.shape), cond, times, seeds=seeds).states
         rows, columns = [row_name(number, number) for number in seeds], [f"{t:.1f}" for t in times]
         title = f"From noise (t = 0) to picture (t = 1) ({made})"
         picture_table(space.shown(states).transpose(0, 1), rows, columns, path, title)
@@ -40,7 +41,8 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
     def table(path: Path) -> None:
         shown = min(len(classes), CLASSES)
         x_0 = noise(seeds, space.shape).repeat(shown, 1, 1, 1)
-        x_1 = sampler.follow(x_0, Condition(torch.tensor(numbers[:shown]).repeat_interleave(SEEDS))).states[-1]
+        cond = Condition(torch.tensor(numbers[:shown]).repeat_interleave(SEEDS))
+        x_1 = sampler.follow(x_0, cond, seeds=[*seeds] * shown).states[-1]
         title = f"Each class from the same noises, one seed per column ({made})"
         pictures = space.shown(x_1).unflatten(0, (shown, SEEDS))
         picture_table(pictures, classes[:shown], [str(number) for number in seeds], path, title)
@@ -49,7 +51,8 @@ def picture_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iter
         x_0 = torch.cat([arc(a, b, 9) for a, b in pairwise(noise(range(seed, seed + 5), space.shape))])
         label = torch.tensor(numbers * 4)[:4].repeat_interleave(9)
         cond = Condition(label) if classes else Condition()
-        pictures = space.shown(sampler.follow(x_0, cond).states[-1]).unflatten(0, (4, 9))
+        x_1 = sampler.follow(x_0, cond, seeds=[seed] * len(x_0)).states[-1]
+        pictures = space.shown(x_1).unflatten(0, (4, 9))
         rows = [row_name(f"{seed + row} to {seed + row + 1}", row) for row in range(4)]
         picture_table(pictures, rows, [f"{n}/8" for n in range(9)], path, f"Interpolation between noises ({made})")
 

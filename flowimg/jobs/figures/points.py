@@ -29,7 +29,8 @@ def point_figures(run: OpenRun, sampler: Sampler, how: str, seed: int) -> Iterat
 
     def follow(count: int, times: list[float]) -> Tensor:
         seeds = range(seed, seed + count)
-        return sampler.follow(noise(seeds, space.shape), build_condition(run.config, run.facts, seeds), times).states
+        cond = build_condition(run.config, run.facts, seeds)
+        return sampler.follow(noise(seeds, space.shape), cond, times, seeds=seeds).states
 
     def velocity(x: Tensor, t: float) -> Tensor:
         device = next(run.field.parameters()).device

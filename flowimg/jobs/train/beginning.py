@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from flowimg.build.data import build_source
 from flowimg.build.facts import DataFacts, FoundData
@@ -23,7 +22,7 @@ from flowimg.jobs.train.profile import check_steps
 from flowimg.machine.compiling import how_compiled
 from flowimg.runs.folder import RunFolder
 from flowimg.runs.guides import check_fits, open_guide
-from flowimg.runs.opening import check_guidance, check_network
+from flowimg.runs.opening import OpenRun, check_guidance, check_network
 from flowimg.runs.resume import Change, check_averages, check_data, checkpoint_to_resume
 from flowimg.settings.run import Config, Start
 from flowimg.settings.sampling import EARLY
@@ -85,8 +84,8 @@ class Beginning:
             check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
         return Resolved(source, checkpoint, facts, passed)
 
-    def guide(self, facts: DataFacts) -> nn.Module | None:
-        """The network of another run that autoguidance of the grids goes away from.
+    def guide(self, facts: DataFacts) -> OpenRun | None:
+        """Another run that autoguidance of the grids goes away from.
 
         Raises:
             SettingsError: If there is none, or it does not fit.
@@ -96,7 +95,7 @@ class Beginning:
             return None
         guide = open_guide(asked, self.folder, 0, self.strategy.device)
         check_fits(asked, guide, facts, self.config)
-        return guide.field
+        return guide
 
     def _check(self) -> Check:
         """How a checkpoint is checked: each process reads its share of the files, where all see the same folders."""

@@ -25,6 +25,7 @@ from flowimg.jobs.train.pace import Pace
 from flowimg.jobs.train.saving import keep_averages, keep_checkpoints
 from flowimg.jobs.train.session import Session
 from flowimg.jobs.train.trackers import track_numbers, track_picture
+from flowimg.runs.opening import made_away_from
 from flowimg.runs.signals import StopRequests
 from flowimg.sampling.sampler import Sampler
 from flowimg.spaces.space import chosen
@@ -72,12 +73,13 @@ def _grids(session: Session) -> Callback:
         if grid is None:
             return
         session.status.at("drawing samples")
-        began = time.perf_counter()
+        began, guide = time.perf_counter(), session.guide(state.step)
+        unguided = ", no guide yet" if config.grid.guide and guide is None else ""
         for weights, module in (("ema", state.ema), ("raw", state.field)):
             drawn: list[Samples] = []
             with strategy.whole(module) as field:
                 for space, rows in shares:
-                    sampler = replace(session.sampler(field, state.step, grid), shape=space.shape)
+                    sampler = replace(session.sampler(field, grid, guide), shape=space.shape)
                     x_1 = _draw_together(session, sampler, field, [seeds[row] for row in rows], cond.rows(rows))
                     if x_1 is None:
                         break
@@ -85,7 +87,7 @@ def _grids(session: Session) -> Callback:
             if strategy.is_first and len(drawn) == len(shares):
                 path = session.folder.grid(state.step, weights)
                 try:
-                    draw_portions(drawn, path, f"{weights} at step {state.step}")
+                    draw_portions(drawn, path, f"{weights} at step {state.step}{unguided}")
                     track_picture(strategy.accelerator, f"samples/{weights}", path, state.step)
                 except OSError as error:
                     print(f"warning   no grid at step {state.step} ({error})")
@@ -139,11 +141,14 @@ def _evaluations(session: Session) -> Callback:
         if state.seen.stop or not session.span.due(state, every):
             return
         session.status.at("evaluating")
+        guide = session.guide(state.step)
+        drawn = config.grid if guide else config.grid.model_copy(update={"guide": None})
         with strategy.whole(state.ema) as field:
-            sampler, inside = session.sampler(field, state.step), partial(_interruptible, field, session.requests)
-            found = engine(sampler, config.grid, seeds, inside)
+            sampler, inside = session.sampler(field, drawn, guide), partial(_interruptible, field, session.requests)
+            found = engine(sampler, drawn, seeds, inside)
         if found is not None:
             how = {"step": state.step, "weights": "ema", "arithmetic": config.train.precision, "during": True}
+            how |= made_away_from(guide)
             try:
                 keep(session.folder.evaluations, {**found, **how})
             except OSError as error:  # of a run that continues

@@ -138,6 +138,7 @@ class _Start(Beginning):
         status.at("preparing data")
         look = self.stack.enter_context(watch_cores(strategy.device, config.field.has_barriers, self.say))
         found = self.find()
+        guide = self.guide(found.facts)
         state, batches = self.begin(found)
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
@@ -147,7 +148,6 @@ class _Start(Beginning):
             more.append(status.during("profiling")(profile_steps(folder, span, self.stack)))
         self._record(found, state, batches, span)
         look(state)
-        guide = self.guide(found.facts)
         if began >= self.until:
             self._nothing_to_do(state, found.facts)
         else:
@@ -209,7 +209,7 @@ class _Start(Beginning):
 
     def _train(
         self, state: Training, batches: Batches, facts: DataFacts, span: Span, more: list[Callback],
-        guide: nn.Module | None,
+        guide: OpenRun | None,
     ) -> None:  # fmt: skip
         """All steps of this start."""
         config, requests = self.config, self.requests

@@ -4,15 +4,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from flowimg.build.facts import DataFacts
 from flowimg.build.sampler import build_sampler
 from flowimg.data.batches import Batches
+from flowimg.errors import CheckpointError, SettingsError
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.guides import early_snapshot
-from flowimg.runs.opening import open_run
+from flowimg.runs.guides import early_snapshot, open_snapshot
+from flowimg.runs.opening import OpenRun
 from flowimg.runs.signals import StopRequests
 from flowimg.runs.status import Status
 from flowimg.sampling.sampler import Sampler
@@ -44,7 +46,7 @@ class Session:
     """One start of a run, for its callbacks.
 
     `thread` runs beside the loop and writes averages and checkpoints in their order; `last` is the newest line of
-    metrics. `guide` is another run's network, which autoguidance of the grids goes away from.
+    metrics. `other` is another run that autoguidance of the grids goes away from; `early` is this one, as it was.
     """
 
     config: Config
@@ -57,24 +59,28 @@ class Session:
     requests: StopRequests
     status: Status
     thread: Executor
-    guide: nn.Module | None = None
+    other: OpenRun | None = None
     last: dict[str, Any] = field(default_factory=dict)
+    early: OpenRun | None = None
 
-    def sampler(self, field: nn.Module, step: int, how: Solving | None = None) -> Sampler:
-        """A sampler through this field of this step, that draws as the grids are drawn unless `how` says otherwise."""
-        asked = self.config.grid.guide
-        guide = early_guide(self.folder, step, self.strategy) if asked == EARLY else self.guide
-        drawn = how or self.config.grid
-        return build_sampler(field, self.config, self.space, drawn, self.strategy.autocast, guide=guide)
+    def guide(self, step: int) -> OpenRun | None:
+        """What autoguidance of the grids goes away from at a step; None where there is none, or none yet."""
+        if self.config.grid.guide != EARLY:
+            return self.other
+        found: list[Any] = [early_snapshot(self.folder, step) if self.strategy.is_first else None]
+        broadcast_object_list(found)  # one looks for all, as snapshots are written meanwhile
+        if found[0] is None or (self.early and self.early.step == found[0].step):
+            return None if found[0] is None else self.early
+        opened, device = None, self.strategy.device
+        try:
+            opened = open_snapshot(self.folder, found[0], self.config, self.facts, device)
+        except (OSError, SettingsError, CheckpointError) as error:
+            print(f"warning   no guide at step {step} ({error})")
+        there = self.strategy.gather_rows(torch.tensor([opened is not None], device=device))
+        self.early = opened if bool(there.all()) else None
+        return self.early
 
-
-def early_guide(folder: RunFolder, step: int, strategy: Strategy) -> nn.Module | None:
-    """The run's own network from early in its training; None where it keeps none yet.
-
-    Of its snapshots, as checkpoints may be deleted meanwhile; one process looks for all.
-    """
-    found: list[Any] = [early_snapshot(folder, step) if strategy.is_first else None]
-    broadcast_object_list(found)
-    if found[0] is None:
-        return None
-    return open_run(str(folder.path), found[0].weights, found[0].step, strategy.device).field
+    def sampler(self, field: nn.Module, how: Solving, guide: OpenRun | None) -> Sampler:
+        """A sampler through this field."""
+        away = guide.field if guide else None
+        return build_sampler(field, self.config, self.space, how, self.strategy.autocast, guide=away)
