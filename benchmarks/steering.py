@@ -76,7 +76,8 @@ def halves(asked: argparse.Namespace) -> None:
         f"{len(x_1)} pictures of test: their class in {agreement(judge, x_1, labels):.1%}, with a grey half {grey:.1%}"
     )
     for rounds in asked.rounds:
-        how = Inpaint(run=name, num_steps=asked.steps, solver=asked.solver, rounds=rounds)
+        more = {} if rounds == 1 or asked.stretch is None else {"stretch": asked.stretch}
+        how = Inpaint(run=name, num_steps=asked.steps, solver=asked.solver, rounds=rounds, **more)
         sampler = sampler_of(run, how, batch_size=128)
         none = labelled(None, len(x_1), run.facts.classes)
         (_, drawn), nfe = inpaint(sampler, x_1, masks, range(len(x_1)), none, rounds, how.stretch)
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--solver", default="euler")
     parser.add_argument("--count", type=int, default=None)
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--stretch", type=int, default=None)
     parser.add_argument("--out", default="halves.png")
     asked = parser.parse_args()
     asked.interval = tuple(asked.interval)

@@ -21,8 +21,8 @@ from flowimg.settings.verbs import Ema, Export, Figures, Interpolate, Invert, Li
 
 ROOT = Path(__file__).parents[1]
 KNOWN = (
-    "train, estimate, sample, interpolate, invert, export, ema, evaluate, likelihood, figures, report, play, "
-    "experiment, data, config, doctor"
+    "train, estimate, sample, interpolate, invert, inpaint, vary, export, ema, evaluate, likelihood, figures, report, "
+    "play, experiment, data, config, doctor"
 )
 MOVED = "flowimg experiment has moved: run python examples/frequency/run.py (--help lists its options)"
 DIGITS, BOARD = str(ROOT / "configs/digits.yaml"), str(ROOT / "configs/checkerboard.yaml")

@@ -173,7 +173,7 @@ def nearest(name: str, names: list[str]) -> str:
     near = near or [other for other in names if other.split(".")[-1] == name.split(".")[-1]][:1]
     if near:
         return f"did you mean {near[0]}?"
-    return f"known are {', '.join(names)}" if len(names) <= 16 else "see --help for all"
+    return f"known are {', '.join(names)}" if len(names) <= 20 else "see --help for all"
 
 
 def _choose(given: Any, allowed: list[str]) -> str:

@@ -33,8 +33,8 @@ class Inpaint(FromPictures):
     rounds: Positive = 4
     """How often each stretch of steps is made, each time with fresh noise; more rounds fit the parts better together
     and take longer."""
-    stretch: Positive = 5
-    """Solver steps of a stretch."""
+    stretch: Positive = 1
+    """Solver steps of a stretch; short ones fit the parts better together."""
 
     @model_validator(mode="after")
     def _steps(self) -> "Inpaint":

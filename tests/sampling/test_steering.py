@@ -50,7 +50,7 @@ def test_what_is_known_comes_back_to_the_bit(kind, name, rounds):
     if SOLVERS[name].multistep and rounds > 1:
         pytest.skip("it uses the step before")
     path, x_1 = PATHS[kind](None), torch.randn(5, 2)
-    found = inpaint(sampler(pair(path), SOLVERS[name], path=path), x_1, LEFT, SEEDS, rounds=rounds)
+    found = inpaint(sampler(pair(path), SOLVERS[name], path=path), x_1, LEFT, SEEDS, rounds=rounds, length=10)
     assert torch.equal(found.states[-1][:, 1], x_1[:, 1])
     assert not torch.isclose(found.states[-1][:, 0], x_1[:, 0]).any()
     assert found.states[-1][2, 0] != found.states[-1][3, 0]  # one seed, other pictures
