@@ -53,10 +53,6 @@ class Path(ABC):
     def sigma_prime(self, t: Tensor) -> Tensor:
         """d sigma / dt."""
 
-    @abstractmethod
-    def time_of(self, ratio: float) -> float:
-        """The flow time at which sigma / alpha, the noise level of x_t / alpha_t, is this; infinite at t = 0."""
-
     def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
         """The point of the path at t and the conditional velocity there.
 
@@ -98,6 +94,16 @@ class Path(ABC):
         w = rise * sigma - alpha * fall
         return Ends((sigma * v - fall * x_t) / w, (rise * x_t - alpha * v) / w)
 
+    def time_of(self, level: float) -> float:
+        """The flow time at which sigma / alpha, the noise level of x_t / alpha_t, is this; infinite at t = 0."""
+        from scipy.optimize import brentq  # which takes time to import, and only churn asks
+
+        def above(t: float) -> float:
+            at = torch.tensor(t, dtype=torch.float64)
+            return (self.sigma(at) - level * self.alpha(at)).item()
+
+        return 0.0 if math.isinf(level) else float(brentq(above, 0.0, 1.0, xtol=1e-15, rtol=1e-15))
+
     def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         """u_t; t of shape (B, 1, ..., 1)."""
         return self.alpha_prime(t) * x_1 + self.sigma_prime(t) * x_0
@@ -121,9 +127,6 @@ class Linear(Path):
     def velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         return x_1 - x_0  # the same, to the bit
 
-    def time_of(self, ratio: float) -> float:
-        return 1 / (1 + ratio)
-
 
 class Cosine(Path):
     """The variance-preserving arc: alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2)."""
@@ -139,6 +142,3 @@ class Cosine(Path):
 
     def sigma_prime(self, t: Tensor) -> Tensor:
         return -math.pi / 2 * torch.sin(t * (math.pi / 2))
-
-    def time_of(self, ratio: float) -> float:
-        return 2 / math.pi * math.atan2(1, ratio)
