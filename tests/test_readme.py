@@ -32,7 +32,7 @@ SHORT = {
     "interpolate": ["--num-steps", "1"],
     "figures": ["--num-steps", "1"],
     "invert": ["--solver", "euler", "--num-steps", "1"],
-    "inpaint": ["--num-steps", "2"],
+    "inpaint": ["--num-steps", "6"],
     "vary": ["--num-steps", "2"],
 }
 SMALL = shlex.split("--field.channels 32 64 --field.layers 1 --field.attention")

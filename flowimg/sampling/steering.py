@@ -25,7 +25,7 @@ from flowimg.sampling.sampler import Followed, Sampler, noise
 
 def inpaint(
     sampler: Sampler, x_1: Tensor, drawn: Tensor, seeds: Sequence[int], cond: Condition | None = None, rounds: int = 1,
-    length: int = 1,
+    length: int = 5,
 ) -> Followed:  # fmt: skip
     """Draw a part of pictures, and keep the rest.
 

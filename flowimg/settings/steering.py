@@ -30,11 +30,13 @@ class Inpaint(FromPictures):
     mask: tuple[str, ...] = ()
     """Image files in which what is to be drawn is white: one for all pictures, or one each, of the picture's size; by
     default the transparent parts of the pictures are drawn."""
-    rounds: Positive = 4
+    num_steps: Positive = 25
+    """Number of solver steps from noise to image; rounds make most of them again."""
+    rounds: Positive = 10
     """How often each stretch of steps is made, each time with fresh noise; more rounds fit the parts better together
     and take longer."""
-    stretch: Positive = 1
-    """Solver steps of a stretch; short ones fit the parts better together."""
+    stretch: Positive = 5
+    """Solver steps of a stretch; a fifth of all is a good length."""
 
     @model_validator(mode="after")
     def _steps(self) -> "Inpaint":

@@ -60,8 +60,8 @@ def test_a_brushed_part_is_drawn_as_the_verb_draws_it(tiny, classes, page, tmp_p
     ours = answer.pictures[..., 0].astype(int)
     assert abs(ours - by_verb(words, capsys)).max() <= 1
     assert (ours[:, ~BRUSHED] == LEVELS[~BRUSHED]).all() and len(np.unique(ours, axis=0)) == 4
-    # six steps, of which all but the first are made four times
-    assert answer.said.startswith("heun in 6 steps: 42 evaluations")
+    # six steps, of which the last is made ten times
+    assert answer.said.startswith("heun in 6 steps: 30 evaluations")
 
 
 def test_pictures_like_one_are_those_of_the_verb(tiny, classes, page, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_pictures_like_one_are_those_of_the_verb(tiny, classes, page, tmp_path, 
         ({"edited": None}, "there is no picture"), ({"edited": {"background": None}}, "there is no picture"),
         ({"edited": editor(brushed=np.zeros((8, 8), bool))}, "nothing is brushed"), ({"seed": 2**32 - 1}, "seed"),
         ({"solver": "dopri5"}, "dopri5 cannot draw a part"), ({"solver": "ab2"}, "ab2 cannot draw a part"),
-        ({"steps": 1}, "give more than 1"), ({"away": 2.0}, "this page has no guide"),
+        ({"steps": 5}, "give more than 5"), ({"away": 2.0}, "this page has no guide"),
         ({"away": -1.0}, "autoguidance is a number"), ({"label": "x"}, "there is no class x"),
     ],
     ids=str,
