@@ -81,7 +81,7 @@ def sampler_of(
 ) -> Sampler:
     """The sampler of these settings; `field` stands for the run's own, such as the same one compiled."""
     precision = partial(autocast, next(run.field.parameters()).device, settings.precision)
-    assert not settings.guide or run.guide, "the guide that is asked for was not opened"
+    assert not settings.guide or run.guide, "the requested guide was not opened"
     guide = run.guide.field if settings.guide and run.guide else None
     return build_sampler(field or run.field, run.config, run.space, settings, precision, batch_size, guide)
 

@@ -8,10 +8,9 @@ import torch
 
 from flowimg.build.data import build_space
 from flowimg.build.facts import DataFacts
-from flowimg.build.field import build_field
 from flowimg.errors import SettingsError
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.opening import OpenRun, open_run, shapes_of
+from flowimg.runs.opening import OpenRun, loaded_field, open_run, shapes_of
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import EARLY, GuideName
 from flowimg.training.checkpoint import step_folders
@@ -38,7 +37,7 @@ def with_guide(run: OpenRun, asked: str | None) -> OpenRun:
 
 
 def open_guide(asked: str, folder: RunFolder, step: int, device: torch.device) -> OpenRun:
-    """The guide that is asked for, as in `Solving.guide`, of a network of this run at this step.
+    """The requested guide, as in `Solving.guide`, of a network of this run at this step.
 
     Raises:
         SettingsError: If there is no such network.
@@ -89,9 +88,7 @@ def open_snapshot(
         SettingsError, CheckpointError: If it cannot be made.
     """
     average = make_average(find_kept(folder.snapshots, name.step), float(name.weights), shapes_of(config, facts))
-    field = build_field(config, facts)
-    field.load_state_dict(average.tensors)
-    field = field.to(device).eval().requires_grad_(False)
+    field = loaded_field(config, facts, average.tensors, device)
     return OpenRun(folder, config, facts, build_space(config, facts), field, average.step, average.sha256)
 
 

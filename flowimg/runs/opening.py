@@ -97,11 +97,16 @@ def open_run(
         if is_first():
             made = f"made of {len(kept.steps)} files; off by {percent(error)}"
             print(f"average   of length {weights} at step {at}, {made}")
-    field = build_field(config, facts)
-    field.load_state_dict(tensors)
-    field = field.to(device).eval().requires_grad_(False)
+    field = loaded_field(config, facts, tensors, device)
     facts = facts if shape is None else _of_shape(facts, shape, run)
     return OpenRun(folder, config, facts, build_space(config, facts), field, at, sha256, about.get("data"))
+
+
+def loaded_field(config: Config, facts: DataFacts, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """The network of a run with these weights, on a device, to be evaluated only."""
+    field = build_field(config, facts)
+    field.load_state_dict(tensors)
+    return field.to(device).eval().requires_grad_(False)
 
 
 def _of_shape(facts: DataFacts, shape: tuple[int, int], run: str) -> DataFacts:

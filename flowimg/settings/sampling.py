@@ -41,6 +41,19 @@ class GuideName(NamedTuple):
         return cls(run or None, int(step) if step else None, named)
 
 
+def check_guide(guide: str | None) -> None:
+    """Refuse a guide that names nothing.
+
+    Raises:
+        ValueError: If so.
+    """
+    name = None if guide in (None, EARLY) else GuideName.read(str(guide))
+    if name and name.run == EARLY:
+        raise ValueError(f"guide {guide}: early takes no step and no weights; a folder of that name is ./early")
+    if name and not isinstance(name.weights, str) and not SHORTEST <= name.weights <= LONGEST:
+        raise ValueError(f"guide {guide}: an average has a length from {SHORTEST} to {LONGEST}")
+
+
 class Solving(Settings):
     """How the flow is followed, wherever samples are drawn."""
 
@@ -84,13 +97,7 @@ class Solving(Settings):
 
     @model_validator(mode="after")
     def _guide_is_one(self) -> "Solving":
-        name = None if self.guide in (None, EARLY) else GuideName.read(str(self.guide))
-        if name and name.run == EARLY:
-            raise ValueError(
-                f"guide {self.guide}: early takes no step and no weights; a folder of that name is ./early"
-            )
-        if name and not isinstance(name.weights, str) and not SHORTEST <= name.weights <= LONGEST:
-            raise ValueError(f"guide {self.guide}: an average has a length from {SHORTEST} to {LONGEST}")
+        check_guide(self.guide)
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from flowimg.settings.base import Fraction, Label, Length, Positive, SampleSeed, Seed, Settings, Weights, one_of
 from flowimg.settings.data import PAIR, ImageData
-from flowimg.settings.sampling import Solver, Solving
+from flowimg.settings.sampling import Solver, Solving, check_guide
 
 Precision = Literal["auto", "fp32", "bf16"]
 NODE = 8
@@ -103,6 +103,11 @@ class Play(OfWeights):
     """Open the page in the browser."""
     guide: Annotated[str, Field(min_length=1)] | None = None
     """Show a control for autoguidance, away from this network: early, or RUN@STEP:WEIGHTS."""
+
+    @model_validator(mode="after")
+    def _guide_is_one(self) -> "Play":
+        check_guide(self.guide)
+        return self
 
 
 class Doctor(Settings):

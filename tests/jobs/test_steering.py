@@ -133,6 +133,7 @@ def test_pictures_like_one(run, pictures, tmp_path, capsys):
         (["likelihood", "--solver", "sde2"], "no density"),
         (["likelihood", "--guide", "early"], "only an unguided field has a density"),
         (["sample", "--guide", ":0.9"], "guide :0.9: an average has a length from 0.001 to 0.28"),
+        (["play", "--guide", ":0.9"], "guide :0.9: an average has a length from 0.001 to 0.28"),
         (["sample", "--guide", ":.0"], "guide :.0: an average has a length"),
         (["sample", "--guide", "early:raw"], "early takes no step and no weights"),
         (["sample", "--step", "4", "--guide", ":ema"], "is the network that it should guide"),
