@@ -16,6 +16,9 @@ from PIL import Image
 
 from flowimg.cli import VERBS, main
 from flowimg.fields.unet import new_unet
+from flowimg.runs.folder import RunFolder
+from flowimg.runs.resume import check_folder
+from flowimg.settings.reading import dump
 from flowimg.settings.run import Config
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +139,23 @@ def test_every_command_has_settings_that_its_verb_reads(desk, monkeypatch, page)
             continue
         main(words)
         assert len(read) == 1, line
+
+
+def test_a_run_folder_is_the_same_run_on_every_page(desk, monkeypatch):
+    """A reader follows several pages at one desk: where one page trained, another may only continue."""
+
+    def train(config, how):
+        folder = RunFolder(Path(config.run))
+        check_folder(folder, config, how)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.config.write_text(dump(config))
+
+    monkeypatch.setitem(sys.modules, "flowimg.jobs.train.run", SimpleNamespace(train=train))
+    for line in commands():
+        words = verb_and_settings(line)
+        if words and words[0] == "train" and "--help" not in words and not PARSED_ONLY.search(line):
+            main(words)
+    assert len(list(Path("runs").iterdir())) > 20
 
 
 def run_commands(lines, monkeypatch):
