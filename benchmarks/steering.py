@@ -80,7 +80,7 @@ def halves(asked: argparse.Namespace) -> None:
         how = Inpaint(run=name, num_steps=asked.steps, solver=asked.solver, rounds=rounds, **more)
         sampler = sampler_of(run, how, batch_size=128)
         none = labelled(None, len(x_1), run.facts.classes)
-        (_, drawn), nfe = inpaint(sampler, x_1, masks, range(len(x_1)), none, rounds, how.stretch)
+        (_, drawn), nfe = inpaint(sampler, x_1, masks, range(len(x_1)), none, rounds, how.steps_a_stretch)
         same = torch.equal(torch.where(masks, 0, space.decode(drawn)), torch.where(masks, 0, pictures.pixels))
         kept = "equal" if same else "NOT EQUAL"
         print(
@@ -88,9 +88,8 @@ def halves(asked: argparse.Namespace) -> None:
         )
     some, seeds = x_1[:LOOKED_AT].repeat_interleave(DRAWN, 0), list(range(DRAWN)) * LOOKED_AT
     none = labelled(None, len(some), run.facts.classes)
-    rows = (
-        inpaint(sampler, some, masks[:1], seeds, none, rounds, how.stretch).states[-1].unflatten(0, (LOOKED_AT, DRAWN))
-    )
+    drawn = inpaint(sampler, some, masks[:1], seeds, none, rounds, how.steps_a_stretch).states[-1]
+    rows = drawn.unflatten(0, (LOOKED_AT, DRAWN))
     known = torch.where(masks[:LOOKED_AT], 0.0, x_1[:LOOKED_AT])
     table = torch.cat([x_1[:LOOKED_AT, None], known[:, None], rows], 1)
     side_by_side = torch.cat(table.chunk(2), 1)

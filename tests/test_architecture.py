@@ -14,7 +14,7 @@ from flowimg.build import data, field, flow, sampler
 from flowimg.settings.data import PointData
 from flowimg.settings.evaluate import Evaluate
 from flowimg.settings.run import members
-from flowimg.settings.sampling import ADAPTIVE, NOISE, Grid, Solver, Solving, Stochastic, Times
+from flowimg.settings.sampling import ADAPTIVE, NOISE, Grid, NoiseShape, Solver, Stochastic, Times
 from flowimg.settings.train import Optim
 from flowimg.settings.verbs import Interpolate, Invert, Sample
 
@@ -261,7 +261,7 @@ def test_the_solvers_that_the_settings_call_adaptive_are():
     assert (
         {name for name, solver in sampler.SOLVERS.items() if solver.stochastic} == set(get_args(Stochastic)) == {*NOISE}
     )
-    assert set(get_args(Solving.model_fields["noise_shape"].annotation)) == set(sampler.NOISE_SHAPES)
+    assert set(get_args(NoiseShape)) == set(sampler.NOISE_SHAPES)
 
 
 # --- what is loaded --------------------------------------------------------------------------------------------------

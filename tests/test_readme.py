@@ -29,7 +29,7 @@ SHORT = {
         "--train.steps 3 --train.batch-size 32 --train.sample-every 3 --grid.count 20 --grid.num-steps 1 "
         "--figures false"
     ),
-    "sample": ["--num-steps", "1"],
+    "sample": ["--num-steps", "2"],  # a single step of a stochastic solver is refused
     "evaluate": ["--num-steps", "1", "--count", "30"],
     "likelihood": ["--count", "8", "--solver", "euler", "--num-steps", "1"],
     "interpolate": ["--num-steps", "1"],

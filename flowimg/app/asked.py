@@ -11,7 +11,7 @@ from flowimg.errors import PageError
 from flowimg.flow.randomness import SEEDS
 from flowimg.jobs.drawing import sampler_of
 from flowimg.runs.opening import OpenRun
-from flowimg.settings.sampling import Solver
+from flowimg.settings.sampling import Solver, Stochastic
 from flowimg.settings.verbs import Drawing
 
 STEPS, GUIDANCE, SEED = 200, 10.0, SEEDS - 1
@@ -28,6 +28,8 @@ def solving(run: OpenRun, steps: Any, solver: Any, guidance: Any, precision: Any
     if solver not in solvers:
         raise PageError(f"the solver is one of {', '.join(solvers)}")
     number = whole(steps, "steps", 1, STEPS)
+    if number == 1 and solver in get_args(Stochastic):
+        raise PageError(f"steps: {solver} draws its noise between steps, so give 2 or more")
     scale = 1.0 if guidance is None else guidance
     if not is_number(scale) or not 0 <= scale <= GUIDANCE:
         raise PageError(f"guidance is a number from 0 to {GUIDANCE:g}, not {_short(guidance)}")
@@ -99,7 +101,7 @@ def travel(
 def told_of(how: Drawing, nfe: int) -> str:
     """How pictures were made, as the page says it."""
     guidance = f", guidance {how.guidance:g}" if how.guidance != 1 else ""
-    guidance += f", autoguidance {how.guide_scale:g}" if how.guide else ""
+    guidance += f", autoguidance {how.autoguidance:g}" if how.guide else ""
     steps = "" if how.adaptive else f" in {how.num_steps} steps"
     return f"{how.solver}{steps}{guidance}: {nfe} evaluations of the network"
 

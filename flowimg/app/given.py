@@ -4,8 +4,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowimg.app.asked import SEED, class_number, is_number, solving, told_of, whole
@@ -15,7 +13,7 @@ from flowimg.build.sampler import SOLVERS
 from flowimg.conditions.labels import labelled
 from flowimg.errors import PageError
 from flowimg.jobs.drawing import sampler_of
-from flowimg.jobs.given import TRACE
+from flowimg.jobs.given import OPAQUE, as_png, mask_from, picture_from
 from flowimg.runs.opening import OpenRun
 from flowimg.sampling.sampler import Followed
 from flowimg.sampling.steering import from_noised, inpaint
@@ -23,7 +21,6 @@ from flowimg.settings.steering import Inpaint
 
 COUNT = 4
 """Pictures drawn at once, of consecutive seeds."""
-ROUNDS, STRETCH = (Inpaint.model_fields[name].default for name in ("rounds", "stretch"))
 
 
 def brushed(
@@ -43,11 +40,13 @@ def brushed(
     x_1, drawn = picture_of(run, edited), mask_of(run, edited)
     if not bool(drawn.any()):
         raise PageError("nothing is brushed: paint over what is to be drawn anew")
-    if how.num_steps <= STRETCH:
-        raise PageError(f"steps: give more than {STRETCH} for a part of a picture")
+    if how.num_steps == 1:
+        raise PageError("steps: give 2 or more for a part of a picture")
     cond, seeds = labelled(class_number(run, label), COUNT, run.facts.classes), range(first, first + COUNT)
     sampler = sampler_of(run, how, batch_size=COUNT)
-    return _answer(run, how, inpaint(sampler, x_1.repeat(COUNT, 1, 1, 1), drawn, seeds, cond, ROUNDS, STRETCH))
+    usual = Inpaint(run=how.run, num_steps=how.num_steps, solver=how.solver)
+    rounds = usual.rounds, usual.steps_a_stretch
+    return _answer(run, how, inpaint(sampler, x_1.repeat(COUNT, 1, 1, 1), drawn, seeds, cond, *rounds))
 
 
 def like(
@@ -82,26 +81,39 @@ def picture_of(run: OpenRun, edited: Any) -> Tensor:
     Raises:
         PageError: If there is none.
     """
-    if not isinstance(edited, dict) or edited.get("background") is None:
-        raise PageError("there is no picture: upload one, or press Draw one")
-    space: Any = run.space
-    channels, height, width = space.shape
-    picture = Image.fromarray(edited["background"]).convert("RGB")
-    small = ImageOps.fit(picture, (width, height), Image.Resampling.BOX).convert("L" if channels == 1 else "RGB")
-    numbers = np.asarray(small).reshape(height, width, channels)
-    depth = space.depth
-    stored = torch.from_numpy(np.rint(depth.at(numbers / 255)) if depth.whole else depth.at(numbers / 255))
-    return space.encode(stored.permute(2, 0, 1)[None].float())
+    return picture_from(run, as_png(_at_its_size(run, _background(edited))), "the picture")
 
 
 def mask_of(run: OpenRun, edited: Any) -> Tensor:
-    """Where the editor was brushed, shape (1, 1, H, W) of bool."""
-    height, width = run.space.shape[1:]
-    drawn = np.zeros((height, width), bool)
+    """Where the editor was brushed, or else what is transparent in its picture, shape (1, 1, H, W) of bool."""
+    picture = _background(edited)
+    drawn = np.zeros(picture.shape[:2], bool)
     for layer in edited.get("layers") or ():
-        alpha = Image.fromarray(layer).convert("RGBA").getchannel("A")
-        drawn |= np.asarray(ImageOps.fit(alpha, (width, height), Image.Resampling.BOX)) > TRACE
-    return torch.from_numpy(drawn)[None, None]
+        drawn |= layer[..., 3] > 0
+    if not drawn.any() and picture.shape[2] == 4:
+        drawn = picture[..., 3] < OPAQUE
+    height, width = _at_its_size(run, picture).shape[:2]
+    blocks = drawn.reshape(height, len(drawn) // height, width, -1)
+    return mask_from(run, np.asarray(blocks.any((1, 3))), "the mask")
+
+
+def _background(edited: Any) -> np.ndarray:
+    """The picture of the editor as it was uploaded, (H, W, 3 or 4).
+
+    Raises:
+        PageError: If there is none.
+    """
+    if not isinstance(edited, dict) or edited.get("background") is None:
+        raise PageError("there is no picture: upload one, or press Draw one")
+    return edited["background"]
+
+
+def _at_its_size(run: OpenRun, picture: np.ndarray) -> np.ndarray:
+    """A picture that the page enlarged by a whole factor, such as one it drew, as it was; others unchanged."""
+    factor = picture.shape[0] // run.space.shape[1]
+    small = picture[::factor, ::factor] if factor else picture
+    same = small.shape[:2] == run.space.shape[1:] and small.repeat(factor, 0).repeat(factor, 1).shape == picture.shape
+    return small if same and (small.repeat(factor, 0).repeat(factor, 1) == picture).all() else picture
 
 
 def editable(run: OpenRun) -> bool:

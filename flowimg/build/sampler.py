@@ -44,7 +44,7 @@ def build_solver(how: Solving) -> Solver:
 
 
 def _strength(how: Solving) -> Strength:
-    return Strength(how.noise_strength, NOISE_SHAPES[how.noise_shape], how.noise_interval)
+    return Strength(how.noise_strength, NOISE_SHAPES[how.shape_of_noise], how.noise_interval)
 
 
 def build_times(how: Solving) -> Tensor:
@@ -74,7 +74,7 @@ def build_sampler(
         batch_size: Samples per batch; by default the usual number of the space.
         guide: The network of autoguidance, on the same device.
     """
-    away = Guide(guide, how.guide_scale, how.guide_interval) if guide else None
+    away = Guide(guide, how.autoguidance, how.guide_interval) if guide else None
     velocity, device = guided(field, how.guidance, how.guidance_interval, away), next(field.parameters()).device
     solver, times, path = build_solver(how), build_times(how), build_path(config)
     return Sampler(velocity, space.shape, solver, times, device, batch_size or space.at_once, precision, path)

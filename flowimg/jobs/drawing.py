@@ -106,5 +106,8 @@ def new_folder(out: str | None, usual: Path) -> Path:
     folder = Path(out) if out else usual
     if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"--out {out} exists and is not overwritten: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder}, where the result goes, cannot be made: {error.strerror}") from None
     return folder

@@ -14,6 +14,7 @@ from flowimg.figures.samples import check_grid, save_grid
 from flowimg.jobs.drawing import label_of, new_folder, opened_on_pictures, sampler_of
 from flowimg.jobs.given import given_pictures
 from flowimg.jobs.sample import how_name
+from flowimg.runs.opening import check_null
 from flowimg.settings.verbs import Invert
 
 
@@ -23,6 +24,8 @@ def invert(settings: Invert) -> dict[str, Any]:
         raise SettingsError("flowimg invert needs pictures: flowimg invert RUN PICTURE ...")
     settings, run = opened_on_pictures("invert", settings)
     label = label_of(settings, run)
+    if label is None:
+        check_null(run, "give --label")
     check_grid(run.space, 3 * len(settings.pictures), 3, "give fewer pictures")
     space: Any = run.space
     x_1 = given_pictures(run, settings.pictures)

@@ -170,7 +170,7 @@ def how_name(settings: Drawing, run: OpenRun, label: int | None) -> str:
 
 def _noise_name(settings: Drawing) -> str:
     low, high = settings.noise_interval
-    shape = "" if settings.noise_shape == "sigma" else settings.noise_shape
+    shape = "" if settings.shape_of_noise == "sigma" else settings.shape_of_noise
     return f"noise{settings.noise_strength:g}{shape}" + (f"from{low:g}to{high:g}" if (low, high) != (0, 1) else "")
 
 
@@ -179,7 +179,7 @@ def _guide_name(settings: Drawing, run: OpenRun) -> str:
         return ""
     low, high = settings.guide_interval
     within = f"from{low:g}to{high:g}" if (low, high) != (0, 1) else ""
-    return f"away{settings.guide_scale:g}{within}_from_{run.guide.step}_{run.guide.sha256[:6]}"
+    return f"away{settings.autoguidance:g}{within}_from_{run.guide.step}_{run.guide.sha256[:6]}"
 
 
 def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:

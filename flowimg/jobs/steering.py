@@ -28,9 +28,10 @@ from flowimg.jobs.drawing import (
 )
 from flowimg.jobs.sample import how_name
 from flowimg.machine.processes import leave_together, processes, share
-from flowimg.runs.opening import OpenRun, made_by
+from flowimg.runs.opening import OpenRun, check_null, made_by
 from flowimg.sampling.sampler import Followed, Sampler, seeds_from
 from flowimg.sampling.writers import SINGLE
+from flowimg.settings.sampling import Solving
 from flowimg.settings.steering import FromPictures
 
 SettingsT = TypeVar("SettingsT", bound=FromPictures)
@@ -51,10 +52,8 @@ def opened_for(verb: str, settings: SettingsT) -> tuple[SettingsT, OpenRun, int 
     settings, run = opened(settings, state.device)
     check_pictures(settings, run)
     label = label_of(settings, run)
-    if label is None and run.facts.classes and run.config.train.label_drop == 0:
-        raise SettingsError(
-            f"{settings.run} learned no pictures without their class (train.label_drop 0): give --label"
-        )
+    if label is None:
+        check_null(run, "give --label")
     if label is None and settings.guidance != 1:
         raise SettingsError(f"guidance {settings.guidance:g} needs a class to guide towards: give --label")
     check_grid(run.space, len(settings.pictures) * (settings.count + 1), settings.count + 1, "give fewer pictures")
@@ -70,7 +69,8 @@ class Place(NamedTuple):
     def file(self, settings: FromPictures, row: int) -> Path:
         """The file of a picture: `row` counts pictures and seeds."""
         number, seed = divmod(row, settings.count)
-        start = f"{number:03d}_{Path(settings.pictures[number]).stem[:60]}"
+        name = Path(settings.pictures[number]).stem.encode()[:60].decode(errors="ignore")  # a file's name has a limit
+        start = f"{number:03d}_{name}"
         return self.folder / f"{start}_seed{settings.seed + seed}.{SINGLE[self.form]}"
 
 
@@ -123,6 +123,8 @@ def draw_from(
                 place.file(settings, row).write_bytes(space.as_file(picture, place.form))
             nfe = max(nfe, calls)
             bar.update(len(some))
+    if odd := sum(not bool(x.isfinite().all()) for x in torch.cat(parts)):
+        print(f"warning   {odd} of {len(mine)} pictures are not finite: use more steps or less guidance")
     shares = gather_object([(torch.cat(parts), nfe)])
     leave_together()
     if not state.is_main_process:
@@ -137,8 +139,10 @@ def told(settings: FromPictures, run: OpenRun, place: Place, shown: Tensor, draw
     files = [str(place.file(settings, row)) for row in range(len(drawn.states))]
     where = {"folder": str(place.folder), "grid": str(grid), "files": files}
     made = made_by(run, settings.weights, settings.precision)
-    result = {**settings.model_dump(mode="json"), **made, **where, "nfe": drawn.nfe}
+    own = settings.model_dump(mode="json", exclude=set(Solving.model_fields))
+    result = {**own, **settings.acting, **made, **where, "nfe": drawn.nfe}
     write_json(place.folder / "samples.json", result)
-    print(f"{len(files)} pictures from {len(shown)}, {drawn.nfe} evaluations each: {place.folder}")
+    several = "picture" if len(files) == 1 else "pictures"
+    print(f"{len(files)} {several} drawn from {len(shown)}, {drawn.nfe} evaluations each: {place.folder}")
     print(f"the grid (what was given, then {settings.count} drawn): {grid}")
     return result

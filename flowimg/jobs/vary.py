@@ -1,10 +1,11 @@
 """`flowimg vary`: pictures like those given."""
 
+from dataclasses import replace
 from typing import Any
 
-from flowimg.errors import SettingsError
 from flowimg.jobs.given import given_pictures
 from flowimg.jobs.steering import draw_from, opened_for, place_for, told
+from flowimg.runs.opening import check_null
 from flowimg.sampling.steering import from_inverted, from_noised
 from flowimg.settings.steering import Vary
 
@@ -14,11 +15,8 @@ def vary(settings: Vary) -> dict[str, Any] | None:
     if settings.inversion and settings.precision == "auto":  # the way back needs precision
         settings = settings.model_copy(update={"precision": "fp32"})
     settings, run, label, state = opened_for("vary", settings)
-    if settings.inversion and run.facts.classes and run.config.train.label_drop == 0:
-        raise SettingsError(
-            f"{settings.run} learned no picture without its class (train.label_drop 0), and the way back has none: "
-            "leave out --inversion"
-        )
+    if settings.inversion:
+        check_null(replace(run, guide=None), "the way back has none, so leave out --inversion")
     x_1, begin = given_pictures(run, settings.pictures), from_inverted if settings.inversion else from_noised
     how = f"like{settings.strength:g}{'_inverted' if settings.inversion else ''}"
     place = place_for(settings, run, label, how, [x_1])

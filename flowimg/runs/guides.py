@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from flowimg.runs.opening import OpenRun, loaded_field, open_run, shapes_of
 from flowimg.settings.run import Config
 from flowimg.settings.sampling import EARLY, GuideName
 from flowimg.training.checkpoint import step_folders
-from flowimg.training.snapshots import LONGEST, find_kept, kept_steps, make_average
+from flowimg.training.snapshots import WIDEST, find_kept, kept_steps, make_average
 
 SHARE = 1 / 8
 """How far in its training the early guide is, as a share of the steps of the network that it guides."""
@@ -32,7 +33,7 @@ def with_guide(run: OpenRun, asked: str | None) -> OpenRun:
     found = open_guide(asked, run.folder, run.step, next(run.field.parameters()).device)
     if found.sha256 == run.sha256:
         raise SettingsError(f"guide {asked} is the network that it should guide: name an earlier or a smaller one")
-    check_fits(asked, found, run.facts, run.config)
+    check_fits(asked, found, str(run.folder.path), run.facts, run.config)
     return replace(run, guide=found)
 
 
@@ -44,11 +45,32 @@ def open_guide(asked: str, folder: RunFolder, step: int, device: torch.device) -
         CheckpointError: If it cannot be read.
     """
     name = early(folder, step) if asked == EARLY else GuideName.read(asked)
-    at = step if name.run is None and name.step is None else name.step
+    if Path(asked).is_dir() and asked != EARLY:  # a folder whose name looks like a step or weights
+        name = GuideName(asked, None, None)
+    there = RunFolder(Path(name.run)) if name.run else folder
+    if name.run and not there.path.exists() and {*name.run} & {*"@:"}:
+        raise SettingsError(
+            f"guide {asked}: there is no run {name.run}; @ goes before a step, and : before ema, raw or a length "
+            "such as 0.1"
+        )
+    at, weights = step if name.run is None and name.step is None else name.step, name.weights or "ema"
+    if name.weights is None and name.step is not None and _only_a_snapshot(there, name.step):
+        weights = WIDEST
     try:
-        return open_run(name.run or str(folder.path), name.weights, at, device)
+        return open_run(name.run or str(folder.path), weights, at, device)
     except SettingsError as error:
-        raise SettingsError(f"guide {asked}: {error}") from None
+        kept = kept_steps(there.snapshots) if "has no checkpoint of step" in str(error) else []
+        also = f"; snapshots of steps {', '.join(map(str, kept))}" if kept else ""
+        raise SettingsError(f"guide {asked}: {error}{also}") from None
+
+
+def _only_a_snapshot(folder: RunFolder, step: int) -> bool:
+    """Whether a run keeps a snapshot of a step, and no checkpoint."""
+    return step in kept_steps(folder.snapshots) and step not in _checkpoints(folder)
+
+
+def _checkpoints(folder: RunFolder) -> list[int]:
+    return [int(path.name[5:]) for path in step_folders(folder.checkpoints)]
 
 
 def early(folder: RunFolder, step: int) -> GuideName:
@@ -59,7 +81,7 @@ def early(folder: RunFolder, step: int) -> GuideName:
     """
     if found := early_snapshot(folder, step):
         return found
-    if (at := _nearest([int(path.name[5:]) for path in step_folders(folder.checkpoints)], step)) is not None:
+    if (at := _nearest(_checkpoints(folder), step)) is not None:
         return GuideName(None, at, "ema")
     raise SettingsError(
         f"guide {EARLY}: {folder.path} keeps nothing from the first half of its {step:,} steps: train with, for "
@@ -70,7 +92,7 @@ def early(folder: RunFolder, step: int) -> GuideName:
 def early_snapshot(folder: RunFolder, step: int) -> GuideName | None:
     """The snapshot that is nearest to an eighth of a step; None if none is from the first half of the steps."""
     at = _nearest(kept_steps(folder.snapshots), step)
-    return None if at is None else GuideName(None, at, LONGEST)
+    return None if at is None else GuideName(None, at, WIDEST)
 
 
 def _nearest(steps: Sequence[int], step: int) -> int | None:
@@ -87,22 +109,25 @@ def open_snapshot(
     Raises:
         SettingsError, CheckpointError: If it cannot be made.
     """
-    average = make_average(find_kept(folder.snapshots, name.step), float(name.weights), shapes_of(config, facts))
+    average = make_average(
+        find_kept(folder.snapshots, name.step), float(name.weights or WIDEST), shapes_of(config, facts)
+    )
     field = loaded_field(config, facts, average.tensors, device)
     return OpenRun(folder, config, facts, build_space(config, facts), field, average.step, average.sha256)
 
 
-def check_fits(asked: str, guide: OpenRun, facts: DataFacts, config: Config) -> None:
-    """Refuse a guide of other samples, other classes or another path.
+def check_fits(asked: str, guide: OpenRun, run: str, facts: DataFacts, config: Config) -> None:
+    """Refuse a guide of other samples, other classes or another path than those of a run.
 
     Raises:
         SettingsError: With what differs.
     """
     ours, theirs = build_space(config, facts), guide.space
+    lacking = [shape for shape in facts.shapes if shape not in guide.facts.shapes]
     compared = {
         "data": (config.data.kind, guide.config.data.kind),
-        "source": (_plane(config), _plane(guide.config)),
-        "shape": (facts.shape, facts.shape if {*facts.shapes} <= {*guide.facts.shapes} else guide.facts.shape),
+        **_points(config, guide.config),
+        "shape": (lacking[0], guide.facts.shape) if lacking else (None, None),
         "kind of samples": (ours.words, theirs.words),
         "path": (config.path.kind, guide.config.path.kind),
         "number of classes": (len(facts.classes), len(guide.facts.classes)),
@@ -110,12 +135,14 @@ def check_fits(asked: str, guide: OpenRun, facts: DataFacts, config: Config) -> 
     }
     for name, (here, there) in compared.items():
         if here != there:
-            raise SettingsError(f"guide {asked} does not fit {config.run}: its {name} {_differ(here, there)}")
+            raise SettingsError(f"guide {asked} does not fit {run}: its {name} {_differ(here, there)}")
 
 
-def _plane(config: Config) -> str:
-    """Which points a run is on; pictures may come from anywhere."""
-    return "" if config.data.holds_pictures else str(config.data.source)
+def _points(config: Config, guide: Config) -> dict[str, tuple[Any, Any]]:
+    """Which points two runs are on, by setting; pictures may come from anywhere."""
+    if config.data.holds_pictures or guide.data.holds_pictures:
+        return {}
+    return {f"data.{name}": (getattr(config.data, name), getattr(guide.data, name)) for name in ("source", "cells")}
 
 
 def _differ(ours: Any, theirs: Any) -> str:

@@ -193,3 +193,16 @@ def check_guidance(guidance: float, facts: DataFacts, config: Config) -> None:
         )
     if config.train.label_drop == 0:
         raise SettingsError(f"guidance {guidance:g} needs a run with train.label_drop above 0, and {config.run} has 0")
+
+
+def check_null(run: OpenRun, mend: str) -> None:
+    """Refuse to draw without class by a network, or a guide, that learned no picture without its class.
+
+    Raises:
+        SettingsError: With what `mend`s it.
+    """
+    for one in (run, run.guide):
+        if one and one.facts.classes and one.config.train.label_drop == 0:
+            raise SettingsError(
+                f"{one.folder.path} learned no pictures without their class (train.label_drop 0): {mend}"
+            )

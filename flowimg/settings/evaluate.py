@@ -51,8 +51,8 @@ class Evaluate(Many):
         limits = (self.max_off, self.max_sw2, self.max_mass_ratio, self.max_frechet)
         return any(limit is not None for limit in limits)
 
-    def _draws_noise(self) -> bool:
-        return bool(set(self.sweep_solvers) & set(NOISE)) if self.sweep_nfe else self.stochastic
+    def _solvers(self) -> tuple[str, ...]:
+        return self.sweep_solvers if self.sweep_nfe else (self.solver,)
 
     def _scales(self) -> tuple[float, ...]:
         return self.sweep_guidance or (self.guidance,)

@@ -18,6 +18,8 @@ ADAPTIVE = ("dopri5",)
 """Solvers that choose their own steps, within a tolerance."""
 NOISE = {"sde": 1.0, "sde2": 1.0, "churn": 20.0}
 """The usual strength of the noise."""
+NoiseShape = Literal["sigma", "constant", "middle"]
+"""How noise goes over the flow time."""
 Times = Literal["uniform", "edm", "diffusers"]
 
 
@@ -26,18 +28,18 @@ EARLY = "early"
 
 
 class GuideName(NamedTuple):
-    """What --guide names: a run, None for the same one; a step, None for the newest; weights: ema, raw or a length."""
+    """What --guide names; see `Solving.guide`. None where it does not say."""
 
     run: str | None
     step: int | None
-    weights: str | float
+    weights: str | float | None
 
     @classmethod
     def read(cls, text: str) -> "GuideName":
         """RUN[@STEP][:WEIGHTS], where RUN may be left out. A name that ends otherwise is all of it the run's."""
         found = re.fullmatch(r"(.*?)(?:@(\d{1,18}))?(?::(ema|raw|0?\.\d+))?", text, re.DOTALL)
         run, step, weights = found.groups() if found else (text, None, None)
-        named = weights if weights in ("ema", "raw") else "ema" if weights is None else float(weights)
+        named = weights if weights in (None, "ema", "raw") else float(weights)
         return cls(run or None, int(step) if step else None, named)
 
 
@@ -50,7 +52,7 @@ def check_guide(guide: str | None) -> None:
     name = None if guide in (None, EARLY) else GuideName.read(str(guide))
     if name and name.run == EARLY:
         raise ValueError(f"guide {guide}: early takes no step and no weights; a folder of that name is ./early")
-    if name and not isinstance(name.weights, str) and not SHORTEST <= name.weights <= LONGEST:
+    if name and isinstance(name.weights, float) and not SHORTEST <= name.weights <= LONGEST:
         raise ValueError(f"guide {guide}: an average has a length from {SHORTEST} to {LONGEST}")
 
 
@@ -75,15 +77,15 @@ class Solving(Settings):
     guide: Annotated[str, Field(min_length=1)] | None = None
     """Autoguidance: go away from what a network that learned less would do. early: the run itself, earlier in its
     training; RUN@STEP:WEIGHTS names any (each part may be left out): another run, a step, ema, raw or a length."""
-    guide_scale: Annotated[float, Field(ge=0)] = 2.0
-    """Autoguidance scale; 1 means none."""
+    guide_scale: Annotated[float, Field(ge=0)] | None = None
+    """Autoguidance scale, by default 1.5; 1 means none."""
     guide_interval: tuple[Unit, Unit] = (0.0, 1.0)
     """Apply autoguidance only between these flow times, in [0, 1]."""
     noise: Annotated[float, Field(ge=0)] | None = None
     """Strength of the noise of sde and sde2: g^2 is this times noise_shape (by default 1); of churn: EDM's S_churn (by
     default 20)."""
-    noise_shape: Literal["sigma", "constant", "middle"] = "sigma"
-    """Noise of sde and sde2 over the flow time: as the path's sigma, constant, or most half way."""
+    noise_shape: NoiseShape | None = None
+    """Noise of sde and sde2 over the flow time: as the path's sigma (by default), constant, or most half way."""
     noise_interval: tuple[Unit, Unit] = (0.0, 1.0)
     """Draw noise only between these flow times, in [0, 1]."""
 
@@ -102,17 +104,17 @@ class Solving(Settings):
 
     @model_validator(mode="after")
     def _acts(self) -> "Solving":
-        fields, idle = type(self).model_fields, self._idle() & {*NOISES, *GUIDES}
-        if self._draws_noise():
-            idle -= {"noise", "noise_interval"}
+        fields, used = type(self).model_fields, set(self._solvers())
         if self.stochastic and self.num_steps == 1:
             raise ValueError(f"solver {self.solver} with num_steps 1 draws no noise: its one step ends at the data")
-        changed = [name for name in idle if getattr(self, name) != fields[name].default]
-        for name in sorted(changed):
+        idle = {*GUIDES} if self.guide is None else set()
+        idle |= set() if used & {*NOISE} else {*NOISES}
+        idle |= set() if used & {"sde", "sde2"} else {"noise_shape"}
+        for name in sorted(name for name in idle if getattr(self, name) != fields[name].default):
             if name in GUIDES:
                 raise ValueError(f"{name} without a guide does nothing: give guide, for example early, or leave it out")
             who = "sde and sde2" if name == "noise_shape" else "sde, sde2 and churn"
-            raise ValueError(f"{name} is for the solvers {who}, and solver is {self.solver}: leave it out")
+            raise ValueError(f"{name} is for the solvers {who}, and solver is {', '.join(sorted(used))}: leave it out")
         return self
 
     def _idle(self) -> set[str]:
@@ -123,14 +125,14 @@ class Solving(Settings):
         idle |= {"guidance_interval"} if self.guidance == 1 else set()
         return idle | ({"guide", *GUIDES} if self.guide is None else set())
 
+    def _solvers(self) -> tuple[str, ...]:
+        """The solvers that are used."""
+        return (self.solver,)
+
     @property
     def stochastic(self) -> bool:
         """Whether the solver draws noise on the way."""
         return self.solver in get_args(Stochastic)
-
-    def _draws_noise(self) -> bool:
-        """Whether a solver draws noise on the way, of all that are used."""
-        return self.stochastic
 
     @property
     def noise_strength(self) -> float:
@@ -138,9 +140,19 @@ class Solving(Settings):
         return NOISE.get(self.solver, 0.0) if self.noise is None else self.noise
 
     @property
+    def shape_of_noise(self) -> str:
+        """How the noise of sde and sde2 goes over the flow time."""
+        return self.noise_shape or "sigma"
+
+    @property
+    def autoguidance(self) -> float:
+        """The scale of autoguidance, where there is a guide."""
+        return 1.5 if self.guide_scale is None else self.guide_scale
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of a network for one of the velocity, where guidance of all kinds is on."""
-        return 1 + (self.guidance != 1) + (self.guide is not None and self.guide_scale != 1)
+        return 1 + (self.guidance != 1) + (self.guide is not None and self.autoguidance != 1)
 
     @property
     def adaptive(self) -> bool:
@@ -151,15 +163,18 @@ class Solving(Settings):
     def record(self) -> dict[str, Any]:
         """These settings as plain values: None where the solver does not use them, guide and noise if there are any."""
         unused = {"num_steps": None} if self.adaptive else {"tolerance": None}
-        left_out = self._idle() & {"guide", *GUIDES, *NOISES}
-        kept = self.model_dump(mode="json", include=set(Solving.model_fields) - left_out)
-        return kept | unused | ({"noise": self.noise_strength} if self.stochastic else {})
+        return self._without(self._idle() & {"guide", *GUIDES, *NOISES}) | unused
 
     @property
     def acting(self) -> dict[str, Any]:
         """The settings that decide the samples, as plain values."""
-        kept = self.model_dump(mode="json", include=set(Solving.model_fields) - self._idle())
-        return kept | ({"noise": self.noise_strength} if self.stochastic else {})
+        return self._without(self._idle())
+
+    def _without(self, names: set[str]) -> dict[str, Any]:
+        """The settings except these, as plain values, with what a default stands for."""
+        kept = self.model_dump(mode="json", include=set(Solving.model_fields) - names)
+        meant = {"noise": self.noise_strength, "noise_shape": self.shape_of_noise, "guide_scale": self.autoguidance}
+        return kept | {name: value for name, value in meant.items() if name in kept}
 
 
 NOISES, GUIDES = ("noise", "noise_shape", "noise_interval"), ("guide_scale", "guide_interval")

@@ -28,25 +28,30 @@ class Inpaint(FromPictures):
     """Draw a part of pictures anew, and keep the rest."""
 
     mask: tuple[str, ...] = ()
-    """Image files in which what is to be drawn is white: one for all pictures, or one each, of the picture's size; by
-    default the transparent parts of the pictures are drawn."""
+    """Image files in which what is to be drawn is white (grey level 128 and above): one for all pictures, or one each,
+    of the picture's size; by default the transparent parts of the pictures are drawn."""
     num_steps: Positive = 25
     """Number of solver steps from noise to image; rounds make most of them again."""
     rounds: Positive = 10
     """How often each stretch of steps is made, each time with fresh noise; more rounds fit the parts better together
     and take longer."""
-    stretch: Positive = 5
-    """Solver steps of a stretch; a fifth of all is a good length."""
+    stretch: Positive | None = None
+    """Solver steps of a stretch; by default a fifth of all."""
+
+    @property
+    def steps_a_stretch(self) -> int:
+        """Solver steps of a stretch."""
+        return max(1, self.num_steps // 5) if self.stretch is None else self.stretch
 
     @model_validator(mode="after")
     def _steps(self) -> "Inpaint":
         if self.adaptive:
             raise ValueError(f"solver {self.solver} chooses its own steps, and the known part is set after each: give "
                              "one with num_steps")  # fmt: skip
-        if self.rounds > 1 and self.stretch >= self.num_steps:
-            raise ValueError(f"stretch {self.stretch} with num_steps {self.num_steps}: rounds go back from the second "
-                             "stretch on, so give a smaller stretch, more steps, or rounds 1")  # fmt: skip
-        if self.rounds == 1 and self.stretch != type(self).model_fields["stretch"].default:
+        if self.rounds > 1 and self.steps_a_stretch >= self.num_steps:
+            raise ValueError(f"stretch {self.steps_a_stretch} with num_steps {self.num_steps}: rounds go back from the "
+                             "second stretch on, so give a smaller stretch, more steps, or rounds 1")  # fmt: skip
+        if self.rounds == 1 and self.stretch is not None:
             raise ValueError(f"stretch {self.stretch} with rounds 1 does nothing: leave it out, or give more rounds")
         if self.solver == "ab2" and self.rounds > 1:
             raise ValueError("solver ab2 uses the step before, which rounds make again: give another, or rounds 1")

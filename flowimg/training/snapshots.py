@@ -23,8 +23,8 @@ from flowimg.training.parts import save_tensors
 
 MOST_OFF = 0.1
 """An average whose profile would be off by more than this is not made."""
-LONGEST = max(LENGTHS)
-"""The longest average that is kept as it is."""
+WIDEST = max(LENGTHS)
+"""The longest of the averages that a snapshot holds as they are."""
 TINY = 1e-9
 """What is added with a smaller weight than this is lost in the rounding of fp32, hundreds of them together too."""
 

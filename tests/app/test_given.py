@@ -60,8 +60,23 @@ def test_a_brushed_part_is_drawn_as_the_verb_draws_it(tiny, classes, page, tmp_p
     ours = answer.pictures[..., 0].astype(int)
     assert abs(ours - by_verb(words, capsys)).max() <= 1
     assert (ours[:, ~BRUSHED] == LEVELS[~BRUSHED]).all() and len(np.unique(ours, axis=0)) == 4
-    # six steps, of which the last is made ten times
-    assert answer.said.startswith("heun in 6 steps: 30 evaluations")
+    # six steps, of which all but the first are made ten times
+    assert answer.said.startswith("heun in 6 steps: 102 evaluations")
+
+
+def test_a_picture_of_another_size_with_a_transparent_part_is_read_as_the_verb_reads_it(
+    tiny, classes, page, tmp_path, capsys
+):
+    picture = np.random.default_rng(1).integers(0, 256, (37, 50, 4), dtype=np.uint8)
+    picture[..., 3] = 255
+    picture[20:, :30, 3] = 60
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    sent = {"background": picture, "layers": [np.zeros_like(picture)]}
+    ours = page.given.brushed(classes, sent, 5, *HOW).pictures[..., 0].astype(int)
+    assert abs(ours - by_verb(["inpaint", tiny.classes, tmp_path / "p.png", "--seed", 5], capsys)).max() <= 1
+    like = page.given.like(classes, sent, 0, 5, *HOW).pictures[..., 0].astype(int)
+    verb = by_verb(["vary", tiny.classes, tmp_path / "p.png", "--strength", 0, "--seed", 5], capsys)
+    assert (like == verb).all() and (like != ours).any()
 
 
 def test_pictures_like_one_are_those_of_the_verb(tiny, classes, page, tmp_path, capsys):
@@ -79,7 +94,8 @@ def test_pictures_like_one_are_those_of_the_verb(tiny, classes, page, tmp_path, 
         ({"edited": None}, "there is no picture"), ({"edited": {"background": None}}, "there is no picture"),
         ({"edited": editor(brushed=np.zeros((8, 8), bool))}, "nothing is brushed"), ({"seed": 2**32 - 1}, "seed"),
         ({"solver": "dopri5"}, "dopri5 cannot draw a part"), ({"solver": "ab2"}, "ab2 cannot draw a part"),
-        ({"steps": 5}, "give more than 5"), ({"away": 2.0}, "this page has no guide"),
+        ({"steps": 1}, "give 2 or more for a part"),
+        ({"steps": 1, "solver": "sde"}, "sde draws its noise between steps"), ({"away": 2.0}, "this page has no guide"),
         ({"away": -1.0}, "autoguidance is a number"), ({"label": "x"}, "there is no class x"),
     ],
     ids=str,

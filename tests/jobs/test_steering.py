@@ -61,7 +61,7 @@ def test_what_is_black_in_the_mask_comes_back_to_the_grey_level(run, pictures, h
     a, b, mask = (pictures / f"{name}.png" for name in ("a", "b", "mask"))
     asked = ["inpaint", run, a, b, "--mask", mask, "--count", 3, "--num-steps", 10, *how, "--out", tmp_path / "o"]
     found = told(asked, capsys)
-    assert found["nfe"] == {0: 55, 4: 10 if "ab2" in how else 110}[len(how)]
+    assert found["nfe"] == {0: 82, 4: 10 if "ab2" in how else 164}[len(how)]
     drawn = {}
     for number, (name, given) in enumerate((("a", read(a)), ("b", read(b)))):
         for seed in range(3):
@@ -79,15 +79,32 @@ def test_the_transparent_part_is_drawn_where_no_mask_says_more(run, pictures, ca
     assert not differs[2:].any() and not differs[:, 2:].any() and differs[:2, :2].any()
 
 
-def test_a_larger_picture_and_its_mask_are_resized_alike(run, pictures, tmp_path, capsys):
-    """Of the mask, any trace is drawn: nothing of what it covers is left in the picture."""
-    for name in ("a", "mask"):
-        Image.open(pictures / f"{name}.png").resize((24, 24), Image.Resampling.NEAREST).save(tmp_path / f"{name}.png")
+@pytest.mark.parametrize(("side", "kept"), [(24, 2), (64, 2), (4, 1), (8, 4)])
+def test_nothing_of_what_the_mask_covers_is_left_in_a_resized_picture(run, side, kept, tmp_path, capsys):
+    """Flat above the mask, and as far as levels go below it: the filter's rings reach two pixels up."""
+    levels, mask = np.full((side, side), 100, np.uint8), np.zeros((side, side), np.uint8)
+    levels[side // 2 :], mask[side // 2 :] = 255, 255
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
     asked = ["inpaint", run, tmp_path / "a.png", "--mask", tmp_path / "mask.png", "--count", 1, "--num-steps", 6]
     found = told([*asked, "--out", tmp_path / "o"], capsys)
     whole = told(["vary", run, tmp_path / "a.png", "--strength", 0, "--count", 1, "--out", tmp_path / "w"], capsys)
-    same = (read(found["files"][0]) == read(whole["files"][0])).all(axis=1)
-    assert same[:3].all() and not same[4:].any()
+    resized, drawn = read(whole["files"][0]), read(found["files"][0])
+    assert (drawn[:kept] == 100).all() and (resized[:kept] == 100).all()
+    assert side == 8 or (resized[kept:4] != 100).all()
+    assert not (drawn[kept:] == resized[kept:]).all(axis=1).any()
+
+
+@pytest.mark.parametrize("soft", [128, 200, 249, 250, 254])
+def test_what_is_nearly_opaque_keeps_its_own_colour_and_a_soft_edge_is_drawn(run, soft, tmp_path, capsys):
+    alpha = np.full((8, 8), 255, np.uint8)
+    alpha[5:], alpha[4] = 0, soft
+    Image.merge("LA", [Image.fromarray(np.full((8, 8), 200, np.uint8)), Image.fromarray(alpha)]).save(
+        tmp_path / "p.png"
+    )
+    found = told(["inpaint", run, tmp_path / "p.png", "--count", 1, "--num-steps", 6, "--out", tmp_path / "o"], capsys)
+    kept = (read(found["files"][0]) == 200).all(axis=1).tolist()
+    assert kept == [True] * 4 + [soft >= 250] + [False] * 3
 
 
 def test_pictures_like_one(run, pictures, tmp_path, capsys):
@@ -155,7 +172,7 @@ def test_what_is_no_picture_is_refused(run, pictures, tmp_path, refused):
     (tmp_path / "x.png").write_bytes(b"nothing")
     for more in ([tmp_path / "x.png"], [pictures / "a.png", "--mask", tmp_path / "x.png"]):
         status, said = refused("inpaint", run, *more)
-        assert status == 3 and "x.png cannot be read as a picture" in said
+        assert status == 3 and f"x.png cannot be read as a {'mask: give' if '--mask' in more else 'picture'}" in said
 
 
 # --- guides ----------------------------------------------------------------------------------------------------------

@@ -84,17 +84,17 @@ class Beginning:
             check_steps(checkpoint.state["step"] if checkpoint else 0, self.until)
         return Resolved(source, checkpoint, facts, passed)
 
-    def guide(self, facts: DataFacts) -> OpenRun | None:
-        """Another run that autoguidance of the grids goes away from.
+    def guide(self, found: Resolved) -> OpenRun | None:
+        """Another run that autoguidance of the grids goes away from, while there are steps left.
 
         Raises:
             SettingsError: If there is none, or it does not fit.
         """
         asked = self.config.grid.guide
-        if asked in (None, EARLY):
+        if asked in (None, EARLY) or (found.checkpoint and found.checkpoint.state["step"] >= self.until):
             return None
         guide = open_guide(asked, self.folder, 0, self.strategy.device)
-        check_fits(asked, guide, facts, self.config)
+        check_fits(asked, guide, str(self.folder.path), found.facts, self.config)
         return guide
 
     def _check(self) -> Check:

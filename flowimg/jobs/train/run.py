@@ -39,7 +39,7 @@ from flowimg.machine.environment import environment
 from flowimg.machine.processes import leave_together, lost_others
 from flowimg.names import word
 from flowimg.runs.folder import RunFolder
-from flowimg.runs.guides import with_guide
+from flowimg.runs.guides import early_snapshot, with_guide
 from flowimg.runs.metrics import append
 from flowimg.runs.opening import OpenRun
 from flowimg.runs.others import AGAIN
@@ -50,6 +50,7 @@ from flowimg.runs.status import Status, hold
 from flowimg.sampling.fitting import is_out_of_memory
 from flowimg.settings.reading import dump
 from flowimg.settings.run import Config, Start
+from flowimg.settings.sampling import EARLY
 from flowimg.training.loop import Callback, warm_up
 from flowimg.training.loop import train as run_loop
 from flowimg.training.snapshots import drop_later
@@ -138,7 +139,7 @@ class _Start(Beginning):
         status.at("preparing data")
         look = self.stack.enter_context(watch_cores(strategy.device, config.field.has_barriers, self.say))
         found = self.find()
-        guide = self.guide(found.facts)
+        guide = self.guide(found)
         state, batches = self.begin(found)
         began = status.step = state.step
         status.saved = began if found.checkpoint else None
@@ -258,10 +259,12 @@ class _Start(Beginning):
                 )
                 draw_curves(folder, config, batches)
             else:
-                run, autocast = with_guide(run, config.grid.guide), self.strategy.autocast
+                none_yet = config.grid.guide == EARLY and early_snapshot(folder, state.step) is None
+                grid = config.grid.model_copy(update={"guide": None}) if none_yet else config.grid
+                run, autocast = with_guide(run, grid.guide), self.strategy.autocast
                 guide = run.guide.field if run.guide else None
-                sampler = build_sampler(run.field, config, run.space, config.grid, autocast, guide=guide)
-                draw_figures(run, config.grid, 0, batches, sampler)
+                sampler = build_sampler(run.field, config, run.space, grid, autocast, guide=guide)
+                draw_figures(run, grid, 0, batches, sampler)
             write_report(folder, running=False)
         except Exception as error:  # the run is trained and saved: a missing figure is not a failure
             again = f"flowimg figures {word(folder.path)} tries again"
