@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,13 @@ from tiny import write_settings
 
 import flowimg
 from flowimg.cli import main
+from flowimg.errors import SettingsError
+from flowimg.runs.guides import check_fits
 from flowimg.runs.opening import open_run
 from flowimg.sampling.sampler import noise
+from flowimg.settings.evaluate import Evaluate
+from flowimg.settings.reading import validate
+from flowimg.settings.verbs import Sample
 
 CPU = torch.device("cpu")
 
@@ -197,6 +203,25 @@ def test_what_names_a_guide_finds_it(run):
     assert torch.equal(drawn["@4"], drawn[f"{run}@4:ema"]) and not torch.equal(drawn["@4"], drawn["early"])
 
 
+def test_a_step_of_which_only_a_snapshot_is_left_is_found_too(run, tmp_path, refused):
+    there = tmp_path / "run"
+    shutil.copytree(run, there, symlinks=True)
+    shutil.rmtree(there / "checkpoints" / "step_00000004")
+    snapshot, early = (flowimg.load(there).sample(2, num_steps=1, guide=guide).x for guide in ("@4", "@4:0.1"))
+    assert torch.equal(snapshot, early)
+    assert not torch.equal(snapshot, flowimg.load(run).sample(2, num_steps=1, guide="@4").x)
+    status, said = refused("sample", there, "--guide", "@5")
+    assert status == 2 and said.endswith("snapshots of steps 2, 4, 6, 8")
+
+
+def test_a_folder_whose_name_looks_like_a_step_is_a_run(run, tmp_path, refused):
+    shutil.copytree(run, tmp_path / "a@2", symlinks=True)
+    main(["sample", str(run), "--count", "1", "--guide", str(tmp_path / "a@2"), "--step", "4", "--num-steps", "1"])
+    for asked in (f"{run}@2:EMA", ":1.5", "@2:"):
+        status, said = refused("sample", run, "--guide", asked)
+        assert status == 2 and "@ goes before a step, and : before ema, raw or a length" in said
+
+
 def test_the_record_of_samples_names_the_guide(run, tmp_path, capsys):
     found = told(["sample", run, "--count", 4, "--num-steps", 2, "--guide", "early", "--guide-interval", 0, 0.3,
                   "--guidance", 2, "--out", tmp_path / "s"], capsys)  # fmt: skip
@@ -241,6 +266,78 @@ def test_a_guide_of_other_pictures_or_classes_is_refused(run, tiny, refused):
     assert status == 2 and f"guide {tiny.plain} does not fit {run}: its number of classes is 0, not 10" in said
     status, said = refused("sample", run, "--guide", tiny.points)
     assert status == 2 and "its data is points, not images" in said
+
+
+def test_a_guide_of_other_points_is_refused(tiny, tmp_path, refused):
+    quick = ["--train.steps", "2", "--train.batch-size", "16", "--figures", "false", "--grid.count", "10"]
+    for name, there in (
+        ("data.cells is 8, not 4", "data: {kind: points, cells: 8}"),
+        ("path is cosine, not linear", "path: {kind: cosine}"),
+    ):
+        (tmp_path / "other.yaml").write_text(there)
+        main(["train", str(tmp_path / "other.yaml"), "--run", str(tmp_path / name), *quick])
+        status, said = refused("sample", tiny.points, "--guide", tmp_path / name)
+        assert status == 2 and said.endswith(f"its {name}")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "lacks"),
+    [
+        ([(8, 8), (4, 16)], [(8, 8)], "1 x 4 x 16"),
+        ([(8, 8)], [(8, 8), (4, 16)], None),
+        ([(4, 16)], [(8, 8), (16, 4)], "1 x 4 x 16"),
+    ],
+)
+def test_a_guide_knows_every_shape_of_its_run(run, ours, theirs, lacks):
+    main_ = open_run(str(run), "ema", None, CPU)
+    here, there = (main_.facts._replace(buckets=tuple((*shape, 9) for shape in shapes)) for shapes in (ours, theirs))
+    guide = replace(main_, facts=there)
+    if lacks is None:
+        check_fits("g", guide, "r", here, main_.config)
+    else:
+        with pytest.raises(SettingsError, match=f"guide g does not fit r: its shape is 1 x 8 x 8, not {lacks}"):
+            check_fits("g", guide, "r", here, main_.config)
+
+
+def test_no_network_is_asked_for_pictures_without_class_that_it_never_saw(run, pictures, tmp_path, refused):
+    """Neither the run nor its guide."""
+    shutil.copytree(run, tmp_path / "sure", symlinks=True)
+    file = tmp_path / "sure" / "config.yaml"
+    file.write_text(file.read_text().replace("label_drop: 0.1", "label_drop: 0.0"))
+    asked = ["--count", 1, "--num-steps", 2]
+    for verb, which, more in (
+        ("vary", run, ["--guide", tmp_path / "sure@2"]), ("vary", tmp_path / "sure", []),
+        ("invert", tmp_path / "sure", []), ("inpaint", run, ["--guide", tmp_path / "sure@2", "--num-steps", 6]),
+    ):  # fmt: skip
+        wanted = [] if verb == "invert" else asked
+        status, said = refused(verb, which, pictures / "corner.png", *wanted, *more)
+        assert status == 2 and "sure learned no pictures without their class (train.label_drop 0): give --label" in said
+    main(["vary", str(run), str(pictures / "a.png"), "--guide", f"{tmp_path}/sure@2", "--label", "3", "--count", "1"])
+
+
+def test_what_is_not_finite_is_said(run, pictures, capsys):
+    main(["vary", str(run), str(pictures / "a.png"), "--label", "3", "--guidance", "1e30", "--count", "2"])
+    assert "warning   2 of 2 pictures are not finite: use more steps or less guidance" in capsys.readouterr().out
+
+
+def test_a_sweep_may_shape_the_noise_of_the_solvers_that_draw_it():
+    how = {"run": "r", "sweep_nfe": [10], "sweep_solvers": ["euler", "sde"], "noise_shape": "constant"}
+    assert validate(Evaluate, how, "test").shape_of_noise == "constant"
+    with pytest.raises(SettingsError, match="noise_shape is for the solvers sde and sde2, and solver is churn"):
+        validate(Evaluate, how | {"sweep_solvers": ["churn"]}, "test")
+
+
+def test_the_value_that_a_default_has_is_refused_too_where_it_does_nothing():
+    for name, value in (("guide_scale", 1.5), ("noise_shape", "sigma")):
+        with pytest.raises(SettingsError, match=f"{name} "):
+            validate(Sample, {"run": "r", name: value}, "test")
+
+
+def test_figures_are_drawn_without_a_guide_where_nothing_is_early(tmp_path, capsys):
+    file = write_settings(tmp_path / "r.yaml", train={"steps": 2, "snapshots": 1})
+    guided = ["--grid.guide", "early", "--figures", "true"]
+    main(["train", str(file), "--run", str(tmp_path / "r"), *guided])
+    assert "no figures" not in capsys.readouterr().out and (tmp_path / "r" / "report.html").exists()
 
 
 def test_grids_are_guided_once_the_run_has_been_early(tmp_path, capsys, refused):
