@@ -26,7 +26,7 @@ class Guide(NamedTuple):
     """A worse velocity to go away from, how strongly, and the flow times between which it is used, both included."""
 
     velocity: Velocity
-    scale: float = 2.0
+    scale: float
     interval: tuple[float, float] = ALWAYS
 
 
