@@ -5,7 +5,8 @@
 
 `guide` takes runs on points or on pictures, several of which are averaged (seeds of training); pictures are drawn from
 --draws sets of seeds. --guidance adds classifier-free guidance. `inpaint` masks the lower half of --count pictures of
-the run's test split, draws it without class, and asks the classifier that evaluates the run for its class.
+the run's test split, draws it without class (with autoguidance by --scales 1.5), and asks the classifier that evaluates
+the run for its class.
 Distances over evaluations, of solvers with and without noise: flowimg evaluate RUN --sweep-nfe 10 20 50 100
 --sweep-solvers euler heun sde sde2 churn --sweep-times uniform --sweep-shifts 1.
 """
@@ -27,6 +28,7 @@ from flowimg.figures.samples import save_grid
 from flowimg.jobs.drawing import sampler_of
 from flowimg.jobs.evaluate.comparison import ComparisonOptions, build_comparisons
 from flowimg.machine.device import pick_device
+from flowimg.runs.guides import with_guide
 from flowimg.runs.opening import open_run
 from flowimg.sampling.steering import inpaint
 from flowimg.settings.steering import Inpaint
@@ -59,7 +61,8 @@ def guide(asked: argparse.Namespace) -> None:
 def halves(asked: argparse.Namespace) -> None:
     """The agreement of pictures whose lower half was drawn."""
     (name,) = asked.runs
-    run = open_run(name, "ema", None, pick_device())
+    scale = asked.scales[0]
+    run = with_guide(open_run(name, "ema", None, pick_device()), None if scale == 1 else asked.guide)
     with contextlib.redirect_stdout(io.StringIO()):
         options = ComparisonOptions("proxy", learned=run.data)
         judge = build_comparisons(run.config, run.facts, options, PartialState())[0].judge
@@ -76,7 +79,8 @@ def halves(asked: argparse.Namespace) -> None:
         f"{len(x_1)} pictures of test: their class in {agreement(judge, x_1, labels):.1%}, with a grey half {grey:.1%}"
     )
     for rounds in asked.rounds:
-        more = {} if rounds == 1 or asked.stretch is None else {"stretch": asked.stretch}
+        more: dict[str, Any] = {} if rounds == 1 or asked.stretch is None else {"stretch": asked.stretch}
+        more |= {} if scale == 1 else {"guide": asked.guide, "guide_scale": scale, "guide_interval": asked.interval}
         how = Inpaint(run=name, num_steps=asked.steps, solver=asked.solver, rounds=rounds, **more)
         sampler = sampler_of(run, how, batch_size=128)
         none = labelled(None, len(x_1), run.facts.classes)
@@ -103,7 +107,7 @@ def main() -> None:
     parser.add_argument("what", choices=["guide", "inpaint"])
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--guide", default="early")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.2, 1.5, 2.0, 3.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=None)
     parser.add_argument("--interval", type=float, nargs=2, default=(0.0, 1.0))
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--draws", type=int, default=1)
@@ -117,6 +121,7 @@ def main() -> None:
     asked.interval = tuple(asked.interval)
     if asked.what == "inpaint":
         asked.count = asked.count or 500
+    asked.scales = asked.scales or ([1.0] if asked.what == "inpaint" else [1.0, 1.2, 1.5, 2.0, 3.0])
     {"guide": guide, "inpaint": halves}[asked.what](asked)
 
 
