@@ -47,6 +47,7 @@ from turns import CHECKOUT, Trainer, checkout_of, compared, environment_of, flow
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.data.batches import ImageBatches
+from flowimg.fields.stock import architecture
 from flowimg.fields.unet import UNetField
 from flowimg.flow.condition import Condition
 from flowimg.flow.solvers import EULER
@@ -214,7 +215,7 @@ def sampling(config: Config, pairs: int) -> dict[str, list[float]]:
         field = build_field(config, facts).to(device).eval()
     bare = field
     if isinstance(field, UNetField):
-        bare = Stock(field.architecture()).to(device).eval()
+        bare = Stock(architecture(field.unet)).to(device).eval()
         bare.unet.load_state_dict(field.unet.state_dict())
     x, t = torch.randn(SAMPLES, *facts.shape, device=device), torch.rand(SAMPLES, device=device)
     cond = Condition(torch.arange(SAMPLES) % len(facts.classes) if facts.classes else None)

@@ -27,6 +27,7 @@ from turns import CHECKOUT, checkout_of, compared, environment_of, flowimg_comma
 
 from flowimg.build.data import build_source
 from flowimg.build.field import build_field
+from flowimg.fields.stock import architecture
 from flowimg.settings.command import run_settings
 
 POINTS = "import os, torch\nos._exit(0)\n"
@@ -66,7 +67,7 @@ def commands(given: argparse.Namespace, more: list[str]) -> dict[tuple[str, str]
     floor = POINTS
     if config.data.kind == "images":
         field = build_field(config, build_source(config).facts)
-        floor = PICTURES.format(json.dumps(field.architecture()))
+        floor = PICTURES.format(json.dumps(architecture(field.unet)))
     checkouts = {"flowimg train": CHECKOUT, **{path: checkout_of(path) for path in given.flowimg}}
     args += ["--run", "{run}"]
     timed = {("first", "floor"): (["-c", floor], CHECKOUT)}

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 from turns import Turns
 
@@ -21,7 +22,8 @@ from flowimg.build.data import build_source
 from flowimg.build.field import build_field
 from flowimg.data.batches import PointBatches
 from flowimg.data.toys import Toy
-from flowimg.fields.unet import UNetField, empty_unet
+from flowimg.fields.stock import architecture
+from flowimg.fields.unet import UNetField
 from flowimg.machine.device import keep_memory, pick_device
 from flowimg.machine.precision import autocast, settle_precision
 from flowimg.settings.command import run_settings
@@ -41,9 +43,9 @@ of what is compiled that layout wherever there are convolutions, which torch may
 class Stock(nn.Module):
     """A U-Net as diffusers has it, its time ours, asked for one class; called as ours, torchcfm's and Meta's are."""
 
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        self.unet = empty_unet(architecture)
+        self.unet = UNet2DModel.from_config(settings)
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None, extra: object = None) -> Tensor:
         if t.ndim > x.ndim:  # torchcfm's order
@@ -56,7 +58,7 @@ class Stock(nn.Module):
 def stock(config: Config) -> nn.Module:
     """What is stepped without flowimg; for points it is our own network, as nothing else has it."""
     field = build_field(config, build_source(config).facts)
-    bare = Stock(field.architecture()) if isinstance(field, UNetField) else field
+    bare = Stock(architecture(field.unet)) if isinstance(field, UNetField) else field
     return bare.to(pick_device()).train()
 
 

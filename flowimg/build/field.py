@@ -11,8 +11,10 @@ from flowimg.errors import DataError
 from flowimg.fields.cpu.norm import library
 from flowimg.flow.randomness import SEEDS, key
 from flowimg.machine.device import pick_device
-from flowimg.settings.field import MLP, UNet
+from flowimg.settings.field import MLP, DiT, JiT, UNet
 from flowimg.settings.run import Config
+
+DIT_OPTIONS = ("width", "depth", "heads", "patch", "dropout", "zero_output")
 
 
 def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
@@ -22,7 +24,9 @@ def _mlp(settings: MLP, facts: DataFacts) -> nn.Module:
 
 
 def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
-    from flowimg.fields import unet  # imports diffusers, which takes seconds
+    from diffusers import UNet2DModel  # takes seconds
+
+    from flowimg.fields import unet
 
     (channels, height, width), classes = facts.shape, len(facts.classes)
     if settings.pretrained is None:
@@ -32,18 +36,53 @@ def _unet(settings: UNet, facts: DataFacts) -> nn.Module:
             options = settings.model_dump(exclude={"kind", "pretrained", "gradient_checkpointing"})
             network = unet.new_unet((height, width), channels, classes, **options)
         elif facts.architecture:  # a run that continues: the weights are in its checkpoint
-            network = unet.empty_unet(facts.architecture)
+            network = UNet2DModel.from_config(facts.architecture)
         else:
             network = unet.pretrained_unet(settings.pretrained, (height, width), channels, classes, settings.dropout)
     except ValueError as error:
         raise DataError(str(error)) from None
     except OSError as error:
-        raise DataError(
-            f"field.pretrained {settings.pretrained} is not a folder or hub id of a UNet2DModel in safetensors: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from None
+        raise _no_network(settings.pretrained, "UNet2DModel", error) from None
     _check_buckets(facts, len(network.config["block_out_channels"]) - 1)
     return unet.UNetField(network, classes, settings.gradient_checkpointing, facts.numbers)
+
+
+def _dit(settings: DiT, facts: DataFacts) -> nn.Module:
+    from diffusers import DiTTransformer2DModel
+
+    from flowimg.fields import dit
+
+    try:
+        # a pretrained network has patches of its own
+        patch = settings.patch if settings.pretrained is None else 1
+        if problem := dit.dit_problem(facts.shapes, patch, len(facts.classes)):
+            raise ValueError(problem)
+        if settings.pretrained is None:
+            network = dit.new_dit(facts.shape, **settings.model_dump(include=set(DIT_OPTIONS)))
+        elif facts.architecture:
+            network = DiTTransformer2DModel.from_config(facts.architecture)
+        else:
+            network = dit.pretrained_dit(settings.pretrained, facts.shape, settings.dropout)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    except OSError as error:
+        raise _no_network(settings.pretrained, "DiTTransformer2DModel", error) from None
+    return dit.DiTField(network, len(facts.classes), settings.gradient_checkpointing, settings.output)
+
+
+def _jit(settings: JiT, facts: DataFacts) -> nn.Module:
+    from flowimg.fields.jit import JiTField
+    from flowimg.fields.patches import patch_problem
+
+    if problem := patch_problem(facts.shapes, settings.patch):
+        raise DataError(problem)
+    options = settings.model_dump(exclude={"kind"})
+    return JiTField(facts.shape[0], len(facts.classes), numbers=facts.numbers, **options)
+
+
+def _no_network(source: str | None, kind: str, error: OSError) -> DataError:
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"field.pretrained {source} is not a folder or hub id of a {kind} in safetensors: {why}")
 
 
 def _check_buckets(facts: DataFacts, halvings: int) -> None:
@@ -59,7 +98,7 @@ def _check_buckets(facts: DataFacts, halvings: int) -> None:
         )
 
 
-FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet}
+FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet, "dit": _dit, "jit": _jit}
 
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
@@ -75,7 +114,11 @@ def build_field(config: Config, facts: DataFacts) -> nn.Module:
 
 def architecture_of(config: Config, field: Any) -> dict[str, Any] | None:
     """The architecture of a pretrained network, so that the run's folder is enough later; None for other networks."""
-    return field.architecture() if getattr(config.field, "pretrained", None) else None
+    if not getattr(config.field, "pretrained", None):
+        return None
+    from flowimg.fields.stock import architecture
+
+    return architecture(getattr(field, field.exports))
 
 
 def wants_c(config: Config, device: torch.device) -> bool:

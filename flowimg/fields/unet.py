@@ -10,16 +10,14 @@ Where pictures are augmented, a linear layer beside it, which is 0 for pictures 
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from diffusers import UNet2DModel
-from diffusers.utils import logging
 from torch import Tensor, nn
 
 from flowimg.fields.cpu.blocks import quicken
 from flowimg.fields.mlp import class_rows
+from flowimg.fields.stock import stock_network, with_changes
 from flowimg.flow.condition import Condition
-from flowimg.names import on_disk
 
 HEAD = 64
 """Channels an attention head; diffusers' default of 8 makes many tiny, slow heads."""
@@ -122,10 +120,6 @@ class UNetField(nn.Module):
         finally:
             hook.remove()
 
-    def architecture(self) -> dict[str, Any]:
-        """What the network is, without its weights: enough for `empty_unet`."""
-        return {name: value for name, value in self.unet.config.items() if not name.startswith("_")}
-
 
 def new_unet(
     size: Size,
@@ -199,11 +193,6 @@ def _words(shape: tuple[int, int]) -> str:
     return str(shape[0]) if _square(shape) else f"{shape[1]} x {shape[0]}"
 
 
-def empty_unet(architecture: dict[str, Any]) -> UNet2DModel:
-    """A network of this architecture, whose weights will be loaded."""
-    return UNet2DModel.from_config(architecture)
-
-
 def pretrained_unet(
     source: str, size: Size, image_channels: int, num_classes: int = 0, dropout: float = 0.0
 ) -> UNet2DModel:
@@ -219,7 +208,7 @@ def pretrained_unet(
         OSError: If there is no such network, in safetensors.
         ValueError: If it does not fit the pictures; the message says why.
     """
-    stock = _stock_unet(source)
+    stock = stock_network(UNet2DModel, source, "unet")
     old = stock.config
     halvings = len(old["block_out_channels"]) - 1
     if old["in_channels"] != image_channels or old["out_channels"] != image_channels:
@@ -237,39 +226,4 @@ def pretrained_unet(
         "dropout": dropout,
         "num_class_embeds": num_classes + 1 if num_classes else None,
     }
-    unet = empty_unet({name: value for name, value in old.items() if not name.startswith("_")} | changed)
-    new, weights = unet.state_dict(), stock.state_dict()
-    unet.load_state_dict({name: weights[name] if _fits(weights, name, value) else value for name, value in new.items()})
-    return unet
-
-
-def _stock_unet(source: str) -> UNet2DModel:
-    """The network as it lies there, whole."""
-    # the other format is pickle, which runs what it likes
-    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-    path = on_disk(source)
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # silence its long warnings; we raise one clear error instead
-    try:
-        if path.is_dir():
-            inside = path / "unet" if (path / "unet").is_dir() else path
-            stock, loaded = UNet2DModel.from_pretrained(str(inside), local_files_only=True, **options)
-        elif source.count("/") > 1 or source.startswith(("/", ".", "~")):
-            raise FileNotFoundError("there is no such folder")
-        else:
-            try:
-                stock, loaded = UNet2DModel.from_pretrained(source, **options)
-            except OSError:
-                stock, loaded = UNet2DModel.from_pretrained(source, subfolder="unet", **options)
-    finally:
-        logging.set_verbosity(before)
-    # diffusers would silently use new weights instead
-    if lacking := sorted([*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])]):
-        raise ValueError(
-            f"{source} is an incomplete UNet2DModel: {len(lacking)} weights are missing, such as {lacking[0]}"
-        )
-    return stock
-
-
-def _fits(weights: dict[str, Tensor], name: str, value: Tensor) -> bool:
-    return not name.startswith("class_embedding.") or (name in weights and weights[name].shape == value.shape)
+    return with_changes(stock, changed, "class_embedding.")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flowimg.settings.base import Fraction, Positive, Settings
 
@@ -20,6 +20,8 @@ class Network(Settings):
     """Whether its operations on a CPU have barriers inside, as oneDNN's convolutions have: their threads spin there."""
     has_utilisation: ClassVar = False
     """Whether hardware utilisation is worth reporting: matrix products take most of its time."""
+    takes_numbers: ClassVar = True
+    """Whether it has an input for numbers beside time and class, such as those of `data.augment`."""
 
 
 class MLP(Network):
@@ -65,3 +67,53 @@ class UNet(Network):
     """Recompute activations in the backward pass: slower, but much less memory."""
     pretrained: str | None = None
     """Start from the weights of this UNet2DModel, a hub id or a folder; overrides channels, layers and attention."""
+
+
+class Transformer(Network):
+    """What the settings of all transformers share."""
+
+    learns: ClassVar = "images"
+    fast_in_bf16: ClassVar = True
+    has_utilisation: ClassVar = True
+    width: Positive = 384
+    """Numbers per token; a multiple of 4 x heads."""
+    depth: Positive = 12
+    """Number of blocks."""
+    heads: Positive = 6
+    """Attention heads per block."""
+    patch: Positive = 2
+    """Pixels per side of a patch, which is a token."""
+    dropout: Fraction = 0.0
+    """Dropout rate in the blocks."""
+    output: Literal["v", "x"] = "v"
+    """Predict the velocity, or the data (for patches of about 100 numbers or more); the loss is in the velocity."""
+    zero_output: bool = True
+    """Initialise gates and output layer to zero, so that each block starts as the identity."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, but much less memory."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Transformer":
+        if self.width % (4 * self.heads):
+            near = max(1, round(self.width / (4 * self.heads))) * 4 * self.heads
+            raise ValueError(f"width {self.width} is no multiple of 4 x heads {self.heads}: give {near}")
+        return self
+
+
+class DiT(Transformer):
+    """Transformer that stock diffusers draws with (DiTTransformer2DModel), for images of one size, square."""
+
+    takes_numbers: ClassVar = False
+    kind: Literal["dit"] = "dit"
+    pretrained: str | None = None
+    """Start from this DiTTransformer2DModel, a hub id or a folder; overrides width, depth, heads and patch."""
+
+
+class JiT(Transformer):
+    """Transformer with RoPE, normed queries and keys, gated layers and one shared modulation, for images."""
+
+    kind: Literal["jit"] = "jit"
+    bottleneck: Positive | None = None
+    """Numbers that a patch is brought to before it becomes a token; by default at most 128."""
+    class_tokens: Annotated[int, Field(ge=0)] = 0
+    """Number of tokens that hold the class, from a third of the blocks on."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from flowimg.settings import flow
 from flowimg.settings.base import Seed, Settings
 from flowimg.settings.data import ImageData, PointData
-from flowimg.settings.field import MLP, UNet
+from flowimg.settings.field import MLP, DiT, JiT, UNet
 from flowimg.settings.sampling import EARLY, Grid, GuideName
 from flowimg.settings.train import Optim, Train
 
@@ -34,7 +34,7 @@ class Config(Settings):
     """The distribution of training times."""
     weighting: Annotated[flow.Weighting, Field(discriminator="kind")] = flow.NoWeighting()
     """Weight of each flow time in the gradient; reported losses are unweighted."""
-    field: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
+    field: Annotated[MLP | UNet | DiT | JiT, Field(discriminator="kind")] = MLP()
     """The network."""
     optim: Optim = Optim()
     """The optimiser."""
@@ -60,6 +60,10 @@ class Config(Settings):
                 f"field.kind {self.field.kind} learns {self.field.learns}, but data.kind is {self.data.kind}: "
                 f"use field.kind {' or '.join(fit)}"
             )
+        if self.data.numbers and not self.field.takes_numbers:
+            raise ValueError(f"field.kind {self.field.kind} has no input for what data.augment did: use jit or unet")
+        if getattr(self.field, "output", "v") != "v" and self.path.kind != "linear":
+            raise ValueError(f"field.output x is for the linear path, and path.kind is {self.path.kind}: give output v")
         asked = self.grid.guide
         if asked == EARLY and not self.train.snapshots:
             raise ValueError(
