@@ -1,24 +1,42 @@
-"""The folder that diffusers reads by itself.
+"""The folder that diffusers reads by itself: which pipeline draws with which network.
 
-An unconditional U-Net is, as it stands, the unet of a stock pipeline:
+| network | pipeline and scheduler |
+|---|---|
+| U-Net without classes | DDPMPipeline, FlowMatchEulerDiscreteScheduler |
+| U-Net with classes | the small LabelPipeline below, for stock pipelines know no classes of U-Nets |
+| DiT | DiTPipeline, FlowMapEulerDiscreteScheduler, and an autoencoder that changes nothing |
+| DiT that predicts x_1 | the same, with DPMSolverMultistepScheduler |
 
-    DDPMPipeline(unet, FlowMatchEulerDiscreteScheduler())
-
-whose N steps are N - 1 equal ones and a last one of 1/1000, or the whole way at once for N = 1. Equal steps need
-shift_terminal = 1 / N, with which diffusers divides by zero at N = 1. Stock pipelines know no classes: a conditional
-U-Net comes with the small `LabelPipeline` below.
+FlowMatchEulerDiscreteScheduler takes N - 1 equal steps and a last one of 1/1000, or the whole way at once for N = 1.
+Equal steps need shift_terminal = 1 / N, with which diffusers divides by zero at N = 1. FlowMapEulerDiscreteScheduler
+takes N equal ones. A DiTPipeline wants a decoder: `identity` is one for pixels.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderTiny,
+    DDPMPipeline,
+    DiffusionPipeline,
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
 
 from flowimg.conditions.labels import class_number, shown, there_are
+
+FLOW_MAP = "FlowMapEulerDiscreteScheduler"
+"""What diffusers calls the scheduler of equal steps; it has it since May 2026."""
+SMALL = 2.0**14
+"""Pictures are divided by this before `identity`, whose tanh is then the identity to 1e-9."""
 
 
 class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -111,17 +129,105 @@ def _number(label: Any, names: Sequence[str], absent: Collection[int]) -> int:
     return number
 
 
-def save_pipeline(folder: Path, unet: UNet2DModel, classes: Sequence[str], absent: Collection[int] = ()) -> None:
-    """Write a U-Net as a folder for `DiffusionPipeline.from_pretrained`, or `LabelPipeline.from_pretrained`.
+class Form(NamedTuple):
+    """The pipeline that draws with a network: what that is, its class, where it is imported from, how it is made.
+
+    `build` takes the field, the names of its classes, and those of them, by number, that it learned from no picture.
+    """
+
+    words: str
+    name: str
+    module: str
+    build: Callable[[Any, Sequence[str], Collection[int]], Any]
+
+
+def form_of(field: nn.Module, conditional: bool) -> Form | None:
+    """The pipeline of a field; None if there is none."""
+    return FORMS.get((str(getattr(field, "exports", None)), conditional))
+
+
+def lacking(field: nn.Module) -> str | None:
+    """What the installed diffusers lacks to draw with a field, as a sentence; None if it has all."""
+    needed = getattr(field, "exports", None) == "transformer" and getattr(field, "predicts", "v") == "v"
+    if needed and not hasattr(diffusers, FLOW_MAP):
+        return f"diffusers {diffusers.__version__} has no {FLOW_MAP}, which draws with this network: upgrade diffusers"
+    return None
+
+
+def network_of(field: nn.Module) -> Any:
+    """The network in a field that diffusers knows."""
+    return getattr(field, str(field.exports))
+
+
+def save_pipeline(folder: Path, field: nn.Module, classes: Sequence[str], absent: Collection[int] = ()) -> None:
+    """Write a field as a folder for the `from_pretrained` of its pipeline.
 
     Args:
         folder: Where to.
-        unet: The network.
+        field: The field, which has a form.
         classes: The names of its classes; empty for an unconditional one.
         absent: Those of them, by number, that it learned from no picture.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    pipeline: Any = DDPMPipeline(unet, scheduler)
-    if classes:
-        pipeline = LabelPipeline(unet, scheduler, list(classes), list(absent))
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    form = form_of(field, bool(classes))
+    assert form is not None
+    form.build(field, classes, absent).save_pretrained(folder, safe_serialization=True)
+
+
+def names_in_pipeline(classes: Sequence[str]) -> list[str]:
+    """The names by which a DiTPipeline knows classes: it splits them at commas, so that some need their numbers."""
+    plain = [name.strip() for name in classes]
+    clear = len({*plain}) == len(plain) and not any("," in name for name in plain)
+    return plain if clear else [str(number) for number in range(len(classes))]
+
+
+def identity(channels: int) -> AutoencoderTiny:
+    """An autoencoder whose latents are the pictures themselves, over its scaling factor."""
+    vae = AutoencoderTiny(
+        in_channels=channels,
+        out_channels=channels,
+        latent_channels=channels,
+        encoder_block_out_channels=(channels,),
+        decoder_block_out_channels=(2 * channels,),  # a channel for what is above 0, and one for what is below
+        num_encoder_blocks=(0,),
+        num_decoder_blocks=(0,),
+        scaling_factor=SMALL,
+    )
+    for parameter in vae.parameters():
+        nn.init.zeros_(parameter)
+    (first, last), (split, _, join) = vae.encoder.layers, vae.decoder.layers
+    with torch.no_grad():
+        for one in range(channels):
+            # the encoder gets (x + 1) / 2, and 2 y - 1 is made of what the decoder gives
+            first.weight[one, one, 1, 1], last.weight[one, one, 1, 1], last.bias[one] = 1, 2 / SMALL, -1 / SMALL
+            split.weight[one, one, 1, 1], split.weight[channels + one, one, 1, 1] = 1, -1
+            join.weight[one, one, 1, 1], join.weight[one, channels + one, 1, 1] = SMALL / 2, -SMALL / 2
+            join.bias[one] = 0.5
+    return vae
+
+
+def _plain(field: Any, classes: Sequence[str], absent: Collection[int]) -> Any:
+    return DDPMPipeline(field.unet, FlowMatchEulerDiscreteScheduler())
+
+
+def _labelled(field: Any, classes: Sequence[str], absent: Collection[int]) -> Any:
+    return LabelPipeline(field.unet, FlowMatchEulerDiscreteScheduler(), list(classes), list(absent))
+
+
+def _dit(field: Any, classes: Sequence[str], absent: Collection[int]) -> Any:
+    network = field.transformer
+    if field.predicts == "x":
+        scheduler = DPMSolverMultistepScheduler(prediction_type="sample", use_flow_sigmas=True)
+    else:
+        scheduler = getattr(diffusers, FLOW_MAP)()
+    pipeline: Any = DiTPipeline(network, identity(network.config["in_channels"]), scheduler)
+    pipeline.register_to_config(id2label=dict(enumerate(names_in_pipeline(classes))) or None)  # which it does not keep
+    return pipeline
+
+
+FORMS = {
+    ("unet", False): Form("U-Net", "DDPMPipeline", "diffusers", _plain),
+    ("unet", True): Form("U-Net", "LabelPipeline", "flowimg.sampling.pipeline", _labelled),
+    ("transformer", False): Form("transformer (DiT)", "DiTPipeline", "diffusers", _dit),
+    ("transformer", True): Form("transformer (DiT)", "DiTPipeline", "diffusers", _dit),
+}
+"""The pipeline of a field, by what it `exports` and whether it has classes."""

@@ -319,9 +319,9 @@ def test_an_upload_is_of_the_folder_and_private_unless_said(tiny, tmp_path, monk
     assert "uploaded: https://huggingface.co/me/net" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("at", ["save_pipeline", "_card"])
+@pytest.mark.parametrize("at", ["save_pipeline", "card_of"])
 def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatch, capsys):
-    from flowimg.jobs import export
+    from flowimg.jobs import card
     from flowimg.sampling import pipeline
 
     config = write_settings(tmp_path / "a.yaml", labels=False, train={"steps": 4})
@@ -336,7 +336,7 @@ def test_a_write_that_fails_leaves_the_old_folder_whole(at, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr({"save_pipeline": pipeline, "_card": export}[at], at, failing)
+        patch.setattr({"save_pipeline": pipeline, "card_of": card}[at], at, failing)
         main(["train", str(config), "--run", str(run)])  # trained and saved: a folder for diffusers less is no failure
     assert "is not of step 4 ([Errno 28] No space left" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (run / "model").rglob("*") if path.is_file()} == before

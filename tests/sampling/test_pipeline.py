@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 
-from flowimg.fields.unet import new_unet
-from flowimg.sampling.pipeline import LabelPipeline, save_pipeline
+from flowimg.fields.unet import UNetField, new_unet
+from flowimg.sampling.pipeline import SMALL, LabelPipeline, identity, names_in_pipeline, save_pipeline
 
 NUMBERS = ("1", "2", "12")
 
@@ -43,7 +43,7 @@ def test_labels_are_names_and_a_single_one_is_one_picture(labels, numbers, piped
 
 def test_a_network_of_rectangles_draws_rectangles_also_once_saved(tmp_path):
     unet = new_unet((8, 12), 1, num_classes=3, channels=(64,), layers=1, zero_output=False)
-    save_pipeline(tmp_path / "m", unet, NUMBERS)
+    save_pipeline(tmp_path / "m", UNetField(unet, 3), NUMBERS)
     drawn = []
     for pipeline in (
         LabelPipeline(unet, FlowMatchEulerDiscreteScheduler(), NUMBERS),
@@ -54,7 +54,7 @@ def test_a_network_of_rectangles_draws_rectangles_also_once_saved(tmp_path):
         drawn.append(pipeline(["2", "12"], seed, num_inference_steps=2, output_type="np").images)
     assert drawn[0].shape == (2, 8, 12, 1)
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    save_pipeline(tmp_path / "plain", new_unet((8, 12), 1, channels=(64,), layers=1), ())
+    save_pipeline(tmp_path / "plain", UNetField(new_unet((8, 12), 1, channels=(64,), layers=1)), ())
     stock = DDPMPipeline.from_pretrained(tmp_path / "plain")
     stock.set_progress_bar_config(disable=True)
     assert stock(num_inference_steps=2, output_type="np").images.shape == (1, 8, 12, 1)
@@ -116,8 +116,28 @@ def test_diffusers_has_nothing_to_complain_about(tmp_path, monkeypatch):
 
     said = []
     monkeypatch.setattr(pipeline_utils.logger, "warning", lambda *args: said.append(args))
-    save_pipeline(tmp_path / "m", new_unet(8, 1, num_classes=3, channels=(64,), layers=1), NUMBERS)
+    save_pipeline(tmp_path / "m", UNetField(new_unet(8, 1, num_classes=3, channels=(64,), layers=1), 3), NUMBERS)
     pipeline = LabelPipeline.from_pretrained(tmp_path / "m")
     pipeline.set_progress_bar_config(disable=True)
     pipeline([1], num_inference_steps=2)
     assert said == [] and list(pipeline.config["classes"]) == list(NUMBERS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_decoder_of_a_dit_changes_nothing(channels):
+    vae, x = identity(channels), 3 * torch.randn(2, channels, 9, 9)
+    torch.testing.assert_close(vae.decode(x / SMALL).sample, x, atol=2e-6, rtol=0)
+    torch.testing.assert_close(vae.encode(x).latents * SMALL, x, atol=2e-6, rtol=0)
+    assert vae.config.scaling_factor == SMALL
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["Coat", "Bag"], ["Coat", "Bag"]), (["white shark, great", "umbrella"], ["0", "1"]),
+        (["a", " a"], ["0", "1"]), ([" a", "b"], ["a", "b"]), ([], []),
+    ],
+)  # fmt: skip
+def test_a_dit_pipeline_knows_classes_by_names_that_it_does_not_split(classes, names):
+    assert names_in_pipeline(classes) == names

@@ -198,5 +198,10 @@ def _about(state: Training, session: Session) -> dict[str, Any]:
 def keep_model(config: Config, folder: RunFolder, facts: DataFacts, ema: nn.Module, step: int) -> None:
     """Write RUN/model, the averaged field for diffusers, where diffusers knows its network."""
     if exports(ema):
+        from flowimg.sampling.pipeline import lacking
+
+        if why := lacking(ema):
+            print(f"warning   no {folder.model}: {why}", flush=True)
+            return
         run = OpenRun(folder, config, facts, build_space(config, facts), ema, step, "")
         write_model(folder.model, run, grid_for(folder, step))
