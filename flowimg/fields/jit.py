@@ -12,8 +12,8 @@ normed, scaled by learned numbers, and turned by the place of their patch: half 
 its column, pair k of n by the angle place * 10000^(-k / n), so that scores depend on differences of places only, and
 any rectangle fits. M, N and all m start at 0 (adaLN-zero): each block starts as the identity.
 
-With class tokens, so many learned tokens, each with the class added, stand before the patches from a third of the
-blocks on, and are dropped at the end; what all patches ask of the class is computed there once.
+Class tokens are learned tokens, each with the class added, that stand before the patches from a third of the blocks
+on, and are dropped at the end: what all patches ask of the class is computed there once.
 Sources: Li and He 2025, arXiv:2511.13720 (bottleneck, class tokens); Peebles and Xie 2023, arXiv:2212.09748
 (adaLN-zero); Chen et al. 2023, arXiv:2310.00426 (one modulation for all blocks); Su et al. 2021, arXiv:2104.09864
 (turned by place); Henry et al. 2020, arXiv:2010.04245 (normed queries and keys); Shazeer 2020, arXiv:2002.05202 (glu).
@@ -176,7 +176,7 @@ class Block(nn.Module):
 
         Args:
             h: Tokens.
-            shared: What all blocks are told of time and class, shape (B, 6 width).
+            shared: The modulation that all blocks share, shape (B, 6 width).
             turns: Angles of the places, shape (N, pairs).
         """
         shift, scale, gate, shift_2, scale_2, gate_2 = (shared + self.row)[:, None].chunk(6, 2)
