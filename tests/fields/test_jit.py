@@ -45,6 +45,24 @@ def test_patches_go_back_to_where_they_came_from():
 
 
 @torch.no_grad()
+def test_tokens_of_the_class_take_no_patch_with_them():
+    fields = [tiny(depth=1, class_tokens=count) for count in (0, 5)]
+    for field in fields:
+        field.load_state_dict(fields[0].state_dict(), strict=False)
+        field.modulate.weight.zero_()
+        field.modulate.bias.zero_()
+    torch.testing.assert_close(*(field(pictures(), T, COND) for field in fields))
+
+
+@torch.no_grad()
+def test_a_rectangle_has_its_rows_and_columns():
+    field, seen = tiny(), []
+    field.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    field(pictures(shape=(4, 12)), T, COND)
+    assert torch.equal(seen[0], turns_of(2, 6, 8, CPU)) and not torch.equal(seen[0], turns_of(6, 2, 8, CPU))
+
+
+@torch.no_grad()
 def test_turns_are_products_of_complex_numbers_and_scores_depend_on_differences_of_places():
     half, (rows, columns) = 6, (3, 5)
     turns = turns_of(rows, columns, half, CPU)
