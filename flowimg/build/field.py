@@ -62,7 +62,7 @@ def _dit(settings: DiT, facts: DataFacts) -> nn.Module:
         elif facts.architecture:
             network = DiTTransformer2DModel.from_config(facts.architecture)
         else:
-            network = dit.pretrained_dit(settings.pretrained, facts.shape, settings.dropout)
+            network = dit.pretrained_dit(settings.pretrained, facts.shape, settings.dropout, settings.output)
     except ValueError as error:
         raise DataError(str(error)) from None
     except OSError as error:

@@ -8,6 +8,7 @@ each block embeds time anew, and has its own table of classes, of 1,001 rows wha
 Source: Peebles and Xie 2023, arXiv:2212.09748.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from flowimg.fields.mlp import class_rows
 from flowimg.fields.patches import patch_problem, velocity_of_data
 from flowimg.fields.stock import stock_network, with_changes
 from flowimg.flow.condition import Condition
+from flowimg.names import on_disk
 
 FREE = 1000
 """The class that stands for "no class" in `DiTPipeline`, whatever the number of classes."""
@@ -31,7 +33,7 @@ def dit_problem(shapes: Sequence[tuple[int, ...]], patch: int, classes: int) -> 
         several = "one size" if len(shapes) > 1 else "squares"
         return (
             f"field.kind dit draws {several} only, and there are pictures of {width} x {height}: use field.kind jit "
-            "or unet, or a single number as data.size"
+            "or unet, or one number as data.size and no data.buckets"
         )
     if classes > FREE:
         return f"field.kind dit knows {FREE:,} classes at most, and the data have {classes:,}: use field.kind jit"
@@ -48,8 +50,6 @@ class DiTField(nn.Module):
         predicts: "v", or "x" for a network that predicts the data.
     """
 
-    gathered = ("transformer.transformer_blocks",)
-    """Modules, or lists of them, whose weights are gathered together where the field is sharded."""
     exports = "transformer"
     """The attribute that holds the network of a stock diffusers pipeline."""
 
@@ -67,6 +67,9 @@ class DiTField(nn.Module):
         tables = [f"transformer_blocks.{number}.norm1.emb.class_embedder" for number in range(len(self._blocks))]
         self.edges = tuple(f"transformer.{name}" for name in ("pos_embed", "proj_out_2", *tables))
         """Modules whose weights do not map hidden units to hidden units."""
+        # the end of the network uses the embeddings of the first block again, which so stays with the rest
+        self.gathered = tuple(f"transformer.transformer_blocks.{number}" for number in range(1, len(self._blocks)))
+        """Modules whose weights are gathered together where the field is sharded."""
         for block in self._blocks:
             # in training each block would drop labels by itself, by random numbers of its own; the objective does
             block.norm1.emb.class_embedder.dropout_prob = 0.0
@@ -136,13 +139,16 @@ def new_dit(
     return network
 
 
-def pretrained_dit(source: str, shape: tuple[int, ...], dropout: float = 0.0) -> DiTTransformer2DModel:
+def pretrained_dit(
+    source: str, shape: tuple[int, ...], dropout: float = 0.0, predicts: str = "v"
+) -> DiTTransformer2DModel:
     """A network with the weights of a stock DiTTransformer2DModel.
 
     Args:
         source: A folder, or an id of the hub, with the network itself or, in its folder `transformer`, a pipeline's.
         shape: Channels, and twice the side of the pictures.
         dropout: Dropout in the blocks.
+        predicts: "v" or "x"; a pipeline in a folder says what its network predicts, and is refused if it differs.
     Raises:
         OSError: If there is no such network, in safetensors.
         ValueError: If it does not fit the pictures; the message says why.
@@ -157,6 +163,19 @@ def pretrained_dit(source: str, shape: tuple[int, ...], dropout: float = 0.0) ->
         )
     if old["num_embeds_ada_norm"] != FREE:
         raise ValueError(f"{source} has a table of {old['num_embeds_ada_norm']} classes, and a DiTPipeline has {FREE}")
-    if problem := patch_problem([shape], old["patch_size"]):
-        raise ValueError(f"{source}: {problem}")
+    if any(side % old["patch_size"] for side in shape[1:]):
+        raise ValueError(
+            f"{source} has patches of {old['patch_size']} pixels, which pictures of {shape[2]} x {shape[1]} cannot be "
+            "cut into: see data.size"
+        )
+    if (there := _predicted(source)) not in (None, predicts):
+        raise ValueError(f"{source} predicts {there}: give field.output {there}")
     return with_changes(stock, {"sample_size": shape[1], "dropout": dropout}, "new.")
+
+
+def _predicted(source: str) -> str | None:
+    """What the network of a pipeline in a folder predicts, by its scheduler; None where nothing says so."""
+    file = on_disk(source) / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return None
+    return "x" if json.loads(file.read_text(encoding="utf-8")).get("prediction_type") == "sample" else "v"

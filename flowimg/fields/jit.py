@@ -1,19 +1,20 @@
 """A velocity field for pictures of any shape: a plain transformer over patches, with what helps one to learn.
 
-    h   = W_2 W_1 patches(x)                                  a patch goes through a bottleneck
-    c   = MLP(waves(t)) + class                               what time and class say
+    h   = E_2 E_1 patches(x)                                  a patch goes through a bottleneck
+    c   = MLP(waves(t)) + class + A augmentation              what the field is given
     m_b = M silu(c) + r_b        six of the width each        one matrix M for all blocks, a row r_b for each
     h  <- h + m_b3 * attention((1 + m_b2) norm(h) + m_b1)
     h  <- h + m_b6 * glu((1 + m_b5) norm(h) + m_b4)
-    v   = patches back of W ((1 + n_2) norm(h) + n_1),        n = N silu(c)
+    v   = patches back of L ((1 + n_2) norm(h) + n_1),        n = N silu(c)
 
-norm(h) is h over its root mean square; glu(h) = W_3 (silu(W_1 h) * W_2 h). In the attention, queries and keys are
-normed, scaled by learned numbers, and turned by the place of their patch: half of a head's pairs by its row, half by
-its column, pair k of n by the angle place * 10000^(-k / n), so that scores depend on differences of places only, and
-any rectangle fits. M, N and all m start at 0 (adaLN-zero): each block starts as the identity.
+All matrices but E_1 and A have biases. norm(h) is h over its root mean square; glu(h) = W_3 (silu(W_1 h) * W_2 h). In
+the attention, queries and keys are normed, scaled by learned numbers, and turned by the place of their patch: half of a
+head's pairs by its row, half by its column, pair k of n by the angle place * 10000^(-k / n), so that scores between
+patches depend on differences of places only, and any rectangle fits. M, N and all m start at 0 (adaLN-zero): each block
+starts as the identity.
 
 Class tokens are learned tokens, each with the class added, that stand before the patches from a third of the blocks
-on, and are dropped at the end: what all patches ask of the class is computed there once.
+on, turned by no angle, and are dropped at the end: what all patches ask of the class is computed there once.
 Sources: Li and He 2025, arXiv:2511.13720 (bottleneck, class tokens); Peebles and Xie 2023, arXiv:2212.09748
 (adaLN-zero); Chen et al. 2023, arXiv:2310.00426 (one modulation for all blocks); Su et al. 2021, arXiv:2104.09864
 (turned by place); Henry et al. 2020, arXiv:2010.04245 (normed queries and keys); Shazeer 2020, arXiv:2002.05202 (glu).
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -100,9 +102,8 @@ class JiTField(nn.Module):
 
     def _start(self, zero_output: bool) -> None:
         """Weights at the start: embeddings small, and the gates closed."""
-        for table in (self.embed,):
-            if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=0.02)
         if self.augment is not None:
             nn.init.zeros_(self.augment.weight)
         for layer in (self.modulate, self.last, self.leave) if zero_output else ():
@@ -122,7 +123,7 @@ class JiTField(nn.Module):
         """
         size, p = x.shape[-2:], self.patch
         # (B, C, H, W) -> (B, H/p W/p, C p p), row by row
-        h = self.enter(F.unfold(x, p, stride=p).mT)
+        h = self.enter(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
         said, label = self._said(t, cond)
         shared, turns = self.modulate(said), turns_of(size[0] // p, size[1] // p, self.pairs, x.device)
         for number, block in enumerate(self.blocks):
@@ -138,7 +139,8 @@ class JiTField(nn.Module):
                 h = block(h, shared, turns)
         h = h[:, self.class_tokens :]
         shift, scale = self.last(said)[:, None].chunk(2, 2)
-        output = F.fold(self.leave(norm(h) * (1 + scale) + shift).mT, size, p, stride=p)
+        patches = self.leave(norm(h) * (1 + scale) + shift)
+        output = rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=size[0] // p, p=p, q=p)
         return velocity_of_data(output, x, t) if self.output == "x" else output
 
     def _said(self, t: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor | None]:

@@ -21,10 +21,10 @@ def patch_problem(shapes: Sequence[tuple[int, ...]], patch: int) -> str | None:
     """Why pictures of these shapes, (C, H, W), cannot be cut into patches, as a sentence; None if they can."""
     for _, height, width in shapes:
         if height % patch or width % patch:
-            size = f"{height}" if height == width else f"{width} x {height}"
+            key = "data.buckets.multiple" if len(shapes) > 1 else "data.size"
             return (
-                f"pictures of {size} pixels cannot be cut into patches of field.patch {patch}: give data.size a "
-                f"multiple of {patch}, or another field.patch"
+                f"pictures of {width} x {height} pixels cannot be cut into patches of field.patch {patch}: give {key} "
+                f"a multiple of {patch}, or another field.patch"
             )
     return None
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from flowimg.build.data import build_space
 from flowimg.fields.dit import FREE
+from flowimg.fields.patches import NEAREST
 from flowimg.names import in_markdown, one_line, text_of
 from flowimg.runs.opening import OpenRun, weights_name
 from flowimg.sampling.pipeline import Form, form_of, names_in_pipeline, network_of
@@ -24,9 +25,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 N = 1
 pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=1 / N if N > 1 else None)
 ```"""
-FLOW_MAP = "It takes any number of steps, of equal length, and draws\nwhat `flowimg sample` draws."
-DPM = """The network predicts the picture, and is followed by DPM-Solver++,
-which is near to what `flowimg sample` draws in as many steps, and not equal to it."""
+FLOW_MAP = """It takes any number of steps, of equal length. In fp32,
+with a list of generators, it draws what `flowimg sample` draws from the same seeds."""
+DPM = f"""The network predicts the picture, and is followed by DPM-Solver++:
+near to what `flowimg sample` draws, and not equal to it. Take at most {round(1 / NEAREST)} steps: nearer to the data
+than {NEAREST}, the network gives what makes the velocity right, and not the picture, so that more steps leave noise."""
 
 
 class Use(NamedTuple):
@@ -37,14 +40,14 @@ class Use(NamedTuple):
     more: str = ""
 
 
-def _stock(run: OpenRun, call: str) -> Use:
+def _stock(run: OpenRun, call: str, num_steps: int) -> Use:
     code = f"""from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 {call.format("", "")}"""
     return Use(code, FLOW_MATCH)
 
 
-def _labels(run: OpenRun, call: str) -> Use:
+def _labels(run: OpenRun, call: str, num_steps: int) -> Use:
     facts = run.facts
     guidance = ", guidance_scale=2.0" if run.config.train.label_drop > 0 else ""
     code = f"""from flowimg.sampling.pipeline import LabelPipeline
@@ -57,7 +60,7 @@ itself loads with diffusers only, `UNet2DModel.from_pretrained("FOLDER", subfold
     return Use(code, FLOW_MATCH, more)
 
 
-def _dit(run: OpenRun, call: str) -> Use:
+def _dit(run: OpenRun, call: str, num_steps: int) -> Use:
     facts, field = run.facts, cast(Any, run.field)
     names = names_in_pipeline(facts.classes)
     guides = bool(names) and run.config.train.label_drop > 0
@@ -67,19 +70,32 @@ pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 {call.format(f"{drawn}, ", f", guidance_scale={2.0 if guides else 1.0}")}"""
     default = "does not guide at 1 or below, and has no guidance interval"
     unguided = f'{default}. Class {FREE} is "no class"' if guides else f"{default}; this network was trained for 1 only"
-    split = names != [name.strip() for name in facts.classes]
-    named = " It would split these names at commas: its labels are their numbers, from 0." if split else ""
+    numbers = names != [name.strip() for name in facts.classes]
+    named = (
+        " The pipeline cannot tell some of these names apart, for it splits them at commas and cuts spaces: call a "
+        "class by its number in front."
+        if numbers
+        else ""
+    )
     more = f"\nUnless `guidance_scale` is given, the pipeline guides at 4; it {unguided}."
-    more += f" {_classes(run)}{named}\n" if names else "\n"
-    return Use(code, DPM if field.predicts == "x" else FLOW_MAP, more)
+    more += f" {_classes(run, numbers)}{named}" if names else ""
+    more += """
+diffusers remarks that the decoder is an AutoencoderTiny (it is the identity, for pixels), and on the type of the names:
+both are as they should be. A copy by `save_pretrained` loses the names.\n"""
+    if field.predicts == "x":
+        return Use(code.replace(f"steps={num_steps}", f"steps={min(num_steps, round(1 / NEAREST))}"), DPM, more)
+    return Use(code, FLOW_MAP, more)
 
 
-def _classes(run: OpenRun) -> str:
-    """The names of the classes, and of those that were not learned."""
+def _classes(run: OpenRun, numbers: bool = False) -> str:
+    """The names of the classes, with numbers in front if asked, and of those that were not learned."""
     facts = run.facts
+    named = [
+        f"{number}: {in_markdown(name)}" if numbers else in_markdown(name) for number, name in enumerate(facts.classes)
+    ]
     lacking = [in_markdown(facts.classes[number]) for number in facts.absent]
     unlearned = f" There was no picture of {', '.join(lacking)}." if lacking else ""
-    return f"The classes, in order: {', '.join(map(in_markdown, facts.classes))}.{unlearned}"
+    return f"The classes, in order: {('; ' if numbers else ', ').join(named)}.{unlearned}"
 
 
 USES = {"DDPMPipeline": _stock, "LabelPipeline": _labels, "DiTPipeline": _dit}
@@ -93,7 +109,7 @@ def _use(run: OpenRun, form: Form, space: Any, num_steps: int) -> Use:
     plain = space.depth == BYTES and "png" in space.formats
     drawn, kind = ("picture", "") if plain else ("numbers", ', output_type="np"')
     call = f"{drawn} = pipeline({{}}num_inference_steps={num_steps}{{}}{kind}).images[0]"
-    use = USES[form.name](run, call)
+    use = USES[form.name](run, call, num_steps)
     if not plain:
         low, high = space.depth.low, space.depth.high
         stored = f"`numbers * {high - low:g}{f' + {low:g}' if low else ''}`{', rounded,' if space.depth.whole else ''}"

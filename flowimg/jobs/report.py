@@ -19,7 +19,7 @@ from flowimg.settings.reading import dump, flatten, load
 from flowimg.settings.run import Config
 from flowimg.settings.verbs import Report
 
-FIELDS = {"mlp": "An MLP", "unet": "A U-Net"}
+FIELDS = {"mlp": "An MLP", "unet": "A U-Net", "dit": "A transformer (DiT)", "jit": "A transformer"}
 """The names of fields in a sentence; others are called by their kind."""
 REFRESH = 20
 """Seconds after which the page of a running run reloads itself."""

@@ -106,7 +106,8 @@ class DiT(Transformer):
     takes_numbers: ClassVar = False
     kind: Literal["dit"] = "dit"
     pretrained: str | None = None
-    """Start from this DiTTransformer2DModel, a hub id or a folder; overrides width, depth, heads and patch."""
+    """Start from this DiTTransformer2DModel, a hub id or a folder; overrides width, depth, heads and patch. Its output
+    must be that of field.output."""
 
 
 class JiT(Transformer):
@@ -116,4 +117,4 @@ class JiT(Transformer):
     bottleneck: Positive | None = None
     """Numbers that a patch is brought to before it becomes a token; by default at most 128."""
     class_tokens: Annotated[int, Field(ge=0)] = 0
-    """Number of tokens that hold the class, from a third of the blocks on."""
+    """Number of tokens that hold the class, from a third of the blocks on; without classes there are none."""

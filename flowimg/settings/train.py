@@ -53,7 +53,7 @@ class Train(Settings):
     offload: bool = False
     """Keep what the backward pass needs in the host's memory meanwhile: slower, and less of a GPU's memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the network; the rest stays fp32. auto: bf16 for U-Nets where bf16 is fast. fp16 needs a GPU."""
+    """Precision of the network; the rest stays fp32. auto: bf16 for images where bf16 is fast. fp16 needs a GPU."""
     compile: Annotated[bool | Literal["auto", "graphs"], one_of("true, false, auto and graphs")] = "auto"
     """Compile network and loss; graphs: as CUDA graphs. auto: on GPUs, from 2,000 steps on; NVIDIA's with graphs."""
     label_drop: Unit = 0.1

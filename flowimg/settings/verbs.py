@@ -37,7 +37,7 @@ class Drawing(OfWeights, Solving):
     """A verb that draws from the network of a run."""
 
     precision: Precision = "auto"
-    """Precision of the network; auto is bf16 for U-Nets on devices with fast bf16, otherwise fp32."""
+    """Precision of the network; auto is bf16 for images on devices with fast bf16, otherwise fp32."""
 
     @model_validator(mode="after")
     def _guidance_acts(self) -> "Drawing":
@@ -94,7 +94,7 @@ class Play(OfWeights):
     """Open a page in the browser that draws samples from a run."""
 
     precision: Precision = "auto"
-    """Precision of the network; auto is bf16 for U-Nets on devices with fast bf16, otherwise fp32."""
+    """Precision of the network; auto is bf16 for images on devices with fast bf16, otherwise fp32."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address of the page; the default can be reached only from this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
@@ -185,7 +185,7 @@ class Invert(Backward):
 
 
 class Export(OfWeights):
-    """Write a run's network as a folder that diffusers can load."""
+    """Write a run's network, of kind unet or dit, as a folder that diffusers can load."""
 
     out: str | None = None
     """A new folder, which may follow RUN directly."""

@@ -73,6 +73,12 @@ def test_its_weights_are_those_of_a_stock_network():
     assert torch.equal(stock(x, 1000 * (1 - T), class_labels=cond).sample, -field(x, T, Condition(LABELS)))
 
 
+def test_the_first_block_is_gathered_with_the_end_that_uses_its_embeddings():
+    field = tiny(depth=3)
+    gathered = [field.get_submodule(name) for name in field.gathered]
+    assert gathered == [*field.transformer.transformer_blocks][1:]
+
+
 def test_tables_of_classes_and_the_ends_are_no_hidden_matrices():
     from flowimg.training.optimisers.muon import hidden_matrices
 
@@ -91,7 +97,7 @@ def test_tables_of_classes_and_the_ends_are_no_hidden_matrices():
             [(1, 9, 9)],
             2,
             0,
-            "pictures of 9 pixels cannot be cut into patches of field.patch 2: give data.size a multiple",
+            "pictures of 9 x 9 pixels cannot be cut into patches of field.patch 2: give data.size a multiple",
         ),
         ([(1, 8, 8)], 2, 1000, None),
     ],

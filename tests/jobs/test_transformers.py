@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -15,6 +16,7 @@ from tiny import write_settings
 
 import flowimg
 from flowimg.cli import main
+from flowimg.jobs.card import card_of
 from flowimg.runs.opening import open_run
 from flowimg.sampling.pipeline import FLOW_MAP
 
@@ -119,7 +121,8 @@ def test_a_network_that_predicts_pictures_is_drawn_by_another_scheduler(tmp_path
         [7, 0, 9], generator=generators, guidance_scale=1.0, num_inference_steps=18, output_type="np"
     ).images
     assert np.abs(drawn - ours(run, 18, 1.0)).mean() < 0.02 and drawn.std() > 0.1
-    assert "DPM-Solver++" in (run / "model" / "README.md").read_text()
+    card = (run / "model" / "README.md").read_text()
+    assert "DPM-Solver++" in card and "num_inference_steps=20," in card and "Take at most 20 steps" in card
 
 
 def test_an_older_diffusers_is_told_in_a_sentence_and_training_goes_on(dit, tmp_path, monkeypatch, refused, capsys):
@@ -130,6 +133,7 @@ def test_an_older_diffusers_is_told_in_a_sentence_and_training_goes_on(dit, tmp_
     assert "has no NotThereYetScheduler" in capsys.readouterr().out and not (run / "model").exists()
 
 
+@needs_flow_map
 def test_a_network_comes_back_by_pretrained(dit, tmp_path):
     field = {"kind": "dit", "pretrained": str(dit / "model"), "zero_output": False}
     path = write_settings(tmp_path / "b.yaml", field=field)
@@ -139,6 +143,21 @@ def test_a_network_comes_back_by_pretrained(dit, tmp_path):
     assert ema.keys() == begun.keys() and all(torch.equal(ema[name], begun[name]) for name in ema)
     assert open_run(str(tmp_path / "b"), "ema", None, CPU).field.transformer.config.num_layers == 2
     main(["train", str(path), "--run", str(tmp_path / "b")])  # continues without reading it again
+
+
+@needs_flow_map
+def test_a_network_that_predicts_something_else_is_refused(dit, tmp_path, refused):
+    field = {"kind": "dit", "pretrained": str(dit / "model"), "output": "x"}
+    status, said = refused("train", write_settings(tmp_path / "b.yaml", field=field), "--run", tmp_path / "b")
+    assert status == 3 and said.endswith("predicts v: give field.output v")
+
+
+def test_classes_that_the_pipeline_cannot_tell_apart_are_numbered_on_the_card(dit):
+    run = open_run(str(dit), "ema", None, CPU)
+    facts = run.facts._replace(classes=("white shark, great", "b", *"cdefghij"), absent=(0,))
+    card = card_of(replace(run, facts=facts), None, 50, "ema")
+    assert 'get_label_ids(["1"])' in card.replace("'", '"')
+    assert "The classes, in order: 0: white shark, great; 1: b; 2: c;" in card and "by its number in front" in card
 
 
 def test_our_own_transformer_draws_and_is_not_exported(jit, refused, tmp_path):

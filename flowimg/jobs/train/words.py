@@ -87,7 +87,7 @@ def banner(
     say(f"data      {source.story}; trained on as {shape}")
     kind: str = config.field.kind
     if pretrained := getattr(config.field, "pretrained", None):
-        kind += f" of {pretrained} (its channels, layers and attention)"
+        kind += f" of {pretrained} (its own sizes)"
     say(f"field     {kind}, {parameters:,} parameters, {parameters * 16 / 2**20:.1f} MiB a checkpoint")
     say(f"flow      {config.path.kind} path, {config.coupling.kind} coupling, {config.times.kind} times")
     say(
