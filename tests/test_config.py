@@ -189,7 +189,7 @@ def test_every_wrong_value_has_its_own_line(refusal):
         ("train: {batch_size: 10, accumulation: 3}", "train: batch_size 10 does not divide by accumulation 3"),
         (
             "data: {kind: images}",
-            "field.kind mlp learns points, but data.kind is images: use field.kind unet or dit or jit",
+            "field.kind mlp learns points, but data.kind is images: use field.kind dit or jit or unet",
         ),
         ("field: {kind: unet}", "field.kind unet learns images, but data.kind is points: use field.kind mlp"),
     ],

@@ -34,7 +34,7 @@ class Config(Settings):
     """The distribution of training times."""
     weighting: Annotated[flow.Weighting, Field(discriminator="kind")] = flow.NoWeighting()
     """Weight of each flow time in the gradient; reported losses are unweighted."""
-    field: Annotated[MLP | UNet | DiT | JiT, Field(discriminator="kind")] = MLP()
+    field: Annotated[MLP | DiT | JiT | UNet, Field(discriminator="kind")] = MLP()
     """The network."""
     optim: Optim = Optim()
     """The optimiser."""
