@@ -98,7 +98,7 @@ def _check_buckets(facts: DataFacts, halvings: int) -> None:
         )
 
 
-FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "unet": _unet, "dit": _dit, "jit": _jit}
+FIELDS: dict[str, Callable[[Any, DataFacts], nn.Module]] = {"mlp": _mlp, "dit": _dit, "jit": _jit, "unet": _unet}
 
 
 def build_field(config: Config, facts: DataFacts) -> nn.Module:
