@@ -182,16 +182,19 @@ def names_in_pipeline(classes: Sequence[str]) -> list[str]:
 
 def identity(channels: int) -> AutoencoderTiny:
     """An autoencoder whose latents are the pictures themselves, over its scaling factor."""
-    vae = AutoencoderTiny(
-        in_channels=channels,
-        out_channels=channels,
-        latent_channels=channels,
-        encoder_block_out_channels=(channels,),
-        decoder_block_out_channels=(2 * channels,),  # a channel for what is above 0, and one for what is below
-        num_encoder_blocks=(0,),
-        num_decoder_blocks=(0,),
-        scaling_factor=SMALL,
-    )
+    # made while a run trains, in another thread: it must draw nothing from the generator that dropout draws from
+    with torch.device("meta"):
+        vae = AutoencoderTiny(
+            in_channels=channels,
+            out_channels=channels,
+            latent_channels=channels,
+            encoder_block_out_channels=(channels,),
+            decoder_block_out_channels=(2 * channels,),  # a channel for what is above 0, and one for what is below
+            num_encoder_blocks=(0,),
+            num_decoder_blocks=(0,),
+            scaling_factor=SMALL,
+        )
+    vae.to_empty(device="cpu")
     for parameter in vae.parameters():
         nn.init.zeros_(parameter)
     (first, last), (split, _, join) = vae.encoder.layers, vae.decoder.layers

@@ -119,7 +119,7 @@ def test_its_channels_layers_and_attention_win_over_those_of_the_settings_and_th
     main(["train", str(config), "--run", str(tmp_path / "run"), "--train.stop-at", "1"])
     assert differing(begun(tmp_path / "run"), stock().state_dict()) == []
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("field ")]
-    assert f"{tmp_path / 'net'} (its channels, layers and attention)" in said
+    assert f"{tmp_path / 'net'} (its own sizes)" in said
 
 
 # --- what cannot be used ---------------------------------------------------------------------------------------------
