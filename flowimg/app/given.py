@@ -110,10 +110,12 @@ def _background(edited: Any) -> np.ndarray:
 
 def _at_its_size(run: OpenRun, picture: np.ndarray) -> np.ndarray:
     """A picture that the page enlarged by a whole factor, such as one it drew, as it was; others unchanged."""
-    factor = picture.shape[0] // run.space.shape[1]
-    small = picture[::factor, ::factor] if factor else picture
-    same = small.shape[:2] == run.space.shape[1:] and small.repeat(factor, 0).repeat(factor, 1).shape == picture.shape
-    return small if same and (small.repeat(factor, 0).repeat(factor, 1) == picture).all() else picture
+    factor = max(1, picture.shape[0] // run.space.shape[1])
+    small = picture[::factor, ::factor]
+    enlarged = small.shape[:2] == run.space.shape[1:] and np.array_equal(
+        small.repeat(factor, 0).repeat(factor, 1), picture
+    )
+    return small if enlarged else picture
 
 
 def editable(run: OpenRun) -> bool:

@@ -116,9 +116,9 @@ def architecture_of(config: Config, field: Any) -> dict[str, Any] | None:
     """The architecture of a pretrained network, so that the run's folder is enough later; None for other networks."""
     if not getattr(config.field, "pretrained", None):
         return None
-    from flowimg.fields.stock import architecture
+    from flowimg.fields.stock import architecture, network_of
 
-    return architecture(getattr(field, field.exports))
+    return architecture(network_of(field))
 
 
 def wants_c(config: Config, device: torch.device) -> bool:

@@ -151,9 +151,8 @@ class JiTField(nn.Module):
         if self.embed is not None:
             label = self.embed(class_rows(cond, len(t), self.num_classes, t.device))
             said = said + label
-        if self.augment is not None:
-            numbers = t.new_zeros(len(t), self.augment.in_features) if cond is None else cond.augmentation
-            said = said + (self.augment(numbers) if numbers is not None else 0)
+        if self.augment is not None and cond is not None and cond.augmentation is not None:
+            said = said + self.augment(cond.augmentation)
         return F.silu(said), label
 
 

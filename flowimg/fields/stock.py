@@ -13,6 +13,11 @@ def architecture(network: Any) -> dict[str, Any]:
     return {name: value for name, value in network.config.items() if not name.startswith("_")}
 
 
+def network_of(field: Any) -> Any:
+    """The network in a field that diffusers knows."""
+    return getattr(field, field.exports)
+
+
 def stock_network(kind: Any, source: str, subfolder: str) -> Any:
     """A network with all its weights.
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, cast
 from flowimg.build.data import build_space
 from flowimg.fields.dit import FREE
 from flowimg.fields.patches import NEAREST
+from flowimg.fields.stock import network_of
 from flowimg.names import in_markdown, one_line, text_of
 from flowimg.runs.opening import OpenRun, weights_name
-from flowimg.sampling.pipeline import Form, form_of, names_in_pipeline, network_of
+from flowimg.sampling.pipeline import Form, form_of, names_in_pipeline
 from flowimg.settings.reading import changed, dump, flatten
 from flowimg.settings.run import Config
 from flowimg.spaces.depth import BYTES

@@ -72,8 +72,9 @@ def write_model(
         weights: Which weights they are, for the card.
     """
     # diffusers' pipelines take seconds to import
+    from flowimg.fields.stock import network_of
     from flowimg.jobs.card import card_of
-    from flowimg.sampling.pipeline import network_of, save_pipeline
+    from flowimg.sampling.pipeline import save_pipeline
 
     folder = folder.resolve()  # "." has a name too
     height, width = run.facts.usual[1:]

@@ -60,7 +60,7 @@ def given_masks(run: OpenRun, names: Sequence[str], masks: Sequence[str]) -> Ten
         drawn.append(mask_from(run, _white(run, name, mask), mask or name))
         if not bool(drawn[-1].any()):
             none = f"no white pixel of {mask}" if mask else "no transparent pixel"
-            other = "; --shape names another of the run's shapes" if data.buckets.area and run.facts.buckets else ""
+            other = "; --shape names another of the run's shapes" if run.facts.buckets else ""
             raise SettingsError(
                 f"nothing is to be drawn of {name}: {none} is left after it is cropped and resized like the data{other}"
             )

@@ -59,7 +59,8 @@ def open_guide(asked: str, folder: RunFolder, step: int, device: torch.device) -
     try:
         return open_run(name.run or str(folder.path), weights, at, device)
     except SettingsError as error:
-        kept = kept_steps(there.snapshots) if "has no checkpoint of step" in str(error) else []
+        unsaved = name.step is not None and isinstance(weights, str) and name.step not in _checkpoints(there)
+        kept = kept_steps(there.snapshots) if unsaved else []
         also = f"; snapshots of steps {', '.join(map(str, kept))}" if kept else ""
         raise SettingsError(f"guide {asked}: {error}{also}") from None
 

@@ -132,7 +132,8 @@ def _number(label: Any, names: Sequence[str], absent: Collection[int]) -> int:
 class Form(NamedTuple):
     """The pipeline that draws with a network: what that is, its class, where it is imported from, how it is made.
 
-    `build` takes the field, the names of its classes, and those of them, by number, that it learned from no picture.
+    `words` say what the network is. `build` takes the field, the names of its classes, and those of them, by number,
+    that it learned from no picture.
     """
 
     words: str
@@ -152,11 +153,6 @@ def lacking(field: nn.Module) -> str | None:
     if needed and not hasattr(diffusers, FLOW_MAP):
         return f"diffusers {diffusers.__version__} has no {FLOW_MAP}, which draws with this network: upgrade diffusers"
     return None
-
-
-def network_of(field: nn.Module) -> Any:
-    """The network in a field that diffusers knows."""
-    return getattr(field, str(field.exports))
 
 
 def save_pipeline(folder: Path, field: nn.Module, classes: Sequence[str], absent: Collection[int] = ()) -> None:
