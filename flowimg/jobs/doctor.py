@@ -108,7 +108,7 @@ def _precision() -> Finding:
     speedup = product_flops(device, torch.bfloat16) / product_flops(device, torch.float32)
     fast = fast_in_bf16(device)
     summary = f"bf16 is {speedup:.1f} times as fast as fp32 in matrix products; train.precision auto takes "
-    summary += "bf16 for images" if fast else "fp32 for images"
+    summary += "bf16 for U-Nets" if fast else "fp32 for U-Nets"
     if (speedup > 1.2) != fast:
         return "note", f"{summary}, the slower one here: set train.precision to the other"
     if device.type != "cpu" or not fast:
